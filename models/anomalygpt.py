@@ -1,0 +1,74 @@
+"""The whole model: vision tower, image decoder, prompt learner, projection, language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .image_decoder import ImageDecoder
+from .imagebind import VisionConfig, VisionEncoder
+from .llama import Llama, LlamaConfig
+from .prompt_learner import PromptLearner, PromptLearnerConfig
+
+
+@dataclass(frozen=True)
+class AnomalyGPTConfig:
+    """One family: the defaults are the 7B original, nano is the same classes with smaller numbers."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    prompt_learner: PromptLearnerConfig = field(default_factory=PromptLearnerConfig)
+    llama: LlamaConfig = field(default_factory=LlamaConfig)
+
+
+class AnomalyGPT(nn.Module):
+    def __init__(self, config: AnomalyGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        vision = config.vision
+        self.encoder = VisionEncoder(vision)
+        self.image_decoder = ImageDecoder(vision.width, vision.embed_dim, len(vision.tap_layers))
+        self.prompt_learner = PromptLearner(config.prompt_learner)
+        self.llama_proj = nn.Linear(vision.embed_dim, config.llama.hidden_size)
+        self.llama = Llama(config.llama)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S] → image embedding projected to the language model's width [B, D], taps [B, T, P, V]."""
+        embedding, patch_features = self.encoder(pixels)
+        return self.llama_proj(embedding), patch_features
+
+
+def few_shot_distance(patch_features: Tensor, bank: Tensor) -> Tensor:
+    """1 − max cosine similarity of each query patch with any normal patch, mean over taps.
+
+    Args:
+        patch_features: float [B, T, P, V], raw taps of the queries.
+        bank: float [B, T, N, V], raw taps of each query's normal samples, concatenated.
+
+    Returns:
+        float [B, P].
+    """
+    similarity = F.normalize(patch_features, dim=-1) @ F.normalize(bank, dim=-1).transpose(-1, -2)
+    return 1 - similarity.amax(dim=-1).mean(dim=1)
+
+
+def upsample_map(patch_map: Tensor, image_size: int = 224) -> Tensor:
+    """[B, grid²] → [B, S, S], bilinear with aligned corners, as in the original."""
+    grid = int(patch_map.shape[-1] ** 0.5)
+    planes = patch_map.view(-1, 1, grid, grid)
+    return F.interpolate(planes, size=(image_size, image_size), mode="bilinear", align_corners=True)[:, 0]
+
+
+def assemble_prompt(
+    llama: Llama, pieces: tuple[Tensor, Tensor, Tensor], image_embedding: Tensor, prompt_embeddings: Tensor
+) -> Tensor:
+    """The injected prompt [B, L, D]: pieces[0] [image] pieces[1] [18 prompts] pieces[2].
+
+    ``pieces`` are int64 token ids [L0], [L1] (shared by the batch; the first starts with BOS) and [B, L2].
+    """
+    batch = image_embedding.shape[0]
+    before, middle = (llama.embed(piece).expand(batch, -1, -1) for piece in pieces[:2])
+    after = llama.embed(pieces[2])
+    return torch.cat([before, image_embedding[:, None], middle, prompt_embeddings, after], dim=1)

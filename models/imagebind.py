@@ -1,0 +1,121 @@
+"""ImageBind's vision tower (ViT-H/14) with AnomalyGPT's four taps, at any size.
+
+Source: ImageBind (Girdhar et al., CVPR 2023) and AnomalyGPT (Gu et al., AAAI 2024). The original repeats the
+image to two video frames and applies a Conv3d with kernel (2, 14, 14); both frames are equal, so a Conv2d with
+the kernel summed over time is the same function (see ``fold_video_kernel``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Dimensions of the vision tower; the defaults are ImageBind-Huge's."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1280
+    depth: int = 32
+    heads: int = 16
+    mlp_width: int = 5120
+    embed_dim: int = 1024
+    tap_layers: tuple[int, ...] = (7, 15, 23, 31)  # zero-based: the residual stream after blocks 8, 16, 24, 32
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.image_size // self.patch_size
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with ImageBind's parameter names (packed q, k, v rows)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(width, mlp_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+
+
+class VisionEncoder(nn.Module):
+    """Pixels to the unit-norm image embedding and the raw patch tokens of four layers."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, grid = config.width, config.grid
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, width))
+        self.pre_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_width) for _ in range(config.depth))
+        self.head_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(width, config.embed_dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode normalised pixels.
+
+        Args:
+            pixels: float [B, 3, S, S].
+
+        Returns:
+            The unit-norm image embedding [B, E] and the patch features [B, taps, grid², V]: the residual stream
+            after each tapped block, without the CLS row and without any normalisation, as in the original.
+        """
+        x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+        x = self.pre_norm(x)
+        taps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.config.tap_layers:
+                taps.append(x[:, 1:])
+        embedding = F.normalize(self.head(self.head_norm(x[:, 0])), dim=-1)
+        return embedding, torch.stack(taps, dim=1)
+
+
+def fold_video_kernel(weight: Tensor) -> Tensor:
+    """Conv3d patch kernel [V, 3, 2, p, p] → Conv2d kernel [V, 3, p, p] for a frame repeated in time."""
+    return weight.sum(dim=2)

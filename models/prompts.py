@@ -1,0 +1,49 @@
+"""AnomalyGPT's words: class names, the prompt's pieces, the answers it was trained to give.
+
+Source: the original code (CASIA-IVA-Lab/AnomalyGPT); see Gu et al., AAAI 2024.
+"""
+
+from __future__ import annotations
+
+CLASS_NAMES = (
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal nut", "pill", "screw", "tile",
+    "toothbrush", "transistor", "wood", "zipper", "object", "candle", "cashew", "chewinggum", "fryum", "macaroni",
+    "pcb", "pipe fryum",
+)  # fmt: skip
+
+# <bos> PIECE_BEFORE_IMAGE [image embedding] PIECE_AFTER_IMAGE [18 prompt embeddings] question PIECE_ASSISTANT
+PIECE_BEFORE_IMAGE = "### Human: <Img>"
+PIECE_AFTER_IMAGE = "</Img> "
+PIECE_ASSISTANT = "\n### Assistant:"
+STOP_STRING = "\n###"
+STOP_PIECE = "##"  # the piece whose appearance ends an answer
+DEFAULT_QUESTION = "Is there any anomaly in the image?"
+
+AFFIRMATIVE = "Yes"
+NEGATIVE = "No"
+
+PLACES = (
+    "top left", "top", "top right",
+    "left", "center", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+
+
+def place_name(row: float, column: float) -> str:
+    """The 3×3 cell's name for a point in 0..1 (limits 1/3 and 2/3 belong to the lower cell)."""
+
+    def third(x: float) -> int:
+        return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2
+
+    return PLACES[3 * third(row) + third(column)]
+
+
+def answer(places: list[str]) -> str:
+    """The original's training answer for defects centred in these places (in order, repeats named once)."""
+    if not places:
+        return "No, there is no anomaly in the image."
+    if len(places) == 1:
+        return f"Yes, there is an anomaly in the image, at the {places[0]} of the image."
+    named = list(dict.fromkeys(places))
+    where = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
+    return f"Yes, there are {len(places)} anomalies in the image, they are at the {where} of the image."
