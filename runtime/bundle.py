@@ -1,0 +1,321 @@
+"""The bundle: one folder that describes itself, written by export and opened by the runtime.
+
+This file is the schema's only home. ``manifest.json`` names every other file with its size and sha256, and it
+holds everything about the model: a dimension, a name, a prompt, a class is written down nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from .errors import BundleError, ConfigError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TEXT_FEATURES_FILE = "text_features.npz"
+COMPONENTS = ("encoder", "decoder", "prompt_learner", "language_model")
+MAX_MANIFEST_BYTES = 4 << 20
+HASH_CHUNK_BYTES = 1 << 20
+FIX = "copy the bundle again or re-run agpt export"
+
+Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown key is an error, not a setting that is silently dropped."""
+
+
+class Preprocess(Schema):
+    """How frames become pixels: ``(x / 255 - mean) / std``, channels in RGB order."""
+
+    size: Count
+    resize: Literal["crop", "stretch"]
+    mean: Annotated[list[float], Meta(min_length=3, max_length=3)]
+    std: Annotated[list[float], Meta(min_length=3, max_length=3)]
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, [*self.mean, *self.std])) or min(self.std) <= 0:
+            raise ValueError("preprocess needs finite means and positive standard deviations")
+
+
+class Vision(Schema):
+    """The encoder: width V of its taps, patches per side, width E of the text features."""
+
+    width: Count
+    tap_layers: Annotated[list[int], Meta(min_length=1)]
+    grid: Count
+    embed_dim: Count
+
+
+class Language(Schema):
+    """The language model: width D, and what the GGUF's header must say."""
+
+    width: Count
+    vocab_size: Count
+    layers: Count
+    context_length: Count
+
+
+class RegionLevel(Schema):
+    """Map value at and above which a pixel belongs to a region; None when none was chosen at training."""
+
+    few_shot: float | None = None
+    zero_shot: float | None = None
+
+
+class PromptLayout(Schema):
+    """``<bos> before_image [image] after_image [num_prompts rows] question+assistant``; the answer's words.
+
+    Each piece is tokenised on its own. ``stop_piece`` ends an answer when its token appears; ``turn_end`` is
+    the text that closes a turn ("\\n###") and is cut from the answer.
+    """
+
+    before_image: str
+    after_image: str
+    num_prompts: Count
+    assistant: str
+    question: Name
+    affirmative: Name
+    negative: Name
+    stop_piece: Name
+    turn_end: Name
+
+
+class TensorSpec(Schema):
+    """One tensor of a component. A string in ``shape`` is a dynamic axis, for example "B"."""
+
+    name: Name
+    dtype: Name
+    shape: list[int | str]
+
+
+class Component(Schema):
+    """One network: its file, its precision ("f32", "f16", "q4_k_m" …), its tensors."""
+
+    file: Name
+    precision: Name
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+
+
+class FileRecord(Schema):
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class Manifest(Schema, kw_only=True):
+    schema_version: int = SCHEMA_VERSION
+    name: Name
+    notices: list[str]
+    preprocess: Preprocess
+    vision: Vision
+    language: Language
+    classes: Annotated[list[Name], Meta(min_length=1)]
+    default_class: Name
+    region_level: RegionLevel
+    prompt: PromptLayout
+    components: dict[str, Component]
+    files: dict[str, FileRecord] = {}
+    parity: dict = {}
+    tools: dict[str, str] = {}
+    sources: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in COMPONENTS if name not in self.components]:
+            raise ValueError(f"component {missing[0]!r} is missing")
+        if self.default_class not in self.classes:
+            raise ValueError(f"default_class {self.default_class!r} is not among the classes")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file was there, whole, with the digest the manifest gives."""
+
+    folder: Path
+    manifest: Manifest
+
+    def component_file(self, component: str) -> Path:
+        """Path of a component's file ("encoder", "decoder", "prompt_learner", "language_model")."""
+        return self.folder / self.manifest.components[component].file
+
+    @property
+    def encoder_sha256(self) -> str:
+        """Identifies the features a memory bank holds."""
+        return self.manifest.files[self.manifest.components["encoder"].file].sha256
+
+    def text_features(self, class_name: str | None = None) -> np.ndarray:
+        """Normal (row 0) and abnormal (row 1) text features of a class: float32 [2, E], unit norm.
+
+        Raises:
+            ConfigError: the bundle does not know the class.
+            BundleError: the file does not hold what the manifest promises.
+        """
+        manifest = self.manifest
+        class_name = manifest.default_class if class_name is None else class_name
+        if class_name not in manifest.classes:
+            known = ", ".join(manifest.classes)
+            raise ConfigError(f"unknown class name {class_name!r}: choose one of {known}")
+        try:
+            with np.load(self.folder / TEXT_FEATURES_FILE, allow_pickle=False) as arrays:
+                features = np.asarray(arrays[class_name], np.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(
+                f"{TEXT_FEATURES_FILE} has no readable features for {class_name!r}: re-run agpt export"
+            ) from error
+        if features.shape != (2, manifest.vision.embed_dim) or not np.isfinite(features).all():
+            raise BundleError(
+                f"{TEXT_FEATURES_FILE}: {class_name!r} is {features.shape}, not finite [2, "
+                f"{manifest.vision.embed_dim}]: re-run agpt export"
+            )
+        return features
+
+
+def default_bundle() -> Path:
+    """Folder of the nano bundle that ships with the package."""
+    return Path(str(resources.files("anomalygpt_edge.models.nano") / "bundle"))
+
+
+def open_bundle(path: Path | str | None = None) -> Bundle:
+    """Open a bundle folder (the shipped nano bundle when None) after checking every byte of it.
+
+    Raises:
+        BundleError: no folder, no or a malformed manifest, another schema version, a file missing, unlisted,
+            altered, or not a regular file.
+    """
+    folder = default_bundle() if path is None else Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: give a folder made by agpt export")
+    manifest = read_manifest(folder)
+    _check_names(folder, manifest)
+    for name, record in manifest.files.items():
+        _check_file(folder / name, record)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse and validate ``manifest.json`` without looking at the other files."""
+    path = folder / MANIFEST_FILE
+    if not _is_plain_file(path):
+        raise BundleError(
+            f"{folder} has no {MANIFEST_FILE}: it is not a bundle; give a folder made by agpt export"
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{path} is over {MAX_MANIFEST_BYTES >> 20} MiB: it is not a manifest of agpt export"
+        )
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version} and this program reads {SCHEMA_VERSION}: "
+                "re-run agpt export with this version"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is malformed ({error}): {FIX}") from error
+
+
+def digest_file(path: Path) -> FileRecord:
+    """Size in bytes and sha256 of a file's content."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileRecord(sha256=digest.hexdigest(), bytes=size)
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Record every file of ``folder`` in the manifest, write ``manifest.json``, and flush all to the disk.
+
+    Returns:
+        The manifest as written, with ``files`` filled in.
+
+    Raises:
+        BundleError: what was sealed does not open (a name, link or component that a bundle must not have).
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name != MANIFEST_FILE)
+    sealed = msgspec.structs.replace(manifest, files={name: digest_file(folder / name) for name in names})
+    (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    for entry in folder.iterdir():
+        _flush(entry)
+    _flush(folder)
+    return open_bundle(folder).manifest
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move a sealed bundle to its place by rename: it is whole or absent. An older bundle is replaced.
+
+    Both folders must be on one file system.
+
+    Raises:
+        BundleError: ``target`` exists and is not a bundle.
+    """
+    if target.exists() and not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
+        raise BundleError(f"{target} exists and is not a bundle: choose another folder or empty it")
+    aside = target.with_name(f".{target.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        target.rename(aside)
+    staging.rename(target)
+    _flush(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Names are basenames, nothing needed is unlisted, and nothing unlisted lies in the folder."""
+    for name in manifest.files:
+        if name in ("", ".", "..", MANIFEST_FILE) or Path(name).name != name or "\\" in name or "\0" in name:
+            raise BundleError(f"{folder / MANIFEST_FILE} lists {name!r}, which is not a plain file name")
+    needed = [TEXT_FEATURES_FILE, *(component.file for component in manifest.components.values())]
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST_FILE} does not list {name!r}: re-run agpt export")
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
+    if unknown := sorted(present - manifest.files.keys()):
+        raise BundleError(f"{folder / unknown[0]} is not part of the bundle: remove it")
+
+
+def _check_file(path: Path, record: FileRecord) -> None:
+    if not path.exists():
+        raise BundleError(f"{path} is missing: {FIX}")
+    if not _is_plain_file(path):
+        raise BundleError(f"{path} is a link or not a regular file: copy the file itself into the bundle")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BundleError(f"{path} was altered: {size} bytes instead of {record.bytes}; {FIX}")
+    found = digest_file(path).sha256
+    if found != record.sha256:
+        raise BundleError(f"{path} was altered: sha256 {found[:12]}… instead of {record.sha256[:12]}…; {FIX}")
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
