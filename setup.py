@@ -1,20 +1,17 @@
 """Packaging: the top-level folders install as one import package, ``anomalygpt_edge``.
 
 ``runtime/`` is ``anomalygpt_edge.runtime`` and so on. The runtime's own requirements stay small and never
-contain torch; everything heavy is an extra.
+contain torch; everything heavy is an extra. ``constraints.txt`` pins what these ranges were tested with.
 """
 
-from setuptools import setup
+from __future__ import annotations
 
-PACKAGES = {
-    "anomalygpt_edge.export": "export",
-    "anomalygpt_edge.kernels": "kernels",
-    "anomalygpt_edge.models": "models",
-    "anomalygpt_edge.models.nano": "models/nano",
-    "anomalygpt_edge.runtime": "runtime",
-    "anomalygpt_edge.runtime.cameras": "runtime/cameras",
-    "anomalygpt_edge.runtime.engines": "runtime/engines",
-}
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = ("export", "kernels", "models", "runtime")
 
 RUNTIME = [
     "numpy>=1.26,<3",
@@ -30,35 +27,52 @@ RUNTIME = [
 
 EXPORT = [
     "torch>=2.10,<3",  # weights_only loading is only sound from 2.10 on (CVE-2026-24747)
-    "onnx>=1.21,<2",
+    "onnx>=1.21,<2",  # earlier ones follow external data out of the model's folder (CVE-2025-51480)
     "onnxscript>=0.5,<1",
     "gguf>=0.17,<1",
     "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<1",
 ]
 
+PYCUDA = "pycuda>=2024.1,<2027"
+
 EXTRAS = {
     "export": EXPORT,
-    "cuda": ["onnxruntime-gpu>=1.20,<2", "pycuda>=2024.1"],
-    "tensorrt": ["tensorrt>=10.3,<12"],
-    "tensorrt-rtx": ["tensorrt-rtx>=1.1,<2"],
+    "cuda": [PYCUDA, "onnxruntime-gpu>=1.20,<2; platform_machine == 'x86_64'"],
+    "tensorrt": [PYCUDA, "tensorrt>=10.3,<12"],  # JetPack 6 ships 10.3
+    "tensorrt-rtx": [PYCUDA, "tensorrt-rtx>=1.4,<2"],
+    "mqtt": ["paho-mqtt>=2.0,<3"],
+    "web": ["starlette>=1.3.1,<2", "uvicorn>=0.30,<1"],
     "dev": [
         *EXPORT,
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
         "ruff>=0.6,<1",
-        "mypy>=1.10",
-        "pillow>=10",
+        "mypy>=1.10,<3",
+        "pillow>=10,<14",
         "scikit-learn>=1.4,<2",
-        "build>=1",
+        "build>=1,<2",
+        "setuptools>=77,<86",
     ],
 }
+
+
+def package_folders() -> dict[str, str]:
+    """Import name -> folder, for every package under the top-level folders."""
+    names = [name for top in FOLDERS for name in (top, *(f"{top}.{sub}" for sub in find_packages(top)))]
+    return {f"anomalygpt_edge.{name}": name.replace(".", "/") for name in names}
+
+
+PACKAGES = package_folders()
 
 setup(
     name="anomalygpt-edge",
     version="0.1.0",
     description="Edge deployment runtime for AnomalyGPT: says whether a part is defective, where, and what it sees",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.14",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
