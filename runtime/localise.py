@@ -1,0 +1,94 @@
+"""From an anomaly map to what a line needs: a score, regions in the frame, and places in the model's words."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from ..kernels import resize_window
+from .verdict import Region
+
+# The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row. The limits 1/3
+# and 2/3 belong to the lower cell.
+PLACES = (
+    "top left", "top", "top right",
+    "left", "center", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+_PLACE_WORDS = re.compile(r"\b(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
+
+TOP_FRACTION = 0.01
+MIN_REGION_FRACTION = 0.0002  # of the map: about 10 pixels of 224 × 224, less than a twentieth of a patch
+MAX_REGIONS = 16
+
+
+def top_mean(anomaly_map: np.ndarray) -> float:
+    """Mean of the highest 1 % of a map [S, S]: an image score steadier than the maximum."""
+    values = anomaly_map.ravel()
+    count = max(1, round(TOP_FRACTION * values.size))
+    return float(np.partition(values, values.size - count)[-count:].mean())
+
+
+def place_name(row: float, column: float) -> str:
+    """The cell's name for a point of the image, both coordinates in 0..1."""
+    return PLACES[3 * _third(row) + _third(column)]
+
+
+def named_places(sentence: str) -> list[str]:
+    """Places that an answer names, in order ("… at the top left and bottom of the image.")."""
+    return list(dict.fromkeys(_PLACE_WORDS.findall(sentence)))
+
+
+def half_way_level(anomaly_map: np.ndarray) -> float:
+    """Half way between the map's median and its peak: shows where, when no level was chosen at training."""
+    return (float(np.median(anomaly_map)) + float(anomaly_map.max())) / 2
+
+
+def find_regions(
+    anomaly_map: np.ndarray, level: float, frame_size: tuple[int, int], resize: Literal["crop", "stretch"]
+) -> tuple[Region, ...]:
+    """Connected components of ``map >= level``, highest peak first, specks left out.
+
+    Args:
+        anomaly_map: float32 [S, S].
+        level: the operating level, in the map's own values.
+        frame_size: (height, width) of the frame in pixels.
+        resize: how the frame was fitted to the map.
+
+    Returns:
+        At most 16 regions; boxes and areas in frame pixels, places in the inspected image.
+    """
+    size = anomaly_map.shape[0]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((anomaly_map >= level).astype(np.uint8))
+    min_area = MIN_REGION_FRACTION * anomaly_map.size
+    window = resize_window(*frame_size, size, resize)
+    scale_x, scale_y = frame_size[1] / window.width, frame_size[0] / window.height
+    regions = []
+    for label, (x, y, width, height, area) in enumerate(stats[1:].tolist(), start=1):
+        if area < min_area:
+            continue
+        inside = labels[y : y + height, x : x + width] == label
+        left, right = round((x + window.left) * scale_x), round((x + width + window.left) * scale_x)
+        top, bottom = round((y + window.top) * scale_y), round((y + height + window.top) * scale_y)
+        regions.append(
+            Region(
+                box=(left, top, right - left, bottom - top),
+                place=place_name((y + height / 2) / size, (x + width / 2) / size),
+                area_px=round(area * scale_x * scale_y, 1),
+                peak=float(anomaly_map[y : y + height, x : x + width][inside].max()),
+            )
+        )
+    return tuple(sorted(regions, key=lambda region: -region.peak)[:MAX_REGIONS])
+
+
+def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:
+    """Whether the sentence names the place of some region; None when it names no place."""
+    places = named_places(sentence)
+    return any(region.place in places for region in regions) if places else None
+
+
+def _third(x: float) -> int:
+    return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2
