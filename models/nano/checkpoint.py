@@ -1,0 +1,122 @@
+"""Save a trained nano model as checkpoints in the original's formats and key names.
+
+Nano then takes the same road to a bundle as the full-size model: ``agpt export`` reads these files as it reads
+ImageBind's, Vicuna's, PandaGPT's and AnomalyGPT's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..anomalygpt import AnomalyGPT
+from ..imagebind import VisionEncoder
+from ..llama import Llama, LlamaConfig
+from ..original_names import FRAMES, PATCH_KERNEL, original_vision_name
+
+NOTICES = ("Nano: trained from scratch on generated images only; weights under Apache-2.0.",)
+
+
+def save_checkpoint(
+    model: AnomalyGPT,
+    tokenizer_model: Path,
+    text_features: Mapping[str, np.ndarray],
+    region_level: Mapping[str, float | None],
+    folder: Path,
+    *,
+    name: str = "nano",
+    notices: Iterable[str] = NOTICES,
+) -> None:
+    """Write the four checkpoints, the text features and ``model.json`` into ``folder``.
+
+    Args:
+        model: the trained model; the language model is rounded to float16, everything else stays float32.
+        tokenizer_model: the sentencepiece model file that the language model was trained with.
+        text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
+        region_level: ``{"few_shot": level or None, "zero_shot": level or None}``, map levels that make a region.
+        folder: made if missing; files of an earlier checkpoint are overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(vision_tensors(model.encoder), folder / "imagebind.safetensors", vision_metadata(model.encoder))
+    save_llama(model.llama, tokenizer_model, folder / "vicuna")
+    save_file(named_tensors(llama_proj=model.llama_proj), folder / "pandagpt.safetensors", {"lora": "none"})
+    delta = named_tensors(image_decoder=model.image_decoder, prompt_learner=model.prompt_learner)
+    save_file(delta, folder / "anomalygpt.safetensors")
+    features = {key: np.asarray(value, np.float32) for key, value in text_features.items()}
+    np.savez(folder / "text_features.npz", **features)  # type: ignore[arg-type]
+    about = {
+        "name": name,
+        "notices": list(notices),
+        "region_level": dict(region_level),
+        "classes": list(text_features),
+    }
+    write_json(folder / "model.json", about)
+
+
+def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
+    """ImageBind's keys; the 2-D patch kernel is spread evenly over the two frames that the original repeats."""
+    tensors = {original_vision_name(name): plain(t) for name, t in encoder.state_dict().items()}
+    kernel = tensors[PATCH_KERNEL] / FRAMES
+    tensors[PATCH_KERNEL] = kernel[:, :, None].repeat(1, 1, FRAMES, 1, 1)
+    return tensors
+
+
+def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
+    """What the tensors' shapes do not tell."""
+    config = encoder.config
+    return {"heads": json.dumps(config.heads), "tap_layers": json.dumps(list(config.tap_layers))}
+
+
+def save_llama(llama: Llama, tokenizer_model: Path, folder: Path) -> None:
+    """A Hugging Face LLaMA folder, float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: plain(t).half() for name, t in llama.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_json(folder / "config.json", llama_config_json(llama.config))
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
+    shutil.copyfile(tokenizer_model, folder / "tokenizer.model")
+
+
+def llama_config_json(config: LlamaConfig) -> dict[str, object]:
+    """Hugging Face's config.json for these dimensions."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vocab_size": config.vocab_size,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def named_tensors(**modules: nn.Module) -> dict[str, Tensor]:
+    """``prefix.name`` → tensor, over all the modules."""
+    return {
+        f"{prefix}.{name}": plain(t) for prefix, m in modules.items() for name, t in m.state_dict().items()
+    }
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A contiguous CPU copy outside autograd (safetensors refuses views that share storage)."""
+    return tensor.detach().to("cpu", torch.float32).contiguous().clone()
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,238 @@
+"""Readers: what was saved is what is read, and every kind of wrong file is one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from anomalygpt_edge.export.checkpoints import (
+    load_checkpoint,
+    load_model,
+    open_checkpoint_folder,
+    open_checkpoints,
+)
+from anomalygpt_edge.export.tensor_files import CheckpointError, open_tensors
+
+
+def failure(paths) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(open_checkpoints(*paths))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def edit_pickle(path: Path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    changed = change(content)
+    torch.save(changed if isinstance(changed, OrderedDict) else content, path)
+
+
+def test_nano_round_trip_is_identical(nano_model, nano_folder):
+    loaded = load_checkpoint(nano_folder)
+    saved = nano_model.state_dict()
+    assert loaded.config == nano_model.config
+    assert loaded.state_dict().keys() == saved.keys()
+    for name, tensor in loaded.state_dict().items():
+        rounded = saved[name].half().float() if name.startswith("llama.") else saved[name]
+        assert torch.equal(tensor, rounded), name
+
+
+def test_nano_about_and_features(nano_folder):
+    about = json.loads((nano_folder / "model.json").read_text())
+    assert about["region_level"] == {"few_shot": 0.3, "zero_shot": None}
+    assert about["classes"] == ["object", "metal nut"]
+    features = open_checkpoint_folder(nano_folder).text_features
+    assert list(features) == about["classes"]
+    assert features["metal nut"].shape == (2, 32)
+
+
+def test_originals_dimensions_are_read(originals):
+    checkpoints = open_checkpoints(*originals.paths)
+    assert checkpoints.config == originals.config
+    assert checkpoints.llama.lora is not None
+    assert checkpoints.llama.lora.scaling == 4.0  # alpha 32 over rank 8
+    assert len(checkpoints.llama.lora.factors) == 4 * originals.config.llama.num_hidden_layers
+
+
+def test_lora_is_merged_in_float32(originals):
+    llama = open_checkpoints(*originals.paths).llama
+    name = "model.layers.1.self_attn.k_proj.weight"
+    delta = torch.load(originals.pandagpt, weights_only=True)
+    prefix = "llama_model.base_model.model." + name.removesuffix("weight")
+    a, b = (delta[f"{prefix}lora_{side}.default.weight"].double() for side in "AB")
+    expected = llama.tensors[name].double() + 4.0 * b @ a
+    assert torch.allclose(llama.merged(name).double(), expected, atol=1e-6)
+    assert not torch.allclose(llama.merged(name), llama.tensors[name].float(), atol=1e-2)
+    other = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(llama.merged(other), llama.tensors[other].float())
+
+
+def test_peft_names_without_default(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    edit_pickle(copied.pandagpt, lambda d: OrderedDict((k.replace(".default", ""), v) for k, v in d.items()))
+    assert open_checkpoints(*copied.paths).llama.lora is not None
+
+
+@pytest.mark.parametrize("role", ["imagebind", "pandagpt", "anomalygpt"])
+def test_truncated(originals, tmp_path, copy_of, role):
+    copied = copy_of(originals, tmp_path)
+    path = getattr(copied, role)
+    os.truncate(path, path.stat().st_size * 2 // 3)
+    assert "truncated" in failure(copied.paths)
+    assert str(path) in failure(copied.paths)
+
+
+def test_truncated_shard_and_safetensors(originals, nano_folder, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    os.truncate(copied.vicuna / "pytorch_model-00002-of-00002.bin", 900)
+    assert "pytorch_model-00002-of-00002.bin is truncated" in failure(copied.paths)
+    cut = tmp_path / "imagebind.safetensors"
+    cut.write_bytes((nano_folder / "imagebind.safetensors").read_bytes()[:5000])
+    assert "truncated" in failure((cut, *copied.paths[1:]))
+
+
+def test_empty_file_missing_file_missing_shard(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    (copied.vicuna / "pytorch_model-00001-of-00002.bin").unlink()
+    assert "pytorch_model-00001-of-00002.bin is not there" in failure(copied.paths)
+    copied.anomalygpt.write_bytes(b"")
+    assert "truncated or not a torch checkpoint" in failure(copied.paths)
+    copied.imagebind.unlink()
+    assert "imagebind_huge.pth is not there" in failure(copied.paths)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("touch poisoned",)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_pickle_with_code_is_refused(originals, tmp_path, copy_of, save, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copied = copy_of(originals, tmp_path)
+    save(OrderedDict({"llama_proj.weight": Payload()}), copied.pandagpt)
+    assert "holds code besides tensors" in failure(copied.paths)
+    assert not (tmp_path / "poisoned").exists()
+
+
+def test_not_a_state_dict(tmp_path):
+    path = tmp_path / "training.pt"
+    torch.save({"model": {"a": torch.ones(2)}, "step": 3}, path)
+    with pytest.raises(CheckpointError, match="entry 'model' is a dict, not a tensor"):
+        open_tensors(path)
+    torch.save(torch.ones(3), path)
+    with pytest.raises(CheckpointError, match="holds a Tensor, not named tensors"):
+        open_tensors(path)
+
+
+def test_renamed_missing_and_extra_keys(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    key = "modality_trunks.vision.blocks.5.norm_1.weight"
+    edit_pickle(copied.imagebind, lambda d: d.__setitem__(key + "_renamed", d.pop(key)))
+    message = failure(copied.paths)
+    assert f"lacks {key}" in message
+    assert f"unexpected {key}_renamed" in message
+
+
+def test_swapped_files_are_named(originals):
+    imagebind, vicuna, panda, anomaly, features = originals.paths
+    message = failure((imagebind, vicuna, anomaly, panda, features))
+    assert "is the AnomalyGPT checkpoint, but it was given as PandaGPT's" in message
+    assert "is the PandaGPT checkpoint" in failure((panda, vicuna, imagebind, anomaly, features))
+
+
+def test_delta_of_another_size(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+
+    def widen(delta):
+        return OrderedDict(
+            (k, torch.zeros(96, 32) if k == "llama_proj.weight" else v) for k, v in delta.items()
+        )
+
+    edit_pickle(copied.pandagpt, widen)
+    message = failure(copied.paths)
+    assert "PandaGPT delta for width 96" in message
+    assert "64 wide" in message
+
+
+def test_lora_missing_or_incomplete(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    key = "llama_model.base_model.model.model.layers.1.self_attn.o_proj.lora_B.default.weight"
+    edit_pickle(copied.pandagpt, lambda d: d.pop(key))
+    assert "lacks lora_B of model.layers.1.self_attn.o_proj" in failure(copied.paths)
+    edit_pickle(copied.pandagpt, lambda d: OrderedDict((k, v) for k, v in d.items() if "lora" not in k))
+    assert "holds no LoRA weights" in failure(copied.paths)
+
+
+def test_lora_of_fewer_layers(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    edit_pickle(copied.pandagpt, lambda d: OrderedDict((k, v) for k, v in d.items() if ".layers.2." not in k))
+    assert "LoRA for 2 layers but the language model has 3" in failure(copied.paths)
+
+
+def test_wrong_shape_is_named(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    key = "image_decoder.fc.1.weight"
+    edit_pickle(copied.anomalygpt, lambda d: d.__setitem__(key, torch.zeros(32, 63)))
+    message = failure(copied.paths)
+    assert key in message
+    assert "(32, 63) instead of (32, 64)" in message
+
+
+def test_nan_is_named(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    key = "model.layers.0.mlp.up_proj.weight"
+    shard = copied.vicuna / "pytorch_model-00001-of-00002.bin"
+    edit_pickle(shard, lambda d: d[key].view(-1).__setitem__(7, float("nan")))
+    assert f"{key} holds NaN" in failure(copied.paths)
+
+
+def test_config_of_another_model(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    path = copied.vicuna / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"hidden_size": 128}))
+    assert "hidden_size 128 but the weights are 64 wide" in failure(copied.paths)
+    path.write_text(json.dumps(settings | {"rope_scaling": {"type": "linear", "factor": 8}}))
+    assert "rope_scaling" in failure(copied.paths)
+    path.write_text("{")
+    assert "config.json is not readable JSON" in failure(copied.paths)
+
+
+def test_shard_index_cannot_leave_the_folder(originals, tmp_path, copy_of):
+    copied = copy_of(originals, tmp_path)
+    path = copied.vicuna / "pytorch_model.bin.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = "../pandagpt.pt"
+    path.write_text(json.dumps(index))
+    assert "not a plain file name" in failure(copied.paths)
+
+
+def test_text_features_are_checked(originals, tmp_path):
+    path = tmp_path / "features.npz"
+    for arrays, words in (
+        ({"object": np.ones((2, 16), np.float32)}, "instead of (2, 32)"),
+        ({"object": np.ones((2, 32), np.float32)}, "not unit norm"),
+        ({"object": np.array([{}], dtype=object)}, "not a readable npz"),
+    ):
+        np.savez(path, **arrays)
+        assert words in failure((*originals.paths[:4], path))
+
+
+def test_small_tower_needs_its_metadata(nano_folder, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_folder, folder)
+    file = folder / "imagebind.safetensors"
+    save_file(load_file(file), file)
+    with pytest.raises(CheckpointError, match="'tap_layers' in the file's metadata"):
+        open_checkpoint_folder(folder)
