@@ -118,5 +118,5 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous().clone()
 
 
-def write_json(path: Path, content: dict[str, object]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Every number of the nano model and of its training, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..anomalygpt import AnomalyGPTConfig
+from ..imagebind import VisionConfig
+from ..llama import LlamaConfig
+from ..prompt_learner import PromptLearnerConfig
+
+LLM_WIDTH = 128
+VOCAB_SIZE = 1024
+
+
+def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
+    """AnomalyGPT's topology at nano size."""
+    return AnomalyGPTConfig(
+        vision=VisionConfig(width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3)),
+        prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
+        llama=LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=LLM_WIDTH,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one training run does; the defaults made the shipped model."""
+
+    seed: int = 20
+    # first the eyes: encoder, image decoder, text features
+    vision_steps: int = 3200
+    groups_per_step: int = 6
+    vision_lr: float = 4e-4
+    zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
+    # then the words: prompt learner, projection, language model, on maps of the frozen encoder
+    gallery_groups: int = 6000
+    language_steps: int = 6000
+    language_batch: int = 32
+    language_lr: float = 1e-3
+    warmup_steps: int = 40
+    ema: float = 0.998
+    log_every: int = 20
+    evaluate_every: int = 400
+    vision: VisionConfig = field(default_factory=lambda: nano_config().vision)

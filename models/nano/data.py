@@ -1,0 +1,104 @@
+"""Training and evaluation samples, each a pure function of (seed, index): deterministic, resumable, parallel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+
+from .defects import Defect, add_defects, plausible_defects
+from .products import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, Family, photograph, render
+
+SIZE = 224
+GRID = 16
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's, RGB
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+TRAINING_FAMILY_SEEDS = (0, 1_000_000)
+HELD_OUT_FAMILY_SEEDS = (2_000_000, 3_000_000)  # disjoint from the above: evaluation only
+
+
+@dataclass
+class Sample:
+    """One photographed part."""
+
+    pixels: NDArray[np.uint8]  # [H, W, 3] BGR
+    mask: NDArray[np.bool_]  # [H, W]
+    defects: list[Defect]
+    kind: str
+
+
+def draw(family: Family, rng: Generator, num_defects: int, size: tuple[int, int] = (SIZE, SIZE)) -> Sample:
+    """Make and photograph one part with ``num_defects`` defects (0 = a good one)."""
+    scene = render(family, rng, size)
+    image, mask, defects = scene.image, np.zeros(size, bool), []
+    if num_defects:
+        image, mask, defects = add_defects(scene, rng, num_defects, plausible_defects(family.kind))
+    style = default_rng([family.seed, 7])  # the line's camera: fixed for the product
+    return Sample(photograph(image, style, rng), mask, defects, family.kind)
+
+
+def num_defects(rng: Generator) -> int:
+    """One mostly, sometimes two or three."""
+    return int(rng.choice([1, 1, 1, 1, 2, 3]))
+
+
+def training_group(seed: int, index: int) -> list[Sample]:
+    """Two good references and two queries of one product; the first query is defective, the second in a third of
+    the groups."""
+    rng = default_rng([seed, index])
+    family = Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(*TRAINING_FAMILY_SEEDS)))
+    second = num_defects(rng) if rng.random() < 1 / 3 else 0
+    samples = [draw(family, rng, n) for n in (0, 0, num_defects(rng), second)]
+    return [_flip(s, flips) for flips in [rng.integers(0, 4)] for s in samples]
+
+
+def _flip(sample: Sample, flips: int) -> Sample:
+    """The same mirror for a whole group (bit 0: left-right, bit 1: up-down)."""
+    step_y, step_x = (-1 if flips & 2 else 1), (-1 if flips & 1 else 1)
+    defects = [
+        Defect(d.name, (1 - d.center[0] if flips & 2 else d.center[0], 1 - d.center[1] if flips & 1 else d.center[1]), d.area)
+        for d in sample.defects
+    ]
+    return Sample(
+        np.ascontiguousarray(sample.pixels[::step_y, ::step_x]),
+        np.ascontiguousarray(sample.mask[::step_y, ::step_x]),
+        defects,
+        sample.kind,
+    )
+
+
+def held_out_families(count: int = 44) -> list[Family]:
+    """Products that training never saw: every kind in turn, the two held-out kinds among them."""
+    rng = default_rng(HELD_OUT_FAMILY_SEEDS[0])
+    return [Family(KINDS[i % len(KINDS)], int(rng.integers(*HELD_OUT_FAMILY_SEEDS))) for i in range(count)]
+
+
+def held_out_samples(family: Family, num_normal: int, num_good: int, num_bad: int) -> tuple[list[Sample], ...]:
+    """(references, good queries, defective queries) of a held-out family, always the same."""
+    rng = default_rng([family.seed, 99])
+    return (
+        [draw(family, rng, 0) for _ in range(num_normal)],
+        [draw(family, rng, 0) for _ in range(num_good)],
+        [draw(family, rng, num_defects(rng)) for _ in range(num_bad)],
+    )
+
+
+def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """BGR uint8 [..., H, W, 3] → RGB float32 [..., 3, H, W], CLIP's mean and deviation."""
+    rgb = pixels[..., ::-1].astype(np.float32) / 255
+    return np.moveaxis((rgb - MEAN) / STD, -1, -3)
+
+
+def patch_coverage(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """[..., 224, 224] → the defective share of each patch, [..., 256]."""
+    shape = mask.shape[:-2]
+    cells = mask.reshape(*shape, GRID, SIZE // GRID, GRID, SIZE // GRID).mean(axis=(-3, -1))
+    return cells.reshape(*shape, GRID * GRID).astype(np.float32)
+
+
+__all__ = [
+    "HELD_OUT_KINDS", "Sample", "draw", "held_out_families", "held_out_samples", "normalise", "num_defects",
+    "patch_coverage", "training_group",
+]  # fmt: skip

@@ -1,0 +1,127 @@
+"""Initial weights that already see: the encoder starts as a bank of filters, not as noise.
+
+- Patch embedding: the 14×14 DCT of luma and two opponent colours, low frequencies first, each half-whitened
+  (divided by the root of its spread over generated products; fully whitened, fine noise drowns the rest).
+- Anchor channels hold a large constant from the position embedding on: LayerNorm becomes nearly linear (contrast
+  survives), and cosine similarity between tokens behaves like Euclidean distance.
+- First MLP: a mixture of x and |x|, the energy that Gabor quadrature measures, insensitive to phase.
+- Second and third attention: a Gaussian average over neighbours, made from sine and cosine position channels
+  (like HOG's 3×3 context). All other residual branches start small.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..imagebind import Block, VisionEncoder
+from .data import normalise, training_group
+
+NUM_ANCHORS = 4
+NUM_POSITION = 4  # cos x, sin x, cos y, sin y
+ANCHOR = 3.4  # after the first LayerNorm; content has CONTENT_STD
+CONTENT_STD = 0.28
+POSITION_STD = 0.3
+LUMA_SHARE = 0.68
+WHITENING = 0.5
+NEIGHBOUR_WEIGHT = 0.25
+
+
+def _dct_basis(size: int) -> list[np.ndarray]:
+    """Orthonormal 2-D DCT-II basis images, low frequencies first."""
+    n = np.arange(size)
+    rows = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / size) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    order = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+    return [np.outer(rows[i], rows[j]) for i, j in order]
+
+
+def _filters(count: int, patch: int) -> Tensor:
+    """[count, 3, patch, patch] filters over normalised RGB."""
+    basis = _dct_basis(patch)
+    num_luma = round(count * LUMA_SHARE)
+    num_red = (count - num_luma) // 2
+    plan = (
+        (np.array([0.299, 0.587, 0.114]), num_luma),
+        (np.array([0.7, -0.7, 0.0]), num_red),
+        (np.array([0.4, 0.4, -0.8]), count - num_luma - num_red),
+    )
+    return torch.from_numpy(
+        np.stack([color[:, None, None] * basis[k] for color, number in plan for k in range(number)])
+    ).float()
+
+
+@torch.no_grad()
+def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
+    """Write the constructed weights into ``encoder`` (whitening statistics from generated groups of ``seed``)."""
+    config = encoder.config
+    width, grid = config.width, config.grid
+    anchors = slice(0, NUM_ANCHORS)
+    position = slice(NUM_ANCHORS, NUM_ANCHORS + NUM_POSITION)
+    first = NUM_ANCHORS + NUM_POSITION
+    content = torch.arange(first, width)
+
+    filters = _filters(width - first, config.patch_size)
+    images = np.stack([s.pixels for i in range(num_groups) for s in training_group(seed + 1, i)[:2]])
+    responses = torch.nn.functional.conv2d(torch.from_numpy(normalise(images)), filters, stride=config.patch_size)
+    deviation = responses.std(dim=(0, 2, 3))
+    filters *= (deviation**-WHITENING / (deviation ** (1 - WHITENING)).mean())[:, None, None, None]
+    # the anchors' share of a token's variance fixes what LayerNorm divides by
+    spread = math.sqrt((NUM_ANCHORS * ANCHOR**2 + len(content) * CONTENT_STD**2 + NUM_POSITION * POSITION_STD**2 / 2) / width)
+    encoder.patch_embedding.weight.zero_()
+    encoder.patch_embedding.weight[first:] = filters * CONTENT_STD
+
+    signs = torch.tensor([1.0, -1.0] * (NUM_ANCHORS // 2))
+    angle = torch.arange(grid) * (2 * math.pi / (2 * grid))
+    rows, columns = (a.flatten() for a in torch.meshgrid(angle, angle, indexing="ij"))
+    encoder.pos_embed.zero_()
+    encoder.pos_embed[:, :, anchors] = ANCHOR * signs
+    waves = torch.stack([columns.cos(), columns.sin(), rows.cos(), rows.sin()], dim=1)
+    encoder.pos_embed[:, 1:, position] = POSITION_STD * waves
+    encoder.cls_token.zero_()
+    encoder.pre_norm.weight.fill_(spread)
+
+    for block in encoder.blocks:
+        for branch in (block.attn.out_proj, block.mlp.fc2):
+            branch.weight.mul_(0.1)
+            branch.bias.zero_()
+    _energy(encoder.blocks[0], content, spread)
+    for block in encoder.blocks[1:3]:
+        _neighbours(block, content, position, spread, grid)
+
+
+def _energy(block: Block, content: Tensor, spread: float, linear: float = 0.6, energy: float = 0.8) -> None:
+    """x ← linear·x + energy·|x| on the content channels, from pairs GELU(±kx)."""
+    sharp, count = 8.0, len(content)
+    fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+    fc1.weight[: 2 * count].zero_()
+    fc1.bias[: 2 * count].zero_()
+    fc2.weight[:, : 2 * count].zero_()
+    for i, channel in enumerate(content.tolist()):
+        for sign, row in ((1.0, i), (-1.0, count + i)):
+            fc1.weight[row, channel] = sign * sharp
+            fc2.weight[channel, row] = (energy + sign * (linear - 1)) / sharp * spread
+
+
+def _neighbours(block: Block, content: Tensor, position: slice, spread: float, grid: int, sigma: float = 0.9) -> None:
+    """x ← x + NEIGHBOUR_WEIGHT·(Gaussian average of x over patches about sigma apart) on the content channels."""
+    attention = block.attn
+    width = attention.out_proj.weight.shape[0]
+    head_width = width // attention.heads
+    step = 2 * math.pi / (2 * grid)
+    # cos(step·Δ) ≈ 1 − (step·Δ)²/2, so this logit scale makes softmax a Gaussian of deviation sigma
+    sharp = math.sqrt(math.sqrt(head_width)) / (step * sigma) / (POSITION_STD / spread)
+    attention.in_proj_weight.zero_()
+    attention.in_proj_bias.zero_()
+    attention.out_proj.weight.zero_()
+    for head in range(attention.heads):
+        start = head * head_width
+        for i, channel in enumerate(range(position.start, position.stop)):
+            attention.in_proj_weight[start + i, channel] = sharp
+            attention.in_proj_weight[width + start + i, channel] = sharp
+        for i, channel in enumerate(content[head::attention.heads].tolist()):
+            attention.in_proj_weight[2 * width + start + i, channel] = 1.0
+            attention.out_proj.weight[channel, start + i] = NEIGHBOUR_WEIGHT * spread

@@ -1,0 +1,61 @@
+"""Random fields that products and defects are made of (NumPy and OpenCV only; the demo line renders with them)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Field = NDArray[np.float32]
+
+
+def smooth(rng: Generator, size: tuple[int, int], cell: float, stretch: float = 1.0) -> Field:
+    """Band-limited noise [H, W], about unit variance.
+
+    Args:
+        cell: feature size in pixels (of the vertical direction).
+        stretch: features are this much longer horizontally.
+    """
+    height, width = size
+    rows = max(2, round(height / cell) + 1)
+    columns = max(2, round(width / (cell * stretch)) + 1)
+    coarse = rng.standard_normal((rows, columns), dtype=np.float32)
+    # cubic interpolation between independent values loses about a third of their spread
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(1.35)
+
+
+def fractal(rng: Generator, size: tuple[int, int], cell: float, octaves: int = 4, stretch: float = 1.0) -> Field:
+    """Sum of ``octaves`` noises, each half as large in cell and weight; about unit variance."""
+    total = np.zeros(size, np.float32)
+    weight, power = 1.0, 0.0
+    for _ in range(octaves):
+        total += weight * smooth(rng, size, max(cell, 1.0), stretch)
+        power += weight**2
+        weight, cell = weight / 2, cell / 2
+    return total / np.float32(np.sqrt(power))
+
+
+def white(rng: Generator, size: tuple[int, int]) -> Field:
+    return rng.standard_normal(size, dtype=np.float32)
+
+
+def blob(rng: Generator, size: tuple[int, int], center: tuple[float, float], radius: float, rough: float) -> Field:
+    """Soft-edged random shape: alpha [H, W] in 0..1 about ``radius`` pixels wide around ``center`` (x, y).
+
+    The outline is an ellipse whose radius varies with a few random harmonics of strength ``rough``.
+    """
+    height, width = size
+    y, x = np.ogrid[:height, :width]
+    angle = rng.uniform(0, np.pi)
+    aspect = np.exp(rng.uniform(-0.6, 0.6))
+    dx, dy = (x - center[0]).astype(np.float32), (y - center[1]).astype(np.float32)
+    along = (dx * np.cos(angle) + dy * np.sin(angle)) * aspect
+    across = (-dx * np.sin(angle) + dy * np.cos(angle)) / aspect
+    theta = np.arctan2(across, along)
+    outline = np.ones(size, np.float32)
+    for harmonic in range(2, 6):
+        outline += rough / harmonic * rng.standard_normal() * np.cos(harmonic * theta + rng.uniform(0, 6.28))
+    distance = np.hypot(along, across) - radius * np.maximum(outline, 0.2)
+    softness = rng.uniform(0.7, 2.0) + radius * rng.choice([0.0, 0.0, 0.25])
+    return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
