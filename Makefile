@@ -1,0 +1,57 @@
+# anomalygpt-edge. `make demo` and `make test` need nothing done before; `make help` lists the rest.
+# The environment is .venv, made by PYTHON (make PYTHON=python3.12 demo); ARGS go to the command that is run.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help demo test test-slow lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv  ## inspect the built-in production line; overlays and records go to out/demo
+	$(BIN)/agpt run --source demo --out out/demo $(ARGS)
+
+test: venv-dev  ## the tests that take minutes together
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: venv-dev  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# mypy cannot follow setup.py's package_dir: a folder of links shows it anomalygpt_edge as it is installed.
+TYPED := .mypy_cache/tree/anomalygpt_edge
+
+lint: venv-dev  ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	@mkdir -p $(TYPED) && for package in export kernels models runtime; do \
+	  ln -sfn ../../../$$package $(TYPED)/$$package; done
+	MYPYPATH=.mypy_cache/tree $(BIN)/python -m mypy --explicit-package-bases -p anomalygpt_edge -p tools \
+	  | sed 's|$(TYPED)/||'
+
+bench: venv-dev  ## every benchmark; tables on the screen, figures in benchmarks/results
+	@for script in benchmarks/*.py; do \
+	  echo "== $$script" && $(BIN)/python $$script $(ARGS) || exit; done
+
+venv:  ## the environment of the runtime, in .venv
+	@$(PYTHON) -m tools.venv
+
+venv-dev:  ## the same with what export, training and tests need
+	@$(PYTHON) -m tools.venv --extra dev
+
+nano-train: venv-dev  ## train the bundled model (hours on two cores; resumes)
+	$(BIN)/python -m anomalygpt_edge.models.nano.train $(ARGS)
+
+nano-bundle: venv-dev  ## the trained checkpoint as the bundle that ships
+	$(BIN)/python -m anomalygpt_edge.models.nano.bundle $(ARGS)
+
+nano-sheet: venv-dev  ## a contact sheet of generated parts, to look at
+	$(BIN)/python -m anomalygpt_edge.models.nano.sheet $(ARGS)
+
+clean:  ## caches, builds and the demo's results; not .venv
+	rm -rf build dist out/demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
