@@ -1,0 +1,62 @@
+"""The built-in demo line: a few products pass, some parts are defective, the truth is known.
+
+Products are held-out families: the bundled model never saw them in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import default_rng
+from numpy.typing import NDArray
+
+from .data import draw, num_defects
+from .products import Family
+
+FRAME_SIZE = (480, 640)  # height, width of the demo camera
+DEFECT_RATE = 0.3
+
+_LINE = {
+    "gear": Family("gear", 2_000_004),
+    "circuit board": Family("board", 2_000_003),
+    "fabric": Family("weave", 2_000_003),
+    "capsule": Family("capsule", 2_000_004),
+    "tablet tray": Family("blister", 2_000_003),
+}
+PRODUCTS: tuple[str, ...] = tuple(_LINE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part as it passes the camera, with the truth that only a demo has."""
+
+    product: str
+    frame: NDArray[np.uint8]  # [480, 640, 3] BGR
+    mask: NDArray[np.bool_]  # [480, 640], all False on a good part
+    defects: tuple[str, ...]
+
+
+def normal_sample(product: str, index: int = 0, seed: int = 0) -> NDArray[np.uint8]:
+    """A good part to enrol, uint8 BGR [480, 640, 3]; never one that ``render_line`` shows."""
+    return draw(_LINE[product], default_rng([seed, 1, PRODUCTS.index(product), index]), 0, FRAME_SIZE).pixels
+
+
+def render_line(num_parts: int, seed: int = 0) -> Iterator[Part]:
+    """Parts in the order in which they pass; part i is the same whatever ``num_parts`` is."""
+    for index in range(num_parts):
+        rng = default_rng([seed, 2, index])
+        product = PRODUCTS[int(rng.integers(len(PRODUCTS)))]
+        defective = rng.random() < DEFECT_RATE
+        sample = draw(_LINE[product], rng, num_defects(rng) if defective else 0, FRAME_SIZE)
+        while defective and not _inspected(sample.mask):
+            sample = draw(_LINE[product], rng, num_defects(rng), FRAME_SIZE)
+        yield Part(product, sample.pixels, sample.mask, tuple(d.name for d in sample.defects))
+
+
+def _inspected(mask: NDArray[np.bool_]) -> bool:
+    """Whether the defects lie in the centre square, the part of the frame that the model gets to see."""
+    height, width = mask.shape
+    margin = (width - height) // 2
+    return bool(mask[:, margin : width - margin].sum() > 0.9 * mask.sum())
