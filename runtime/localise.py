@@ -1,4 +1,4 @@
-"""From an anomaly map to what a line needs: a score, regions in the frame, and places in the model's words."""
+"""From an anomaly map to what a line needs: a score, regions in the frame, places in the model's words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from ..kernels import resize_window
 from .verdict import Region
 
-# The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row. The limits 1/3
-# and 2/3 belong to the lower cell.
+# The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
+# 1/3 and 2/3 belong to the lower cell.
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",

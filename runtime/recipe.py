@@ -1,4 +1,4 @@
-"""A recipe: what one product is called, what is asked about it, and the normal samples it is compared with."""
+"""A recipe: what a product is called, what is asked about it, the normal samples it is compared with."""
 
 from __future__ import annotations
 

@@ -1,0 +1,305 @@
+"""The inspector: a frame in, a verdict out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..kernels import match, preprocess, upsample
+from .bundle import Bundle, open_bundle
+from .engines import Engine, open_engine
+from .errors import AgptError, BundleError, RecipeError
+from .images import check_frame
+from .language import Answer, LanguageModel
+from .localise import find_regions, half_way_level, places_agree, top_mean
+from .memory_bank import MemoryBank, load_bank
+from .recipe import Recipe, load_recipe
+from .verdict import Status, Verdict
+
+MAX_DEFAULT_THREADS = 8
+WARM_UP_RUNS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What one product's frames are compared with and asked: a recipe made ready, cheap to switch to.
+
+    Attributes:
+        text_features: float32 [2, E]: the zero-shot reference, used when there is no bank.
+        bank: normal samples: with a bank the few-shot map replaces the zero-shot one, as in the original.
+        question: with the description in front; "" asks the bundle's own.
+        resize: how frames are fitted to the encoder.
+    """
+
+    name: str
+    text_features: np.ndarray
+    bank: MemoryBank | None
+    question: str
+    resize: Literal["crop", "stretch"]
+
+
+class Inspector:
+    """Inspects frames of one product at a time. Not thread-safe: one inspector, one thread."""
+
+    def __init__(
+        self, bundle: Bundle, networks: dict[str, Engine], language: LanguageModel, product: Product
+    ) -> None:
+        self.bundle = bundle
+        self.product = product
+        self._networks = networks
+        self._language = language
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path | str | None = None,
+        recipe: Path | str | Recipe | None = None,
+        *,
+        normals: Sequence[np.ndarray] | None = None,
+        class_name: str | None = None,
+        threads: int | None = None,
+    ) -> Inspector:
+        """Verify a bundle, load its networks, and run them once.
+
+        Args:
+            bundle: folder; the shipped nano bundle when None.
+            recipe: product settings; a path when the recipe has a memory bank.
+            normals: normal frames, uint8 [H, W, 3] BGR: a memory bank for this session only.
+            class_name: overrides the recipe's.
+            threads: CPU threads; as many as this process may use when None, at most 8.
+
+        Raises:
+            BundleError, RecipeError, ConfigError, ImageError: one sentence that names the fix.
+        """
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
+        threads = threads or default_threads()
+        networks = {
+            name: open_engine(opened.component_file(name), manifest.components[name], threads=threads)
+            for name in ("encoder", "decoder", "prompt_learner")
+        }
+        language = LanguageModel.open(
+            opened.component_file("language_model"), manifest.prompt, manifest.language, threads
+        )
+        product = prepare_product(opened, recipe, class_name)
+        inspector = cls(opened, networks, language, product)
+        inspector._warm_up()
+        if normals is not None:
+            inspector.use(inspector.make_bank(normals))
+        return inspector
+
+    def close(self) -> None:
+        """Free the language model's native memory."""
+        self._language.close()
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def prepare(self, recipe: Path | str | Recipe | None = None, class_name: str | None = None) -> Product:
+        """Make a recipe ready for ``use``: reads and checks its files, changes nothing."""
+        return prepare_product(self.bundle, recipe, class_name)
+
+    def use(self, product: Product | MemoryBank | Recipe | Path | str | None) -> None:
+        """Inspect this product from now on. ``Product`` and ``MemoryBank`` cost nothing; None: zero-shot.
+
+        Raises:
+            RecipeError: the bank was made with another encoder, or the recipe cannot be used.
+        """
+        if isinstance(product, Product):
+            self.product = product
+        elif isinstance(product, MemoryBank):
+            if product.encoder_sha256 != self.bundle.encoder_sha256:
+                raise RecipeError(
+                    "the memory bank was made with another encoder: make it again with this bundle"
+                )
+            self.product = replace(self.product, bank=product)
+        else:
+            self.product = self.prepare(product)
+
+    def make_bank(self, normals: Sequence[np.ndarray]) -> MemoryBank:
+        """Memory bank of normal frames, uint8 [H, W, 3] BGR each, seen as the current product's.
+
+        Raises:
+            ImageError: something is not a frame.
+            RecipeError: no frame, or features that are not finite.
+        """
+        if not normals:
+            raise RecipeError("there is no normal image: give at least one")
+        taps = [self._encode(self._preprocess(check_frame(frame)))[1] for frame in normals]
+        return MemoryBank.from_features(np.concatenate(taps), self.bundle.encoder_sha256)
+
+    def inspect(self, frame: np.ndarray) -> Verdict:
+        """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
+
+        Never raises on a frame: whatever goes wrong gives NO_RESULT with the reason, never a PASS.
+        """
+        stages = _Stages()
+        found: dict[str, Any] = {}
+        try:
+            with stages.timed("preprocess"):
+                pixels = self._preprocess(check_frame(frame))
+            with stages.timed("encode"):
+                image_embedding, patch_features = self._encode(pixels)
+            with stages.timed("localise"):
+                anomaly_map = self._localise(patch_features)
+                found.update(anomaly_map=anomaly_map[0], **_summary(anomaly_map[0]))
+            with stages.timed("prompt"):
+                prompt_embeddings = self._prompt(anomaly_map)
+            with stages.timed("judge"):
+                answer = self._language.answer(
+                    image_embedding[0], prompt_embeddings[0], self.product.question
+                )
+                found.update(sentence=answer.text, p_anomaly=answer.p_anomaly)
+            with stages.timed("decide"):
+                found.update(self._decide(answer, anomaly_map[0], frame.shape[:2]))
+        except Exception as error:
+            found.update(status=Status.NO_RESULT, reason=_reason(error))
+        size = frame.shape[:2] if isinstance(frame, np.ndarray) and frame.ndim >= 2 else (0, 0)
+        return Verdict(frame_size=size, resize=self.product.resize, timings_ms=stages.milliseconds, **found)
+
+    def ask(self, frame: np.ndarray, question: str) -> Answer:
+        """The model's answer to any question about a frame.
+
+        Raises:
+            ImageError: not a frame.
+            ConfigError: the question is too long.
+        """
+        image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
+        prompt_embeddings = self._prompt(self._localise(patch_features))
+        return self._language.answer(image_embedding[0], prompt_embeddings[0], question)
+
+    def _preprocess(self, frame: np.ndarray) -> np.ndarray:
+        """→ float32 [1, 3, S, S]."""
+        settings = self.bundle.manifest.preprocess
+        pixels = preprocess(
+            frame, settings.size, self.product.resize, tuple(settings.mean), tuple(settings.std)
+        )
+        return pixels[None]
+
+    def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """→ image embedding [1, D] in the language model's width, taps [1, T, P, V]."""
+        outputs = self._networks["encoder"].run(pixels=pixels)
+        return outputs["image_embedding"], outputs["patch_features"]
+
+    def _localise(self, patch_features: np.ndarray) -> np.ndarray:
+        """→ anomaly map [1, S, S]: distance to the normal samples, or text features without any."""
+        if self.product.bank is not None:
+            distance = match(patch_features, self.product.bank.features)
+            return upsample(distance, self.bundle.manifest.preprocess.size)
+        inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
+        return self._networks["decoder"].run(**inputs)["anomaly_map"]
+
+    def _prompt(self, anomaly_map: np.ndarray) -> np.ndarray:
+        """→ prompt embeddings [1, num_prompts, D]."""
+        return self._networks["prompt_learner"].run(anomaly_map=anomaly_map)["prompt_embeddings"]
+
+    def _decide(self, answer: Answer, anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> dict[str, Any]:
+        """The greedy answer is the verdict, no threshold is tuned; the map only says where."""
+        if answer.affirmative is None:
+            return {
+                "status": Status.NO_RESULT,
+                "reason": f"the answer is neither yes nor no: {answer.text!r}",
+            }
+        words = self.bundle.manifest.prompt
+        levels = self.bundle.manifest.region_level
+        level = levels.zero_shot if self.product.bank is None else levels.few_shot
+        if level is None and answer.affirmative:
+            level = half_way_level(anomaly_map)
+        regions = () if level is None else find_regions(anomaly_map, level, frame_size, self.product.resize)
+        return {
+            "status": Status.FAIL if answer.affirmative else Status.PASS,
+            "reason": f"answered {words.affirmative if answer.affirmative else words.negative}",
+            "regions": regions,
+            "agreement": places_agree(answer.text, regions) if answer.affirmative else None,
+        }
+
+    def _warm_up(self) -> None:
+        """The first frame is as fast as the rest, a bundle that cannot run says so now."""
+        size = self.bundle.manifest.preprocess.size
+        for _ in range(WARM_UP_RUNS):
+            try:
+                self.ask(np.full((size, size, 3), 128, np.uint8), "")
+            except AgptError:
+                raise
+            except Exception as error:
+                raise BundleError(
+                    f"{self.bundle.folder} does not run ({error}): re-run agpt export"
+                ) from error
+
+
+def prepare_product(
+    bundle: Bundle, recipe: Path | str | Recipe | None = None, class_name: str | None = None
+) -> Product:
+    """A recipe with everything it names read and checked.
+
+    Raises:
+        RecipeError: the recipe or its memory bank cannot be used.
+        ConfigError: the bundle does not know the class.
+    """
+    folder = None
+    if isinstance(recipe, (Path, str)):
+        folder = Path(recipe).parent
+        recipe = load_recipe(recipe)
+    recipe = recipe or Recipe(name=class_name or bundle.manifest.default_class)
+    bank = None
+    if recipe.memory_bank is not None:
+        if folder is None:
+            raise RecipeError(f"recipe {recipe.name!r} has a memory bank beside it: give the recipe's path")
+        bank = load_bank(recipe.memory_bank, folder, bundle)
+    question = recipe.question or bundle.manifest.prompt.question
+    return Product(
+        name=recipe.name,
+        text_features=bundle.text_features(class_name or recipe.class_name),
+        bank=bank,
+        question=f"{recipe.description} {question}".strip(),
+        resize=recipe.resize or bundle.manifest.preprocess.resize,
+    )
+
+
+def default_threads() -> int:
+    """CPUs that this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_DEFAULT_THREADS)
+
+
+class _Stages:
+    """Milliseconds per stage, in the order they ran; a stage that fails is timed too."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.milliseconds[stage] = 1e3 * (time.perf_counter() - start)
+
+
+def _summary(anomaly_map: np.ndarray) -> dict[str, float]:
+    """Score and peak of a map.
+
+    Raises:
+        ValueError: the map has a value that is not finite.
+    """
+    peak, lowest = float(anomaly_map.max()), float(anomaly_map.min())
+    if not (math.isfinite(peak) and math.isfinite(lowest)):
+        raise ValueError("the anomaly map is not finite")
+    return {"score": top_mean(anomaly_map), "peak": peak}
+
+
+def _reason(error: Exception) -> str:
+    """A user's error speaks for itself; another one says what it is."""
+    return str(error) if isinstance(error, AgptError) else f"{type(error).__name__}: {error}"
