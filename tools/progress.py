@@ -145,12 +145,14 @@ class TimeLeft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.first: tuple[float, float] | None = None
+        self.last = 0.0
         self.end: float | None = None
 
     def step(self, fraction: float) -> None:
         now = self.clock()
-        if self.first is None or fraction < self.first[1]:  # a second build within the first starts anew
-            self.first = (now, fraction)
+        if self.first is None or fraction < self.last:  # a second build within the first starts anew
+            self.first, self.end = (now, fraction), None
+        self.last = fraction
         begun, done_before = self.first
         if fraction > done_before and now > begun:
             self.end = now + (now - begun) * (1 - fraction) / (fraction - done_before)
