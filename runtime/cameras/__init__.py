@@ -1,0 +1,47 @@
+"""Sources of frames, one file each, imported when first asked for.
+
+``demo`` is the built-in line, a number is a camera, a folder or an image is replayed, any other file is a
+video.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CameraError
+from .base import Camera, Frame
+
+__all__ = ["Camera", "Frame", "open_camera"]
+
+
+def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> Camera:
+    """Open the source a command line names.
+
+    Args:
+        source: "demo", a camera's index ("0"), a folder, an image or a video file.
+        num_parts: how many parts the demo line carries; the other sources end by themselves.
+        seed: what passes on the demo line.
+
+    Raises:
+        CameraError: no such source, or it cannot be opened.
+    """
+    path = Path(source)
+    if source == "demo":
+        from .demo import DemoLine
+
+        return DemoLine(num_parts, seed)
+    if source.isdecimal() and not path.exists():
+        from .device import DeviceCamera
+
+        return DeviceCamera(int(source))
+    if not path.exists():
+        raise CameraError(
+            f"there is no source {source!r}: give demo, a folder of images, a video file or a camera's number"
+        )
+    from .folder import FolderCamera, is_image
+
+    if path.is_dir() or is_image(path):
+        return FolderCamera(path)
+    from .video import VideoCamera
+
+    return VideoCamera(path)

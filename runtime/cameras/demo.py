@@ -1,0 +1,40 @@
+"""The built-in line: drawn parts of a few products pass, some defective, and the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...models.nano import line
+from .base import Frame
+
+NUM_PARTS = 60
+PRODUCTS: tuple[str, ...] = tuple(line.PRODUCTS)
+
+
+class DemoLine:
+    """Drawn parts, the same for the same seed."""
+
+    def __init__(self, num_parts: int | None = None, seed: int = 0) -> None:
+        self.name = "demo"
+        self._num_parts = NUM_PARTS if num_parts is None else num_parts
+        self._seed = seed
+
+    def frames(self) -> Iterator[Frame]:
+        for position, part in enumerate(line.render_line(self._num_parts, self._seed), start=1):
+            yield Frame(
+                part_id=f"{position:04d}",
+                source=f"demo line, seed {self._seed}",
+                pixels=part.frame,
+                product=part.product,
+                defects=tuple(part.defects),
+            )
+
+    def close(self) -> None:
+        pass
+
+
+def normal_samples(product: str, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Good parts of a product to enroll it with: uint8 [480, 640, 3] BGR each, none of them on the line."""
+    return [line.normal_sample(product, index, seed) for index in range(count)]

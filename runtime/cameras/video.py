@@ -1,0 +1,44 @@
+"""A video file: every frame is a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from ..errors import CameraError
+from .base import Frame
+from .capture import open_capture
+
+
+class VideoCamera:
+    """Frames of a video file, as fast as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._stem = path.stem
+        capture = open_capture(str(path))
+        if capture is None:
+            raise CameraError(
+                f"{path} is neither an image nor a video OpenCV can read: convert it to MP4 (H.264)"
+            )
+        self._capture = capture
+        self._num_promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where not known
+
+    def frames(self) -> Iterator[Frame]:
+        position = 0
+        while True:
+            delivered, pixels = self._capture.read()
+            if not delivered:
+                break
+            yield Frame(f"{self._stem}-{position:06d}", f"{self.name}#{position}", pixels)
+            position += 1
+        # Containers often count one frame that is not there.
+        if position < self._num_promised - 1:
+            raise CameraError(
+                f"{self.name} breaks off after {position} of {self._num_promised} frames: copy it again"
+            )
+
+    def close(self) -> None:
+        self._capture.release()

@@ -1,0 +1,199 @@
+"""The command ``agpt``. Heavy imports happen inside the commands, so that ``agpt --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import AgptError, ConfigError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="agpt",
+    help="Inspect parts with AnomalyGPT: a verdict sentence and an anomaly map for every frame.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", help="Bundle folder; the nano model that ships when left out.")
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Product recipe made by agpt enroll.")]
+ClassOption = Annotated[
+    str | None, typer.Option("--class", help="What the part is, one of the bundle's class names.")
+]
+NormalOption = Annotated[
+    list[Path] | None,
+    typer.Option("--normal", help="Image of a good part, or a folder of them; may be given several times."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; all cores when left out.")
+]
+OverlayChoice = Annotated[
+    str, typer.Option("--overlays", help="Which parts get a picture: all, reject or none.")
+]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except AgptError as error:
+        status = _complain(str(error), EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        status = _complain("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (agpt run | head): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:
+        # The command line's own errors (unknown option, missing value); their module moved between releases.
+        if not hasattr(error, "format_message"):
+            raise
+        status = _complain(error.format_message() or "see agpt --help", EXIT_BAD_INPUT)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(f"agpt: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
+
+
+@app.command()
+def run(
+    source: Annotated[
+        str, typer.Option(help="demo, a folder of images, an image, a video file, or a camera's number.")
+    ] = "demo",
+    bundle: BundleOption = None,
+    recipe: RecipeOption = None,
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for records.jsonl and overlays/.")] = None,
+    overlays: OverlayChoice = "all",
+    parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="What passes on the demo line.")] = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Inspect what a source delivers: a live table, records, overlays, and a summary."""
+    from .run import RunOptions, run_line
+
+    run_line(
+        RunOptions(
+            source=source,
+            bundle=bundle,
+            recipe=recipe,
+            normals=tuple(normal or ()),
+            class_name=class_name,
+            out=out,
+            overlays=overlays,
+            parts=parts,
+            seed=seed,
+            threads=threads,
+        )
+    )
+
+
+@app.command()
+def enroll(
+    name: Annotated[str, typer.Option(help="The product's name.")],
+    normal: Annotated[list[Path], typer.Option(help="Image of a good part, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Recipe file to write; its memory bank goes beside it.")],
+    bundle: BundleOption = None,
+    class_name: ClassOption = None,
+    description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
+    threads: ThreadsOption = None,
+) -> None:
+    """Make a product's recipe from pictures of good parts."""
+    from .enroll import enroll as make_recipe
+    from .images import read_image
+    from .inspector import Inspector
+    from .run import image_paths
+
+    frames = [read_image(path) for path in image_paths(normal)]
+    with Inspector.open(bundle, class_name=class_name, threads=threads) as inspector:
+        make_recipe(inspector, frames, out, name=name, class_name=class_name, description=description)
+    print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="The image.")],
+    question: Annotated[str, typer.Argument(help='What to ask, for example "Is there a crack?"')],
+    bundle: BundleOption = None,
+    recipe: RecipeOption = None,
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Ask about an image."""
+    from .images import read_image
+    from .run import open_inspector
+
+    if not question.strip():
+        raise ConfigError("the question is empty: ask something")
+    frame = read_image(image)
+    with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads) as inspector:
+        print(inspector.ask(frame, question).text)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    folder: Annotated[Path, typer.Argument(help="One category or many, in MVTec-AD or VisA layout.")],
+    shots: Annotated[str, typer.Option(help="Numbers of normal samples, 0 for zero-shot.")] = "0,1,2,4",
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
+    class_name: ClassOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which normal samples are taken.")] = 0,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure a bundle on labelled images: image and pixel AUROC, verdict accuracy."""
+    from .evaluation import evaluate_folder, parse_shots, print_table, write_json
+
+    results = evaluate_folder(bundle, folder, parse_shots(shots), class_name, seed, threads)
+    print_table(results)
+    if json is not None:
+        write_json(results, json)
+
+
+@app.command(
+    "export",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def export(context: typer.Context) -> None:
+    """Turn checkpoints into a bundle (needs the extra "export"; agpt export --help)."""
+    from ..export.__main__ import export_command
+
+    export_command(context.args)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle folder; the one that ships when left out.")
+    ] = None,
+) -> None:
+    """Check a bundle: every file's digest, then one inspection on this machine."""
+    from .doctor import verify_bundle
+
+    verify_bundle(bundle)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, what is missing, and how to get it."""
+    from .doctor import print_report
+
+    if not print_report():
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

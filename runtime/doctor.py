@@ -1,0 +1,141 @@
+"""``agpt doctor`` and ``agpt verify``: what this machine can run, and whether a bundle works here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from .bundle import default_bundle, open_bundle
+from .cameras.device import present_cameras
+from .errors import AgptError, BundleError
+from .verdict import Status
+
+REQUIRED = ("numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python", "msgspec", "typer", "rich")
+# Import name, what it is for, and the extra that brings it.
+OPTIONAL = (
+    ("torch", "agpt export", "export"),
+    ("pycuda", "CUDA kernels", "cuda"),
+    ("tensorrt", "TensorRT engines", "tensorrt"),
+    ("tensorrt_rtx", "TensorRT-RTX engines", "tensorrt-rtx"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``fix`` says how to get what is missing."""
+
+    name: str
+    found: str
+    fix: str = ""
+    needed: bool = True
+
+
+def examine() -> list[Finding]:
+    """Everything the report says, most needed first."""
+    return [_machine(), *_packages(), _providers(), _cameras(), _shipped_bundle(), *_extras()]
+
+
+def print_report() -> bool:
+    """Print the findings; true when nothing needed is missing."""
+    findings = examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok  " if not finding.fix else ("MISS" if finding.needed else "--  ")
+        fix = f"  -> {finding.fix}" if finding.fix else ""
+        print(f"{mark}  {finding.name:<{width}}  {finding.found}{fix}")
+    return not any(finding.fix and finding.needed for finding in findings)
+
+
+def verify_bundle(folder: Path | None) -> None:
+    """Check every digest, open the bundle and inspect one grey frame with it.
+
+    Raises:
+        BundleError: altered, incomplete, or it does not work on this machine.
+    """
+    from .inspector import Inspector
+
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    print(f"bundle {manifest.name} at {bundle.folder}")
+    for name, record in sorted(manifest.files.items()):
+        print(f"  {name:<24} {record.bytes:>12,} bytes  sha256 {record.sha256[:16]}…  ok")
+    for component, entry in manifest.components.items():
+        print(f"  {component:<24} {entry.precision}")
+    for notice in manifest.notices:
+        print(f"  notice: {notice}")
+    with Inspector.open(bundle.folder) as inspector:
+        started = time.perf_counter()
+        verdict = inspector.inspect(np.full((480, 640, 3), 128, np.uint8))
+    if verdict.status == Status.NO_RESULT:
+        raise BundleError(
+            f"{bundle.folder} opens but gives no verdict here ({verdict.reason}): run agpt doctor"
+        )
+    print(f"  one inspection           {(time.perf_counter() - started) * 1e3:12.1f} ms     ok")
+
+
+def _machine() -> Finding:
+    found = (
+        f"{platform.machine()}, {os.cpu_count()} CPU threads, {_memory_gib():.1f} GiB, {platform.system()}"
+    )
+    return Finding("machine", f"{found}, Python {platform.python_version()}")
+
+
+def _memory_gib() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return float("nan")  # not a POSIX system
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name in REQUIRED:
+        try:
+            findings.append(Finding(name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            findings.append(Finding(name, "missing", fix=f"pip install {name}"))
+    return findings
+
+
+def _providers() -> Finding:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Finding("onnxruntime runs on", f"does not import ({error})", fix="pip install onnxruntime")
+    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return Finding("onnxruntime runs on", ", ".join(names))
+
+
+def _cameras() -> Finding:
+    numbers = present_cameras()
+    if numbers:
+        return Finding("cameras", ", ".join(map(str, numbers)), needed=False)
+    return Finding("cameras", "none", fix="plug one in, or use --source demo or a folder", needed=False)
+
+
+def _shipped_bundle() -> Finding:
+    try:
+        manifest = open_bundle(default_bundle()).manifest
+    except AgptError as error:
+        return Finding("shipped bundle", "not usable", fix=str(error))
+    return Finding(
+        "shipped bundle", f"{manifest.name}, {sum(f.bytes for f in manifest.files.values()) / 1e6:.1f} MB"
+    )
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for module, purpose, extra in OPTIONAL:
+        if find_spec(module):
+            findings.append(Finding(module, f"there, for {purpose}", needed=False))
+        else:
+            fix = f'pip install "anomalygpt-edge[{extra}]"'
+            findings.append(Finding(module, f"not there, for {purpose}", fix=fix, needed=False))
+    return findings

@@ -1,0 +1,317 @@
+"""``agpt eval``: what a bundle gets right on labelled images, through the same inspector that runs a line."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..kernels import resize_window
+from .bundle import MANIFEST_FILE, digest_file
+from .datasets import Category, Sample, find_categories
+from .engines import Engine
+from .errors import ConfigError, ImageError
+from .images import read_image
+from .inspector import Inspector
+from .memory_bank import MemoryBank
+from .metrics import accuracy, auroc, mean
+from .recipe import write_whole
+from .verdict import Status, Verdict
+
+MAX_SHOTS = 1000
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """One category at one number of shots. None where a figure is not defined (no good image, no mask)."""
+
+    image_auroc_max: float | None  # image score = the map's maximum, as in the original
+    image_auroc_top1: float | None  # image score = mean of the map's highest 1 %
+    pixel_auroc: float | None
+    accuracy: float | None  # of the verdicts; NO_RESULT counts as wrong
+    num_good: int
+    num_anomalous: int
+    num_without_mask: int  # anomalous images left out of pixel_auroc
+    num_no_result: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures by category name and number of shots, and their means over the categories."""
+
+    bundle: str
+    bundle_sha256: str
+    folder: str
+    seed: int
+    seconds: float
+    categories: dict[str, dict[str, Figures]]
+    mean: dict[str, dict[str, float | None]]
+
+
+MEASURES = ("image_auroc_max", "image_auroc_top1", "pixel_auroc", "accuracy")
+
+
+def parse_shots(text: str) -> list[int]:
+    """ "0,1,4" → [0, 1, 4].
+
+    Raises:
+        ConfigError: not a list of whole numbers from 0.
+    """
+    try:
+        shots = [int(part) for part in text.split(",")]
+    except ValueError:
+        shots = [-1]
+    if min(shots) < 0 or max(shots) > MAX_SHOTS:
+        raise ConfigError(f"--shots {text!r} is not a list like 0,1,2,4 (0 to {MAX_SHOTS})")
+    return sorted(set(shots))
+
+
+def evaluate_folder(
+    bundle: Path | None,
+    folder: Path,
+    shots: list[int],
+    class_name: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Evaluation:
+    """Evaluate every category under a folder.
+
+    Args:
+        bundle: folder; the shipped bundle when None.
+        folder: one category or many, MVTec-AD or VisA layout.
+        shots: numbers of normal samples; 0 is zero-shot.
+        class_name: for all categories; from each category's name when None.
+        seed: which normal samples; those for k shots are among those for more.
+
+    Raises:
+        AgptError: the bundle, the folder or the class name cannot be used.
+    """
+    started = time.monotonic()
+    categories = find_categories(folder)
+    with Inspector.open(bundle, class_name=class_name, threads=threads) as inspector:
+        encode_once(inspector)
+        found = {}
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for category in categories:
+                steps = progress.track(category.tests, description=category.name)
+                found[category.name] = evaluate_category(inspector, category, shots, class_name, seed, steps)
+        return Evaluation(
+            bundle=inspector.bundle.manifest.name,
+            bundle_sha256=digest_file(inspector.bundle.folder / MANIFEST_FILE).sha256,
+            folder=folder.resolve().name,
+            seed=seed,
+            seconds=round(time.monotonic() - started, 1),
+            categories=found,
+            mean=_means(found),
+        )
+
+
+def evaluate_category(
+    inspector: Inspector,
+    category: Category,
+    shots: list[int],
+    class_name: str | None,
+    seed: int,
+    samples: Iterable[Sample] | None = None,
+) -> dict[str, Figures]:
+    """Figures by number of shots. More shots than the category has normal samples are left out."""
+    manifest = inspector.bundle.manifest
+    class_name = class_name or class_of(category.name, manifest.classes) or manifest.default_class
+    zero_shot = inspector.prepare(class_name=class_name)
+    inspector.use(zero_shot)
+    banks = _banks(inspector, category, shots, seed)
+    scores = {k: _Scores() for k in shots if k == 0 or k in banks}
+    for sample in category.tests if samples is None else samples:
+        try:
+            frame = read_image(sample.image)
+        except ImageError:
+            for kept in scores.values():
+                kept.miss(sample)
+            continue
+        mask = mask_as_seen(sample, frame.shape[:2], manifest.preprocess.size, zero_shot.resize)
+        for k, kept in scores.items():
+            inspector.use(replace(zero_shot, bank=banks.get(k)))
+            kept.add(sample, inspector.inspect(frame), mask)
+    return {str(k): kept.figures() for k, kept in scores.items()}
+
+
+def class_of(category: str, classes: list[str]) -> str | None:
+    """The class a category stands for: "metal_nut" is "metal nut", "pcb3" is "pcb"; None if none does."""
+    plain = re.sub(r"\d+$", "", category.lower().replace("_", " ")).strip()
+    return plain if plain in classes else None
+
+
+def encode_once(inspector: Inspector) -> None:
+    """Let an inspector reuse the encoder's outputs while the same image comes again: once for all shots."""
+    networks = inspector._networks
+    networks["encoder"] = _RememberLast(networks["encoder"])
+
+
+class _RememberLast:
+    """An engine that does not repeat itself for the input it has just seen."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inputs: dict[str, np.ndarray] = {}
+        self._outputs: dict[str, np.ndarray] = {}
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        same = self._inputs.keys() == inputs.keys() and all(
+            np.array_equal(self._inputs[name], array) for name, array in inputs.items()
+        )
+        if not same:
+            self._outputs = self._engine.run(**inputs)
+            self._inputs = inputs
+        return self._outputs
+
+
+class _Scores:
+    """What one category's images gave at one number of shots."""
+
+    def __init__(self) -> None:
+        self.labels: list[bool] = []
+        self.peaks: list[float] = []
+        self.tops: list[float] = []
+        self.judged: list[tuple[bool, bool]] = []  # anomalous, verdict right
+        self.maps: list[np.ndarray] = []
+        self.masks: list[np.ndarray] = []
+        self.num_without_mask = 0
+        self.num_no_result = 0
+
+    def miss(self, sample: Sample) -> None:
+        """An image that could not be read: no score, and no right verdict."""
+        self.num_no_result += 1
+        self.judged.append((sample.anomalous, False))
+
+    def add(self, sample: Sample, verdict: Verdict, mask: np.ndarray | None) -> None:
+        right = Status.FAIL if sample.anomalous else Status.PASS
+        self.judged.append((sample.anomalous, verdict.status == right))
+        self.num_no_result += verdict.status == Status.NO_RESULT
+        if verdict.anomaly_map is None or verdict.peak is None or verdict.score is None:
+            return
+        self.labels.append(sample.anomalous)
+        self.peaks.append(verdict.peak)
+        self.tops.append(verdict.score)
+        if mask is None:
+            self.num_without_mask += 1
+        else:
+            self.maps.append(verdict.anomaly_map)
+            self.masks.append(mask)
+
+    def figures(self) -> Figures:
+        anomalous = [label for label, _ in self.judged]
+        return Figures(
+            image_auroc_max=auroc(self.labels, self.peaks),
+            image_auroc_top1=auroc(self.labels, self.tops),
+            pixel_auroc=auroc(np.stack(self.masks), np.stack(self.maps)) if self.maps else None,
+            accuracy=accuracy([True] * len(self.judged), [right for _, right in self.judged]),
+            num_good=anomalous.count(False),
+            num_anomalous=anomalous.count(True),
+            num_without_mask=self.num_without_mask,
+            num_no_result=self.num_no_result,
+        )
+
+
+def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int) -> dict[int, MemoryBank]:
+    """Memory banks by number of shots; each holds the first samples of one shuffled order."""
+    possible = [k for k in shots if 0 < k <= len(category.normals)]
+    if not possible:
+        return {}
+    order = np.random.default_rng(seed).permutation(len(category.normals))[: max(possible)]
+    largest = inspector.make_bank([read_image(category.normals[index]) for index in order])
+    patches = largest.features.shape[1] // largest.num_samples
+    return {
+        k: replace(largest, features=np.ascontiguousarray(largest.features[:, : k * patches]), num_samples=k)
+        for k in possible
+    }
+
+
+def mask_as_seen(
+    sample: Sample, frame_size: tuple[int, int], size: int, resize: Literal["crop", "stretch"]
+) -> np.ndarray | None:
+    """The truth in the map's geometry, bool [S, S]: as the pixels went, but with the nearest neighbour.
+
+    None for an anomalous image without a mask.
+
+    Raises:
+        ImageError, ConfigError: the mask cannot be read or does not fit the image.
+    """
+    if sample.mask is None:
+        return None if sample.anomalous else np.zeros((size, size), bool)
+    mask = read_image(sample.mask).max(axis=2)
+    if mask.shape != tuple(frame_size):
+        raise ConfigError(
+            f"{sample.mask} is {mask.shape} and its image {tuple(frame_size)}: give masks that fit"
+        )
+    window = resize_window(*frame_size, size, resize)
+    # EXACT takes the pixel whose centre is nearest, as Pillow does; plain INTER_NEAREST is half a pixel off.
+    fitted = cv2.resize(mask, (window.width, window.height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return fitted[window.top : window.top + size, window.left : window.left + size] > 0
+
+
+def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | None]]:
+    """Mean of each measure over the categories where it is defined, by number of shots."""
+    shots = dict.fromkeys(k for figures in found.values() for k in figures)
+    return {
+        k: {
+            name: mean([getattr(figures[k], name) for figures in found.values() if k in figures])
+            for name in MEASURES
+        }
+        for k in shots
+    }
+
+
+def print_table(results: Evaluation, console: Console | None = None) -> None:
+    """One row per category and number of shots, then the means."""
+    table = Table(title=f"{results.bundle} on {results.folder}, seed {results.seed}")
+    table.add_column("category")
+    for name in ("shots", "image AUROC max", "image AUROC top 1 %", "pixel AUROC", "accuracy", "images"):
+        table.add_column(name, justify="right")
+    for category, by_shots in results.categories.items():
+        for k, figures in by_shots.items():
+            counts = f"{figures.num_good} + {figures.num_anomalous}"
+            table.add_row(category, k, *(_cell(getattr(figures, name)) for name in MEASURES), counts)
+        table.add_section()
+    for k, means in results.mean.items():
+        table.add_row("mean", k, *(_cell(means[name]) for name in MEASURES), style="bold")
+    console = console or Console()
+    console.print(table)
+    for sentence in _remarks(results):
+        console.print(sentence)
+
+
+def _remarks(results: Evaluation) -> list[str]:
+    """What the figures leave out."""
+    unmasked = {
+        name: max(f.num_without_mask for f in by.values()) for name, by in results.categories.items() if by
+    }
+    failed = {
+        name: max(f.num_no_result for f in by.values()) for name, by in results.categories.items() if by
+    }
+    remarks = [
+        f"{name}: {count} anomalous images have no mask and are left out of the pixel AUROC"
+        for name, count in unmasked.items()
+        if count
+    ]
+    remarks += [
+        f"{name}: {count} images gave NO_RESULT, counted as wrong" for name, count in failed.items() if count
+    ]
+    return remarks
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def write_json(results: Evaluation, path: Path) -> None:
+    """Raises AgptError when the file cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")

@@ -1,0 +1,98 @@
+"""Sources on disk and absent ones."""
+
+from __future__ import annotations
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from anomalygpt_edge.runtime.cameras import open_camera
+from anomalygpt_edge.runtime.errors import CameraError
+
+
+def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write_video(path, num_frames: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    assert writer.isOpened()
+    for index in range(num_frames):
+        noise = np.random.default_rng(index).integers(-5, 6, (48, 64, 3))
+        writer.write((noise + 10 * index + 5).astype(np.uint8))
+    writer.release()
+
+
+def test_folder_gives_images_by_name_and_marks_the_broken_one(tmp_path):
+    (tmp_path / "late").mkdir()
+    cv2.imwrite(str(tmp_path / "b.png"), picture(1))
+    cv2.imwrite(str(tmp_path / "late" / "c.png"), picture(2))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    (tmp_path / "notes.txt").write_text("no image")
+    frames = list(open_camera(str(tmp_path)).frames())
+    assert [frame.part_id for frame in frames] == ["a", "b", "late/c"]
+    assert frames[0].pixels is None
+    assert "a.png" in frames[0].problem
+    np.testing.assert_array_equal(frames[1].pixels, picture(1))
+    assert frames[0].captured_ns < frames[1].captured_ns < frames[2].captured_ns
+    assert frames[2].captured_utc.endswith("Z")
+
+
+def test_one_image_is_a_source(tmp_path):
+    cv2.imwrite(str(tmp_path / "part.png"), picture(0))
+    (frame,) = open_camera(str(tmp_path / "part.png")).frames()
+    assert frame.part_id == "part"
+    assert frame.pixels.shape == (24, 32, 3)
+
+
+def test_video_gives_every_frame(tmp_path):
+    path = tmp_path / "line.avi"
+    write_video(path, 5)
+    camera = open_camera(str(path))
+    frames = list(camera.frames())
+    camera.close()
+    camera.close()
+    assert [frame.part_id for frame in frames] == [f"line-{index:06d}" for index in range(5)]
+    assert [int(frame.pixels.mean() // 10) for frame in frames] == [0, 1, 2, 3, 4]
+
+
+def test_cut_video_is_an_error_after_its_frames(tmp_path):
+    path = tmp_path / "line.avi"
+    write_video(path, 20)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    camera = open_camera(str(path))
+    read = []
+    with pytest.raises(CameraError, match=r"breaks off after \d+ of 20 frames"):
+        read.extend(frame.part_id for frame in camera.frames())
+    assert 0 < len(read) < 20
+
+
+def test_a_number_that_is_a_file_is_the_file(tmp_path, monkeypatch):
+    (tmp_path / "7").mkdir()
+    cv2.imwrite(str(tmp_path / "7" / "a.png"), picture(0))
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_camera("7").frames())) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("absent-source", "no source 'absent-source'"),
+        pytest.param(
+            "87", "camera 87 is not there", marks=pytest.mark.skipif(sys.platform != "linux", reason="V4L2")
+        ),
+    ],
+)
+def test_absent_sources_are_named(source, said):
+    with pytest.raises(CameraError, match=said):
+        open_camera(source)
+
+
+def test_empty_folder_and_unreadable_video_are_named(tmp_path):
+    with pytest.raises(CameraError, match="holds no image"):
+        open_camera(str(tmp_path))
+    (tmp_path / "x.mp4").write_bytes(b"this is not a video")
+    with pytest.raises(CameraError, match="neither an image nor a video"):
+        open_camera(str(tmp_path / "x.mp4"))
