@@ -27,7 +27,12 @@ class VisionConfig:
     heads: int = 16
     mlp_width: int = 5120
     embed_dim: int = 1024
-    tap_layers: tuple[int, ...] = (7, 15, 23, 31)  # zero-based: the residual stream after blocks 8, 16, 24, 32
+    tap_layers: tuple[int, ...] = (
+        7,
+        15,
+        23,
+        31,
+    )  # zero-based: the residual stream after blocks 8, 16, 24, 32
 
     @property
     def grid(self) -> int:

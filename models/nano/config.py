@@ -16,7 +16,9 @@ VOCAB_SIZE = 1024
 def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
     """AnomalyGPT's topology at nano size."""
     return AnomalyGPTConfig(
-        vision=VisionConfig(width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3)),
+        vision=VisionConfig(
+            width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3)
+        ),
         prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
         llama=LlamaConfig(
             vocab_size=vocab_size,
@@ -40,8 +42,8 @@ class Recipe:
     vision_lr: float = 4e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
-    gallery_groups: int = 6000
-    language_steps: int = 6000
+    gallery_groups: int = 4000
+    language_steps: int = 4000
     language_batch: int = 32
     language_lr: float = 1e-3
     warmup_steps: int = 40

@@ -9,7 +9,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from .defects import Defect, add_defects, plausible_defects
-from .products import HELD_OUT_KINDS, KINDS, TRAINED_KINDS, Family, photograph, render
+from .products import KINDS, TRAINED_KINDS, Family, photograph, render
 
 SIZE = 224
 GRID = 16
@@ -58,7 +58,11 @@ def _flip(sample: Sample, flips: int) -> Sample:
     """The same mirror for a whole group (bit 0: left-right, bit 1: up-down)."""
     step_y, step_x = (-1 if flips & 2 else 1), (-1 if flips & 1 else 1)
     defects = [
-        Defect(d.name, (1 - d.center[0] if flips & 2 else d.center[0], 1 - d.center[1] if flips & 1 else d.center[1]), d.area)
+        Defect(
+            d.name,
+            (1 - d.center[0] if flips & 2 else d.center[0], 1 - d.center[1] if flips & 1 else d.center[1]),
+            d.area,
+        )
         for d in sample.defects
     ]
     return Sample(
@@ -75,7 +79,9 @@ def held_out_families(count: int = 44) -> list[Family]:
     return [Family(KINDS[i % len(KINDS)], int(rng.integers(*HELD_OUT_FAMILY_SEEDS))) for i in range(count)]
 
 
-def held_out_samples(family: Family, num_normal: int, num_good: int, num_bad: int) -> tuple[list[Sample], ...]:
+def held_out_samples(
+    family: Family, num_normal: int, num_good: int, num_bad: int
+) -> tuple[list[Sample], ...]:
     """(references, good queries, defective queries) of a held-out family, always the same."""
     rng = default_rng([family.seed, 99])
     return (
@@ -96,9 +102,3 @@ def patch_coverage(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     shape = mask.shape[:-2]
     cells = mask.reshape(*shape, GRID, SIZE // GRID, GRID, SIZE // GRID).mean(axis=(-3, -1))
     return cells.reshape(*shape, GRID * GRID).astype(np.float32)
-
-
-__all__ = [
-    "HELD_OUT_KINDS", "Sample", "draw", "held_out_families", "held_out_samples", "normalise", "num_defects",
-    "patch_coverage", "training_group",
-]  # fmt: skip

@@ -56,7 +56,9 @@ def add_defects(
         # from 0.1 % of the frame to about a tenth, small ones as likely as large ones
         radius = float(np.exp(rng.uniform(np.log(0.016), np.log(0.16)))) * min(size)
         center = _place(scene, rng, name)
-        if any(np.hypot(center[1] / size[0] - d.center[0], center[0] / size[1] - d.center[1]) < 0.3 for d in made):
+        if any(
+            np.hypot(center[1] / size[0] - d.center[0], center[0] / size[1] - d.center[1]) < 0.3 for d in made
+        ):
             continue
         damaged = DEFECTS[name](Scene(image, scene.background, scene.coverage), rng, center, radius)
         damaged = np.clip(damaged, 0, 1).astype(np.float32)
@@ -67,7 +69,9 @@ def add_defects(
         if not 0.0004 < area < 0.2 or change[touched].mean() < VISIBLE_CHANGE:
             continue
         rows, columns = np.nonzero(touched)
-        made.append(Defect(name, (float(rows.mean() / size[0]), float(columns.mean() / size[1])), float(area)))
+        made.append(
+            Defect(name, (float(rows.mean() / size[0]), float(columns.mean() / size[1])), float(area))
+        )
         image, mask = damaged, mask | touched
     if not made:
         return add_defects(scene, rng, count, ("hole", "stain", "scratch"))
@@ -79,7 +83,9 @@ def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
     coverage = scene.coverage
     candidates = coverage > 0.5
     if name in ("broken_edge", "bent") and not candidates.all():
-        candidates = cv2.morphologyEx(candidates.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0
+        candidates = (
+            cv2.morphologyEx(candidates.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0
+        )
     points = np.flatnonzero(candidates)
     if points.size == 0:
         points = np.arange(candidates.size)
@@ -87,7 +93,9 @@ def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
     return float(column), float(row)
 
 
-def _tone(image: Image, center: tuple[float, float], rng: Generator, low: float, high: float) -> NDArray[np.float32]:
+def _tone(
+    image: Image, center: tuple[float, float], rng: Generator, low: float, high: float
+) -> NDArray[np.float32]:
     """A colour that differs from the one at ``center`` by low..high, lighter or darker, sometimes tinted."""
     x, y = int(center[0]), int(center[1])
     local = image[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4].reshape(-1, 3).mean(axis=0)
@@ -100,7 +108,9 @@ def _paint(image: Image, alpha: Field, color: NDArray[np.float32]) -> Image:
     return image + (color - image) * alpha[..., None]
 
 
-def _path(rng: Generator, start: tuple[float, float], length: float, bend: float, steps: int = 14) -> NDArray[np.int32]:
+def _path(
+    rng: Generator, start: tuple[float, float], length: float, bend: float, steps: int = 14
+) -> NDArray[np.int32]:
     """A wandering polyline of about ``length`` pixels centred on ``start``, in 1/16 pixels for cv2's shift=4."""
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
     moves = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / steps
@@ -133,7 +143,9 @@ def crack(scene: Scene, rng: Generator, center: tuple[float, float], radius: flo
     alpha = _stroke(size, trunk, width)
     for _ in range(int(rng.integers(0, 4))):
         joint = trunk[rng.integers(0, len(trunk))] / 16
-        alpha = np.maximum(alpha, _stroke(size, _path(rng, (joint[0], joint[1]), radius, 0.6, 10), width * 0.7))
+        alpha = np.maximum(
+            alpha, _stroke(size, _path(rng, (joint[0], joint[1]), radius, 0.6, 10), width * 0.7)
+        )
     dark = _tone(scene.image, center, rng, 0.15, 0.5)
     return _paint(scene.image, alpha * (scene.coverage > 0.3), dark)
 
@@ -143,7 +155,9 @@ def hole(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
     radius = min(radius, 0.07 * min(size))
     alpha = blob(rng, size, center, radius, 0.25)
     depth = _tone(scene.image, center, rng, 0.2, 0.6)
-    rim = np.clip(cv2.GaussianBlur(alpha, (0, 0), max(1.0, radius / 4)) - alpha, 0, 1) * rng.choice([-0.5, 0.0, 0.6])
+    rim = np.clip(cv2.GaussianBlur(alpha, (0, 0), max(1.0, radius / 4)) - alpha, 0, 1) * rng.choice(
+        [-0.5, 0.0, 0.6]
+    )
     return _paint(scene.image, alpha, depth) + rim[..., None].astype(np.float32)
 
 
@@ -152,13 +166,19 @@ def stain(scene: Scene, rng: Generator, center: tuple[float, float], radius: flo
     size = scene.coverage.shape
     alpha = blob(rng, size, center, radius, 0.5) * rng.uniform(0.3, 0.85)
     alpha = alpha * np.clip(1 + 0.4 * smooth(rng, size, max(3.0, radius / 2)), 0, 1.2)
-    return _paint(scene.image, np.clip(alpha, 0, 1) * np.maximum(scene.coverage, 0.2), _tone(scene.image, center, rng, 0.15, 0.6))
+    return _paint(
+        scene.image,
+        np.clip(alpha, 0, 1) * np.maximum(scene.coverage, 0.2),
+        _tone(scene.image, center, rng, 0.15, 0.6),
+    )
 
 
 def color_change(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
     """Discoloured or differently exposed area: gain and tint change, structure stays."""
     alpha = blob(rng, scene.coverage.shape, center, radius * 1.3, 0.4)[..., None]
-    gain = np.exp(rng.choice([-1, 1]) * rng.uniform(0.12, 0.6)) * (1 + rng.uniform(-0.25, 0.25, 3) * (rng.random() < 0.6))
+    gain = np.exp(rng.choice([-1, 1]) * rng.uniform(0.12, 0.6)) * (
+        1 + rng.uniform(-0.25, 0.25, 3) * (rng.random() < 0.6)
+    )
     return scene.image * (1 + alpha * (gain.astype(np.float32) - 1))
 
 
@@ -190,7 +210,9 @@ def cut_paste(scene: Scene, rng: Generator, center: tuple[float, float], radius:
     donor = _place(scene, rng, "cut_paste")
     turn = cv2.getRotationMatrix2D(donor, float(rng.uniform(20, 340)), float(rng.uniform(0.8, 1.25)))
     turn[:, 2] += np.asarray(center) - np.asarray(donor)
-    moved = cv2.warpAffine(scene.image, turn, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    moved = cv2.warpAffine(
+        scene.image, turn, size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+    )
     alpha = blob(rng, size, center, radius, 0.4)[..., None]
     return scene.image + (moved - scene.image) * alpha
 
@@ -201,7 +223,9 @@ def foreign_texture(scene: Scene, rng: Generator, center: tuple[float, float], r
     other = render(Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(0, 2**31))), rng, size).image
     noise = smooth(rng, size, max(4.0, radius / 1.5))
     alpha = np.clip((noise + 0.4) * 4, 0, 1) * blob(rng, size, center, radius * 1.3, 0.3)
-    return scene.image + (other - scene.image) * (alpha * rng.uniform(0.35, 1.0))[..., None].astype(np.float32)
+    return scene.image + (other - scene.image) * (alpha * rng.uniform(0.35, 1.0))[..., None].astype(
+        np.float32
+    )
 
 
 def poisson_paste(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
@@ -210,7 +234,11 @@ def poisson_paste(scene: Scene, rng: Generator, center: tuple[float, float], rad
     if rng.random() < 0.5:
         donor = render(Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(0, 2**31))), rng, size).image
     else:
-        donor = np.ascontiguousarray(np.rot90(scene.image, 2)) if size[0] != size[1] else np.rot90(scene.image).copy()
+        donor = (
+            np.ascontiguousarray(np.rot90(scene.image, 2))
+            if size[0] != size[1]
+            else np.rot90(scene.image).copy()
+        )
     side = int(np.clip(radius * 2, 6, min(size) // 3))
     patch = blob(rng, (side, side), (side / 2, side / 2), side / 2.6, 0.3) > 0.3
     patch[[0, -1]], patch[:, [0, -1]] = False, False
@@ -222,7 +250,9 @@ def poisson_paste(scene: Scene, rng: Generator, center: tuple[float, float], rad
     source = np.rint(np.clip(donor[top : top + side, left : left + side], 0, 1) * 255).astype(np.uint8)
     target = np.rint(scene.image * 255).astype(np.uint8)
     mode = cv2.MIXED_CLONE if rng.random() < 0.3 else cv2.NORMAL_CLONE
-    cloned = cv2.seamlessClone(source, target, patch.astype(np.uint8) * 255, (x, y), mode).astype(np.float32) / 255
+    cloned = (
+        cv2.seamlessClone(source, target, patch.astype(np.uint8) * 255, (x, y), mode).astype(np.float32) / 255
+    )
     changed = np.abs(cloned - target.astype(np.float32) / 255).max(axis=2) > 0
     return np.where(changed[..., None], cloned, scene.image)
 
@@ -242,7 +272,9 @@ def bent(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
     height, width = scene.coverage.shape
     reach = max(radius * 1.5, 0.035 * min(height, width))
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    weight = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * (reach / 1.6) ** 2)).astype(np.float32)
+    weight = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * (reach / 1.6) ** 2)).astype(
+        np.float32
+    )
     if rng.random() < 0.5:
         angle = rng.choice([-1, 1]) * rng.uniform(0.5, 1.6) * weight
         dx, dy = x - center[0], y - center[1]
@@ -252,7 +284,11 @@ def bent(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
         direction, push = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.8) * reach
         map_x, map_y = x + push * np.cos(direction) * weight, y + push * np.sin(direction) * weight
     return cv2.remap(
-        scene.image, map_x.astype(np.float32), map_y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        scene.image,
+        map_x.astype(np.float32),
+        map_y.astype(np.float32),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
     )
 
 

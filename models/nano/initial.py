@@ -35,7 +35,9 @@ def _dct_basis(size: int) -> list[np.ndarray]:
     n = np.arange(size)
     rows = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / size) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
-    order = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+    order = sorted(
+        ((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f)
+    )
     return [np.outer(rows[i], rows[j]) for i, j in order]
 
 
@@ -66,11 +68,15 @@ def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
 
     filters = _filters(width - first, config.patch_size)
     images = np.stack([s.pixels for i in range(num_groups) for s in training_group(seed + 1, i)[:2]])
-    responses = torch.nn.functional.conv2d(torch.from_numpy(normalise(images)), filters, stride=config.patch_size)
+    responses = torch.nn.functional.conv2d(
+        torch.from_numpy(normalise(images)), filters, stride=config.patch_size
+    )
     deviation = responses.std(dim=(0, 2, 3))
     filters *= (deviation**-WHITENING / (deviation ** (1 - WHITENING)).mean())[:, None, None, None]
     # the anchors' share of a token's variance fixes what LayerNorm divides by
-    spread = math.sqrt((NUM_ANCHORS * ANCHOR**2 + len(content) * CONTENT_STD**2 + NUM_POSITION * POSITION_STD**2 / 2) / width)
+    spread = math.sqrt(
+        (NUM_ANCHORS * ANCHOR**2 + len(content) * CONTENT_STD**2 + NUM_POSITION * POSITION_STD**2 / 2) / width
+    )
     encoder.patch_embedding.weight.zero_()
     encoder.patch_embedding.weight[first:] = filters * CONTENT_STD
 
@@ -106,7 +112,9 @@ def _energy(block: Block, content: Tensor, spread: float, linear: float = 0.6, e
             fc2.weight[channel, row] = (energy + sign * (linear - 1)) / sharp * spread
 
 
-def _neighbours(block: Block, content: Tensor, position: slice, spread: float, grid: int, sigma: float = 0.9) -> None:
+def _neighbours(
+    block: Block, content: Tensor, position: slice, spread: float, grid: int, sigma: float = 0.9
+) -> None:
     """x ← x + NEIGHBOUR_WEIGHT·(Gaussian average of x over patches about sigma apart) on the content channels."""
     attention = block.attn
     width = attention.out_proj.weight.shape[0]
@@ -122,6 +130,6 @@ def _neighbours(block: Block, content: Tensor, position: slice, spread: float, g
         for i, channel in enumerate(range(position.start, position.stop)):
             attention.in_proj_weight[start + i, channel] = sharp
             attention.in_proj_weight[width + start + i, channel] = sharp
-        for i, channel in enumerate(content[head::attention.heads].tolist()):
+        for i, channel in enumerate(content[head :: attention.heads].tolist()):
             attention.in_proj_weight[2 * width + start + i, channel] = 1.0
             attention.out_proj.weight[channel, start + i] = NEIGHBOUR_WEIGHT * spread

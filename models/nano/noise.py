@@ -25,7 +25,9 @@ def smooth(rng: Generator, size: tuple[int, int], cell: float, stretch: float = 
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(1.35)
 
 
-def fractal(rng: Generator, size: tuple[int, int], cell: float, octaves: int = 4, stretch: float = 1.0) -> Field:
+def fractal(
+    rng: Generator, size: tuple[int, int], cell: float, octaves: int = 4, stretch: float = 1.0
+) -> Field:
     """Sum of ``octaves`` noises, each half as large in cell and weight; about unit variance."""
     total = np.zeros(size, np.float32)
     weight, power = 1.0, 0.0
@@ -40,7 +42,9 @@ def white(rng: Generator, size: tuple[int, int]) -> Field:
     return rng.standard_normal(size, dtype=np.float32)
 
 
-def blob(rng: Generator, size: tuple[int, int], center: tuple[float, float], radius: float, rough: float) -> Field:
+def blob(
+    rng: Generator, size: tuple[int, int], center: tuple[float, float], radius: float, rough: float
+) -> Field:
     """Soft-edged random shape: alpha [H, W] in 0..1 about ``radius`` pixels wide around ``center`` (x, y).
 
     The outline is an ellipse whose radius varies with a few random harmonics of strength ``rough``.

@@ -88,7 +88,12 @@ def photograph(image: Image, style: Generator, part: Generator) -> NDArray[np.ui
     ``style`` is the camera of the line (how noisy, how unsteady the light), ``part`` the single shot.
     """
     size = image.shape[:2]
-    unsteady, noisy, soft, dirt = style.uniform(0.2, 1.0), style.uniform(0, 0.025), style.uniform(0, 0.7), style.uniform()
+    unsteady, noisy, soft, dirt = (
+        style.uniform(0.2, 1.0),
+        style.uniform(0, 0.025),
+        style.uniform(0, 0.7),
+        style.uniform(),
+    )
     angle = part.uniform(0, 2 * np.pi)
     y, x = np.ogrid[-0.5 : 0.5 : size[0] * 1j, -0.5 : 0.5 : size[1] * 1j]
     light = 1 + unsteady * part.uniform(-0.22, 0.22) * (np.cos(angle) * x + np.sin(angle) * y)
@@ -111,7 +116,9 @@ def _dust(image: Image, part: Generator, count: int) -> Image:
     height, width = image.shape[:2]
     for _ in range(count):
         point = (int(part.integers(0, width)), int(part.integers(0, height)))
-        tone = float(np.clip(image[point[1], point[0]].mean() + part.choice([-1, 1]) * part.uniform(0.05, 0.2), 0, 1))
+        tone = float(
+            np.clip(image[point[1], point[0]].mean() + part.choice([-1, 1]) * part.uniform(0.05, 0.2), 0, 1)
+        )
         cv2.circle(image, point, int(part.integers(0, 2)), (tone, tone, tone), -1, cv2.LINE_AA)
     return image
 
@@ -263,7 +270,9 @@ def cast(style: Generator, part: Generator, view: View) -> Image:
     cloud, marks, pores = style.uniform(0.01, 0.10), style.uniform(-0.05, 0.06), style.uniform(0, 1)
     period, size = style.uniform(20, 80), style.uniform(14, 60) * min(view.size) / 224
     tone = 1 + cloud * fractal(part, view.size, size, 4)
-    tone = tone + max(marks, 0) * _wave(view.v * period + 0.5 * smooth(part, view.size, 40)) * white(part, (view.size[0], 1))
+    tone = tone + max(marks, 0) * _wave(view.v * period + 0.5 * smooth(part, view.size, 40)) * white(
+        part, (view.size[0], 1)
+    )
     if pores > 0.6:
         tone = tone - 0.25 * np.clip((smooth(part, view.size, 2.0) - 2.2) * 2, 0, 1)
     return color * (tone + 0.01 * white(part, view.size))[..., None]
@@ -282,7 +291,9 @@ def printed(style: Generator, part: Generator, view: View) -> Image:
         radius - extent,
         np.abs(radius - extent) - 0.07,
         np.maximum(np.abs(x) - 0.4, np.abs(y) - extent / 2.5),
-        np.minimum(np.maximum(np.abs(x) - 0.09, np.abs(y) - extent), np.maximum(np.abs(y) - 0.09, np.abs(x) - extent)),
+        np.minimum(
+            np.maximum(np.abs(x) - 0.09, np.abs(y) - extent), np.maximum(np.abs(y) - 0.09, np.abs(x) - extent)
+        ),
         np.abs(y + np.abs(x) - 0.2) - 0.1,
     )[int(motif)]
     inked = view.fill(distance / count)
@@ -296,7 +307,11 @@ def mesh(style: Generator, part: Generator, view: View) -> Image:
     dx, dy = np.abs(x - np.rint(x)), np.abs(y - np.rint(y))
     upper = (np.rint(x) + np.rint(y)) % 2 < 1
     shade_x, shade_y = np.clip(1 - (dx / wire * 2) ** 2, 0, 1), np.clip(1 - (dy / wire * 2) ** 2, 0, 1)
-    tone = np.where(upper & (dx < wire / 2), shade_x, np.maximum(shade_y * (dy < wire / 2), shade_x * (dx < wire / 2) * 0.8))
+    tone = np.where(
+        upper & (dx < wire / 2),
+        shade_x,
+        np.maximum(shade_y * (dy < wire / 2), shade_x * (dx < wire / 2) * 0.8),
+    )
     return _mix(behind, metal_color, np.sqrt(tone)) * (1 + 0.03 * white(part, view.size))[..., None]
 
 
@@ -310,7 +325,9 @@ def _background(style: Generator, part: Generator, view: View) -> Image:
     if kind == 0:
         return metal(style, part, view)
     if kind == 1:
-        return np.broadcast_to(color, (*view.size, 3)) * (1 + rough * fractal(part, view.size, 8, 3))[..., None]
+        return (
+            np.broadcast_to(color, (*view.size, 3)) * (1 + rough * fractal(part, view.size, 8, 3))[..., None]
+        )
     if kind == 2:
         return np.broadcast_to(color, (*view.size, 3)) * (1 + rough * smooth(part, view.size, 60))[..., None]
     return np.broadcast_to(color, (*view.size, 3)).astype(np.float32)
@@ -340,7 +357,9 @@ def _holes(style: Generator, view: View, ring: float, count: int, radius: float)
     covered = np.zeros(view.size, np.float32)
     for k in range(count):
         a = start + 2 * np.pi * k / count
-        covered = np.maximum(covered, view.fill(np.hypot(view.u - ring * np.cos(a), view.v - ring * np.sin(a)) - radius))
+        covered = np.maximum(
+            covered, view.fill(np.hypot(view.u - ring * np.cos(a), view.v - ring * np.sin(a)) - radius)
+        )
     return covered
 
 
@@ -396,7 +415,9 @@ def nut(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     sector = np.pi / sides
     edge = r * np.cos((theta + sector) % (2 * sector) - sector) - radius
     thread = 1 + 0.3 * np.cos(60 * r) * (r < bore * radius + 0.04)
-    return face * (thread * (1 - 0.3 * (edge > -0.03)))[..., None], view.fill(np.maximum(edge, bore * radius - r))
+    return face * (thread * (1 - 0.3 * (edge > -0.03)))[..., None], view.fill(
+        np.maximum(edge, bore * radius - r)
+    )
 
 
 def capsule(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
@@ -407,9 +428,10 @@ def capsule(style: Generator, part: Generator, view: View) -> tuple[Image, Field
     d = np.hypot(np.maximum(np.abs(view.u) - length, 0), view.v) - radius
     skin = _skin(style, part, view, np.ones(3, np.float32))
     body = _mix(left, right, view.fill(joint - view.u)) * skin
-    shade = np.sqrt(np.clip(1 - (view.v / radius) ** 2, 0.02, 1)) * (1 - gloss) + gloss * np.exp(
-        -(((view.v / radius + 0.45) / 0.18) ** 2)
-    ) * 1.5
+    shade = (
+        np.sqrt(np.clip(1 - (view.v / radius) ** 2, 0.02, 1)) * (1 - gloss)
+        + gloss * np.exp(-(((view.v / radius + 0.45) / 0.18) ** 2)) * 1.5
+    )
     body = body * (0.35 + 0.65 * shade - 0.2 * view.fill(np.abs(view.u - joint) - 0.004))[..., None]
     if lettered:
         bars = (_wave(view.u * 18) > 0.5) & (np.abs(view.v) < radius * 0.25) & (np.abs(view.u) < length * 0.8)
@@ -424,9 +446,13 @@ def bottle(style: Generator, part: Generator, view: View) -> tuple[Image, Field]
     bands, shine = style.uniform(8, 30), style.uniform(0.1, 0.6)
     light = style.uniform(0, 6.28)
     r, theta = _polar(view)
-    walls = np.exp(-(((r - outer + wall / 2) / (wall / 2)) ** 2)) + 0.6 * np.exp(-(((r - outer * 0.55) / 0.03) ** 2))
+    walls = np.exp(-(((r - outer + wall / 2) / (wall / 2)) ** 2)) + 0.6 * np.exp(
+        -(((r - outer * 0.55) / 0.03) ** 2)
+    )
     tone = _mix(inside, glass, walls) * (1 + 0.25 * np.cos(r * bands * 4))[..., None]
-    glints = np.exp(-((np.angle(np.exp(1j * (theta - light - 0.05 * part.normal()))) / 0.4) ** 2)) * walls * shine
+    glints = (
+        np.exp(-((np.angle(np.exp(1j * (theta - light - 0.05 * part.normal()))) / 0.4) ** 2)) * walls * shine
+    )
     depth = 0.02 * fractal(part, view.size, 20, 2)
     return tone + (glints + depth)[..., None].astype(np.float32), view.fill(r - outer)
 
@@ -438,7 +464,9 @@ def biscuit(style: Generator, part: Generator, view: View) -> tuple[Image, Field
     mottle, bumps, dimples = style.uniform(0.04, 0.18), style.uniform(3, 14), int(style.integers(0, 9))
     square = style.random() < 0.25
     r, theta = _polar(view)
-    outline = radius * (1 + ragged * sum(part.normal() * np.cos(k * theta + part.uniform(0, 6.28)) for k in range(2, 8)))
+    outline = radius * (
+        1 + ragged * sum(part.normal() * np.cos(k * theta + part.uniform(0, 6.28)) for k in range(2, 8))
+    )
     extent = np.maximum(np.abs(view.u), np.abs(view.v)) if square else r
     edge = extent - outline
     tone = 1 + mottle * fractal(part, view.size, bumps * min(view.size) / 224, 4) - 0.25 * np.exp(edge / 0.03)
@@ -461,7 +489,11 @@ def board(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
         x, y = style.integers(1, 16, 2) * 16
         thick = int(style.integers(1, 5))
         for _ in range(int(style.integers(2, 5))):
-            dx, dy = style.choice(np.array([[1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [1, -1]])) * style.integers(1, 6) * 16
+            dx, dy = (
+                style.choice(np.array([[1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [1, -1]]))
+                * style.integers(1, 6)
+                * 16
+            )
             end = (int(np.clip(x + dx, 8, 248)), int(np.clip(y + dy, 8, 248)))
             cv2.line(layout, (int(x), int(y)), end, 1.0, thick, cv2.LINE_AA)
             x, y = end
@@ -496,7 +528,10 @@ def connector(style: Generator, part: Generator, view: View) -> tuple[Image, Fie
     x = (view.u / width * 0.5 + 0.5) * columns
     y = (view.v / height * 0.5 + 0.5) * rows
     wobble = _jitter(part, np.floor(x) + 64 * np.floor(y), 0.02)
-    dx, dy = (x - np.floor(x) - 0.5 + wobble) * 2 * width / columns, (y - np.floor(y) - 0.5) * 2 * height / rows
+    dx, dy = (
+        (x - np.floor(x) - 0.5 + wobble) * 2 * width / columns,
+        (y - np.floor(y) - 0.5) * 2 * height / rows,
+    )
     pitch = min(2 * width / columns, 2 * height / rows)
     inside = (np.abs(view.u) < width * 0.97) & (np.abs(view.v) < height * 0.97)
     pin = view.fill(np.maximum(np.abs(dx), np.abs(dy)) - pitch * style.uniform(0.18, 0.32)) * inside

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..anomalygpt import few_shot_distance
 from ..image_decoder import LOGIT_SCALE, ImageDecoder
 from ..imagebind import VisionEncoder
 from .config import Recipe
@@ -90,16 +90,23 @@ def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, thresh
     worst = distance.topk(3, dim=1).values.mean(dim=1)
     defective = positive.any(dim=1)
     loss = loss + 0.5 * _ranking(worst[~defective], worst[defective], sharpness)
-    within = [_ranking(distance[m][negative[m]], distance[m][positive[m]], sharpness) for m in defective.nonzero()[:, 0]]
+    within = [
+        _ranking(distance[m][negative[m]], distance[m][positive[m]], sharpness)
+        for m in defective.nonzero()[:, 0]
+    ]
     if within:
         loss = loss + 0.5 * torch.stack(within).mean()
     logits = (distance - threshold) * sharpness
     labelled = positive | negative
     weight = torch.where(positive, 4.0, 1.0)[labelled]
-    return loss + 0.2 * F.binary_cross_entropy_with_logits(logits[labelled], positive[labelled].float(), weight)
+    return loss + 0.2 * F.binary_cross_entropy_with_logits(
+        logits[labelled], positive[labelled].float(), weight
+    )
 
 
-def vision_loss(model: NanoVision, batch: dict[str, Tensor], recipe: Recipe) -> tuple[Tensor, dict[str, float]]:
+def vision_loss(
+    model: NanoVision, batch: dict[str, Tensor], recipe: Recipe
+) -> tuple[Tensor, dict[str, float]]:
     """The whole loss of one batch, and its parts for the log."""
     pixels = torch.from_numpy(normalise(batch["pixels"].numpy())).to(model.threshold.device)
     coverage, kind = batch["coverage"].to(pixels.device), batch["kind"].to(pixels.device)
@@ -122,7 +129,10 @@ def vision_loss(model: NanoVision, batch: dict[str, Tensor], recipe: Recipe) -> 
     sharpness = model.sharpness.exp()
     few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold)
     auxiliary = torch.stack(
-        [_distance_loss(distances[:, t], label, sharpness, model.threshold) for t in range(distances.shape[1])]
+        [
+            _distance_loss(distances[:, t], label, sharpness, model.threshold)
+            for t in range(distances.shape[1])
+        ]
     ).mean()
 
     share = recipe.zero_shot_gradient
@@ -178,7 +188,9 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> Nan
     state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
     model = NanoVision(recipe).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
@@ -216,10 +228,12 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> Nan
             if done % recipe.log_every == 0 or done == recipe.vision_steps:
                 pace = (time.monotonic() - began) / (done - seen)
                 left = pace * (recipe.vision_steps - done) / 60
-                _log(log, {"step": done, **parts, "s_per_step": round(pace, 3), "minutes_left": round(left, 1)})
+                log_record(
+                    log, {"step": done, **parts, "s_per_step": round(pace, 3), "minutes_left": round(left, 1)}
+                )
             if done % recipe.evaluate_every == 0 or done == recipe.vision_steps:
                 figures = evaluate_vision(average.encoder, average.decoder, average.text_features()[0])
-                _log(log, {"step": done, "threshold": float(average.threshold), **figures})
+                log_record(log, {"step": done, "threshold": float(average.threshold), **figures})
                 save_atomically(
                     {
                         "model": model.state_dict(),
@@ -232,11 +246,9 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> Nan
     return average
 
 
-def _log(file, record: dict) -> None:
+def log_record(file: TextIO, record: dict) -> None:
+    """One JSON line to the curve file and to the terminal."""
     line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()})
     file.write(line + "\n")
     file.flush()
     print(line, flush=True)
-
-
-__all__ = ["CLASSES", "NanoVision", "few_shot_distance", "train_vision"]

@@ -1,0 +1,52 @@
+"""``python -m anomalygpt_edge.models.nano.holdout --out FOLDER``: held-out products as an MVTec-AD folder.
+
+The same families, by seed, every time: products that training never saw, two kinds among them that it never saw any
+product of. ``agpt eval BUNDLE FOLDER`` then takes them like any other data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .data import Sample, held_out_families, held_out_samples
+
+
+def write_holdout(
+    folder: Path, num_families: int, num_normal: int = 4, num_good: int = 10, num_bad: int = 10
+) -> None:
+    """Write ``<kind>_<number>/{train/good,test/good,test/defect,ground_truth/defect}`` as PNG."""
+    for number, family in enumerate(held_out_families(num_families)):
+        normal, good, bad = held_out_samples(family, num_normal, num_good, num_bad)
+        category = folder / f"{family.kind}_{number:02d}"
+        for split, samples in (("train/good", normal), ("test/good", good), ("test/defect", bad)):
+            for index, sample in enumerate(samples):
+                _write(category / split / f"{index:03d}.png", sample.pixels)
+        for index, sample in enumerate(bad):
+            _write(category / "ground_truth" / "defect" / f"{index:03d}_mask.png", _mask_image(sample))
+        print(f"{number + 1}/{num_families} {category.name}", flush=True)
+
+
+def _mask_image(sample: Sample) -> np.ndarray:
+    return sample.mask.astype(np.uint8) * 255
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"cannot write {path}: is the disk full or the folder read-only?")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--families", type=int, default=44, help="every kind twice")
+    options = parser.parse_args()
+    write_holdout(options.out, options.families)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""``python -m anomalygpt_edge.models.nano.train``: the nano checkpoint from nothing but a seed.
+
+Stops and starts at will: every stage keeps its state in the run folder and a new start goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from ..anomalygpt import AnomalyGPT
+from .checkpoint import save_checkpoint
+from .config import Recipe, nano_config
+from .gallery import Gallery, build_gallery
+from .tokenizer import load_tokenizer, train_tokenizer
+from .train_language import Vocabulary, train_language
+from .train_vision import CLASSES, train_vision
+
+
+def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: int) -> None:
+    """Both halves, then the checkpoint in the original's formats.
+
+    Args:
+        recipe: the numbers; kept as ``recipe.json`` in the run folder, and a run is only resumed with the same.
+        folder: state and curves.
+        checkpoint: where the finished checkpoint goes.
+        device: "cpu" or "cuda".
+        workers: image-generating processes.
+
+    Raises:
+        SystemExit: the run folder belongs to another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps(dataclasses.asdict(recipe), indent=1)
+    kept = folder / "recipe.json"
+    if kept.exists() and kept.read_text(encoding="utf-8") != numbers:
+        raise SystemExit(
+            f"{folder} holds a run with another recipe: choose another --run folder, or delete it"
+        )
+    kept.write_text(numbers, encoding="utf-8")
+
+    print("[1/4] encoder, image decoder, text features", flush=True)
+    vision = train_vision(recipe, folder, device, workers).eval()
+    print("[2/4] vocabulary", flush=True)
+    vocabulary_file = folder / "tokenizer.model"
+    train_tokenizer(vocabulary_file)
+    words = Vocabulary(load_tokenizer(vocabulary_file))
+    print("[3/4] gallery of maps", flush=True)
+    gallery_file = folder / "gallery.npz"
+    if not gallery_file.exists():
+        text = vision.text_features()[0].detach()
+        build_gallery(vision.encoder, vision.decoder, text, recipe.seed, recipe.gallery_groups).save(
+            gallery_file
+        )
+    print("[4/4] prompt learner, projection, language model", flush=True)
+    torch.manual_seed(recipe.seed + 2)
+    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    model.encoder.load_state_dict(vision.encoder.state_dict())
+    model.image_decoder.load_state_dict(vision.decoder.state_dict())
+    model = train_language(recipe, model, vision, Gallery.load(gallery_file), words, folder, device)
+    features = vision.text_features().detach().cpu().numpy()
+    save_checkpoint(
+        model.cpu(),
+        vocabulary_file,
+        dict(zip(CLASSES, features, strict=True)),
+        {"few_shot": float(vision.threshold), "zero_shot": 0.5},
+        checkpoint,
+    )
+    print(f"checkpoint written to {checkpoint}", flush=True)
+
+
+def main() -> None:
+    """Every number of the recipe is an option of the same name."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/nano"), help="state and curves (resumed if there)"
+    )
+    parser.add_argument("--checkpoint", type=Path, default=Path("models/nano/checkpoint"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="image-generating processes")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: its default)")
+    for field in dataclasses.fields(Recipe):
+        if field.name != "vision":
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+            )
+    options = vars(parser.parse_args())
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    numbers = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options}
+    train(Recipe(**numbers), options["run"], options["checkpoint"], options["device"], options["workers"])
+
+
+if __name__ == "__main__":
+    main()
