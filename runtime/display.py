@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,7 +18,12 @@ from .verdict import Status, Verdict
 
 REFRESH_SECONDS = 0.1
 MAX_ROWS = 18
-CHROME_ROWS = 7  # the table's title, head, rules and caption
+CHROME_ROWS = 8  # the table's title, head, rules and a caption of up to three lines
+SENTENCE_LINES = (
+    (140, 1),
+    (100, 2),
+    (0, 3),
+)  # columns of the terminal from which a sentence takes so many lines
 STATUS_STYLES = {Status.PASS: "bold green", Status.FAIL: "bold red", Status.NO_RESULT: "bold yellow"}
 OUTCOME_STYLES = {"caught": "green", "good": "dim", "missed": "bold red", "false alarm": "bold yellow"}
 
@@ -49,15 +55,14 @@ class LiveTable:
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
         self._console = console
-        self._rows: deque[tuple[Frame, Verdict, float, str]] = deque(maxlen=MAX_ROWS)
+        self._rows: deque[tuple[Frame, Verdict, float]] = deque(maxlen=MAX_ROWS)
         self._tally = Tally()
         self._drawn = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
 
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
-        running = f"{tally.percentile(50):.1f} / {tally.percentile(99):.1f}"
-        self._rows.append((frame, verdict, latency_ms, running))
+        self._rows.append((frame, verdict, latency_ms))
         self._tally = tally
         if time.monotonic() - self._drawn >= REFRESH_SECONDS:
             self._draw()
@@ -72,21 +77,22 @@ class LiveTable:
         self._live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        rows = list(self._rows)[-max(1, min(MAX_ROWS, self._console.height - CHROME_ROWS)) :]
+        rows = list(self._rows)[-self._num_rows() :]
         knows_product = any(row[0].product for row in rows)
         knows_truth = any(row[0].defects is not None for row in rows)
-        table = Table(title=self._title, title_style="bold", caption=self._caption(), expand=True)
+        table = Table(
+            title=self._title, title_style="bold", caption=self._caption(), box=box.SIMPLE_HEAD, expand=True
+        )
         table.add_column("part", no_wrap=True, overflow="ellipsis", max_width=24)
         if knows_product:
             table.add_column("product", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)
-        table.add_column("sentence", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("sentence", ratio=1)
         table.add_column("ms", justify="right", no_wrap=True)
-        table.add_column("p50 / p99", justify="right", no_wrap=True)
         if knows_truth:
             table.add_column("truth", no_wrap=True)
-        for frame, verdict, latency_ms, running in rows:
+        for frame, verdict, latency_ms in rows:
             truth = outcome(frame, verdict.status)
             table.add_row(
                 Text(frame.part_id),
@@ -95,10 +101,14 @@ class LiveTable:
                 probability(verdict),
                 Text(said(verdict)),
                 f"{latency_ms:.1f}",
-                running,
                 *([Text(truth, OUTCOME_STYLES.get(truth, ""))] if knows_truth else []),
             )
         return table
+
+    def _num_rows(self) -> int:
+        """Parts that fit on the terminal."""
+        lines = next(lines for columns, lines in SENTENCE_LINES if self._console.width >= columns)
+        return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
     def _caption(self) -> str:
         return " · ".join(filter(None, (self._tally.counts(), self._tally.catches(), self._tally.speed())))

@@ -106,10 +106,10 @@ class Line:
         started = time.perf_counter()
         verdict, recipe = self._inspect(frame)
         latency_ms = (time.perf_counter() - started) * 1e3
-        self.tally.add(frame, verdict.status, latency_ms)
-        sequence = self._records.next_sequence if self._records else self.tally.num_parts
+        sequence = self._records.next_sequence if self._records else self.tally.num_parts + 1
         if self._records:
-            self._records.put(make_record(sequence, frame, verdict, latency_ms, recipe, self._identity))
+            verdict = self._record(self._records, frame, verdict, latency_ms, recipe)
+        self.tally.add(frame, verdict.status, latency_ms)
         if self._overlays and not (self._rejects_only and verdict.status == Status.PASS):
             self._draw(sequence, frame, verdict, latency_ms)
         self._display.put(frame, verdict, latency_ms, self.tally)
@@ -126,6 +126,18 @@ class Line:
             return self._inspector.inspect(frame.pixels), recipe
         except Exception as error:
             return no_result(f"inspection failed: {type(error).__name__}: {error}"), recipe
+
+    def _record(
+        self, records: RecordFile, frame: Frame, verdict: Verdict, latency_ms: float, recipe: str
+    ) -> Verdict:
+        """Keep the part's record; a verdict that makes none (a probability of 2, say) becomes NO_RESULT."""
+        try:
+            record = make_record(records.next_sequence, frame, verdict, latency_ms, recipe, self._identity)
+        except Exception as error:
+            verdict = no_result(f"the verdict makes no record: {error}")
+            record = make_record(records.next_sequence, frame, verdict, latency_ms, recipe, self._identity)
+        records.put(record)
+        return verdict
 
     def _draw(self, sequence: int, frame: Frame, verdict: Verdict, latency_ms: float) -> None:
         """A picture that cannot be made costs the picture, not the line."""

@@ -1,0 +1,67 @@
+"""The live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from anomalygpt_edge.runtime.cameras import Frame
+from anomalygpt_edge.runtime.display import LiveTable, PlainLines, open_display
+from anomalygpt_edge.runtime.tally import Tally
+from anomalygpt_edge.runtime.verdict import Status, Verdict
+from rich.console import Console
+
+SENTENCE = "Yes, there is an anomaly in the image, at the top left of the image."
+
+
+def show(console: Console, num_parts: int = 3) -> str:
+    display = open_display("agpt run: test", console)
+    tally = Tally()
+    for index in range(num_parts):
+        frame = Frame(
+            f"part-{index}", "test", np.zeros((2, 2, 3), np.uint8), product="gear", defects=("hole",)
+        )
+        verdict = Verdict(Status.FAIL, "answered Yes", (2, 2), "crop", p_anomaly=0.987, sentence=SENTENCE)
+        tally.add(frame, verdict.status, 10.0 + index)
+        display.put(frame, verdict, 10.0 + index, tally)
+    display.close()
+    return console.file.getvalue()
+
+
+def test_a_terminal_gets_a_table():
+    console = Console(file=io.StringIO(), force_terminal=True, width=150, height=30)
+    assert isinstance(open_display("", console), LiveTable)
+    shown = show(console)
+    for word in ("part-2", "gear", "FAIL", "0.987", SENTENCE, "12.0", "caught", "3 of 3 defective parts"):
+        assert word in shown
+    assert "p50 11.0 ms" in shown
+
+
+def test_the_table_fits_a_small_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=12)
+    shown = show(console, 40)
+    assert "part-39" in shown
+    last = shown.rsplit("agpt run: test", 1)[1]
+    assert len(last.splitlines()) <= 12
+
+
+def test_a_pipe_gets_one_whole_line_a_part():
+    console = Console(file=io.StringIO(), width=40)
+    assert isinstance(open_display("", console), PlainLines)
+    lines = show(console).splitlines()[2:]
+    assert len(lines) == 3
+    assert all(SENTENCE in line and "FAIL" in line and "p=0.987" in line for line in lines)
+    assert "[caught]" in lines[0]
+
+
+def test_markup_in_an_id_is_only_text():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
+    display = open_display("title", console)
+    verdict = Verdict(Status.NO_RESULT, "[/red] broken [bold]", (0, 0), "crop")
+    tally = Tally()
+    tally.add(Frame("[red]x", "test", None), verdict.status, 1.0)
+    display.put(Frame("[red]x", "test", None), verdict, 1.0, tally)
+    display.close()
+    assert "[red]x" in console.file.getvalue()
+    assert "[/red] broken [bold]" in console.file.getvalue()
+    assert "–" in console.file.getvalue()

@@ -1,0 +1,98 @@
+"""Records: what a line of JSON holds, and that a file outlives a torn end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from anomalygpt_edge.runtime.cameras import Frame
+from anomalygpt_edge.runtime.errors import AgptError
+from anomalygpt_edge.runtime.records import Identity, Record, RecordFile, make_record
+from anomalygpt_edge.runtime.verdict import Region, Status, Verdict
+
+IDENTITY = Identity(bundle="nano", bundle_sha256="ab" * 32)
+
+
+def frame(part_id: str = "7") -> Frame:
+    return Frame(part_id, "camera 0#7", np.zeros((4, 6, 3), np.uint8), product="gear", defects=("hole",))
+
+
+def verdict(**changes) -> Verdict:
+    values = {
+        "status": Status.FAIL,
+        "reason": "answered Yes",
+        "frame_size": (4, 6),
+        "resize": "crop",
+        "p_anomaly": 0.9,
+        "sentence": "Yes.",
+        "score": 0.25,
+        "peak": 0.5,
+        "regions": (Region((1, 2, 3, 4), "top left", 7.5, 0.5),),
+        "timings_ms": {"encode": 1.23456},
+    }
+    return Verdict(**{**values, **changes})
+
+
+def test_a_record_holds_everything_and_is_plain_json(tmp_path):
+    file = RecordFile(tmp_path)
+    file.put(make_record(file.next_sequence, frame(), verdict(), 12.3456, "gears", IDENTITY))
+    file.close()
+    stored = json.loads((tmp_path / "records.jsonl").read_text())
+    assert stored["part_id"] == "7"
+    assert stored["source"] == "camera 0#7"
+    assert stored["status"] == "FAIL"
+    assert stored["regions"] == [{"box": [1, 2, 3, 4], "place": "top left", "area_px": 7.5, "peak": 0.5}]
+    assert stored["score"] == 0.25
+    assert stored["timings_ms"] == {"encode": 1.235}
+    assert (stored["recipe"], stored["bundle"], stored["bundle_sha256"]) == ("gears", "nano", "ab" * 32)
+    assert stored["defects"] == ["hole"]
+    assert stored["captured_monotonic_ns"] > 0
+    assert stored["captured_utc"] <= stored["recorded_utc"]
+    assert msgspec.json.decode(json.dumps(stored), type=Record).sequence == 1
+
+
+def test_a_number_that_is_not_one_is_null():
+    record = make_record(
+        1, frame(), verdict(p_anomaly=math.nan, score=math.inf, peak=None), 1.0, "", IDENTITY
+    )
+    assert (record.p_anomaly, record.score, record.peak) == (None, None, None)
+    json.loads(msgspec.json.encode(record))
+
+
+def test_each_record_is_on_disk_before_the_next(tmp_path):
+    file = RecordFile(tmp_path)
+    for count in (1, 2, 3):
+        file.put(make_record(file.next_sequence, frame(str(count)), verdict(), 1.0, "", IDENTITY))
+        assert len((tmp_path / "records.jsonl").read_text().splitlines()) == count
+
+
+@pytest.mark.parametrize("torn", ["", '{"schema_version":1,"sequ', "\n", "not json\n"])
+def test_a_second_run_goes_on_counting(tmp_path, torn):
+    for expected in (1, 2):
+        file = RecordFile(tmp_path)
+        assert file.next_sequence == expected
+        file.put(make_record(expected, frame(), verdict(), 1.0, "", IDENTITY))
+        file.close()
+        with (tmp_path / "records.jsonl").open("a") as handle:
+            handle.write(torn)
+    whole = [line for line in (tmp_path / "records.jsonl").read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["sequence"] for line in whole] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AgptError, match="another --out folder"):
+        RecordFile(tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_said(tmp_path):
+    file = RecordFile(tmp_path)
+    file.close()
+    file._file = Path("/dev/full").open("ab", buffering=0)
+    with pytest.raises(AgptError, match="free some space"):
+        file.put(make_record(1, frame(), verdict(), 1.0, "", IDENTITY))
