@@ -17,7 +17,6 @@ import gguf
 import llama_cpp
 import numpy as np
 import sentencepiece
-import torch
 from torch import Tensor
 
 from ..models.llama import Llama
@@ -26,14 +25,6 @@ from .tensor_files import CheckpointError, Shape
 
 FLOAT16_MAX = 65504.0
 UNUSED_SCORE = -10000.0  # as llama.cpp's converter scores rows without a piece
-QUANTISED = {
-    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "q6_k": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
-    "q5_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
-    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-}
-PRECISIONS = ("f16", *QUANTISED)
 
 TOP_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -100,7 +91,7 @@ def write_gguf(
 
 
 def quantise(source: Path, target: Path, precision: str, threads: int = 0) -> None:
-    """Quantise a float16 GGUF with llama.cpp's own quantiser; token embeddings stay in Q8_0.
+    """Quantise a float16 GGUF with llama.cpp's own quantiser ("q4_k_m" …); token embeddings stay in Q8_0.
 
     The runtime looks token embeddings up in the file itself, and reads F32, F16, BF16 and Q8_0.
 
@@ -108,7 +99,7 @@ def quantise(source: Path, target: Path, precision: str, threads: int = 0) -> No
         CheckpointError: the quantiser refused.
     """
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = QUANTISED[precision]
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
     parameters.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
     parameters.nthread = threads or len(os.sched_getaffinity(0))
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p())

@@ -1,0 +1,61 @@
+"""What ``agpt export`` can be asked for. Imports nothing heavy: the command line reads it before torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..runtime.bundle import MANIFEST_FILE
+from ..runtime.errors import ConfigError
+
+ENGINES = ("onnx",)
+PRECISIONS = ("fp32",)
+LLM_PRECISIONS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
+RESIZE_MODES = ("crop", "stretch")
+
+Resize = Literal["crop", "stretch"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Checkpoints, where to, and how; checked when built.
+
+    Raises:
+        ConfigError: an option cannot be served, or the target is a folder that is not a bundle.
+    """
+
+    imagebind: Path
+    vicuna: Path
+    pandagpt: Path
+    anomalygpt: Path
+    text_features: Path
+    out: Path
+    about: Path | None = None
+    precision: str = "fp32"
+    llm_quant: str = "f16"
+    engines: tuple[str, ...] = ENGINES
+    classes: tuple[str, ...] = ()  # empty: the model's own, else all that the text features have
+    resize: Resize = "crop"
+    allow_parity_failure: bool = False
+
+    def __post_init__(self) -> None:
+        choose("--precision", self.precision, PRECISIONS)
+        choose("--llm-quant", self.llm_quant, LLM_PRECISIONS)
+        choose("--resize", self.resize, RESIZE_MODES)
+        for engine in self.engines:
+            choose("--engine", engine, ENGINES)
+        check_target(self.out)
+
+
+def choose(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option} {value} is not available: choose {' or '.join(known)}")
+
+
+def check_target(out: Path) -> None:
+    """Never replace anything but a bundle."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: give a folder for --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
+        raise ConfigError(f"{out} exists and is not a bundle: choose another folder or empty it")

@@ -1,0 +1,287 @@
+"""The bundle against the torch reference, stage by stage, on sample images: the gate before publishing.
+
+Both sides run whole, each on its own intermediate results, as a device does; the first stage over its tolerance is
+where the export went wrong. Every tolerance is in the table below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels import match, normalise, preprocess, upsample
+from ..runtime.bundle import Bundle, Manifest
+from ..runtime.engines import open_engine
+from ..runtime.errors import AgptError
+from ..runtime.language import LanguageModel
+from .reference import Reference
+
+MAX_ANSWER_TOKENS = 16
+NUM_SAMPLES = 2
+
+
+class ParityError(AgptError):
+    """The exported files do not compute what the checkpoints say."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``relative``: largest difference over the reference's largest value; ``absolute``: largest difference."""
+
+    kind: Literal["relative", "absolute"]
+    limit: float
+    cause: str  # what it usually means when this stage is the first to fail
+
+
+MERGE = "the language model was merged wrongly (LoRA left out, applied twice, or from another PandaGPT)"
+VISION = "the encoder's graph is not these checkpoints'"
+
+TOLERANCES = {
+    "image_embedding": Tolerance("relative", 1e-4, VISION),
+    "patch_features": Tolerance("relative", 1e-4, VISION),
+    "zero_shot_map": Tolerance("absolute", 1e-3, "the decoder's graph or the text features are not these files'"),
+    "few_shot_distance": Tolerance("absolute", 1e-4, "the matching kernel is broken on this machine"),
+    "few_shot_map": Tolerance("absolute", 1e-4, "the upsampling kernel is broken on this machine"),
+    "prompt_embeddings": Tolerance("relative", 1e-4, "the prompt learner's graph is not these checkpoints'"),
+}
+# First answer logits, relative to the largest. A greedy token may differ from the reference's only where the
+# reference itself is that close to a tie.
+ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 5e-2, "q6_k": 0.10, "q5_k_m": 0.15, "q4_k_m": 0.25, "q4_0": 0.30}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One inspection: a frame, and for few-shot its normal samples."""
+
+    frame: np.ndarray
+    normals: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageResult:
+    stage: str
+    error: float
+    limit: float
+    kind: str
+    cause: str
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.limit  # False for NaN
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the bundle answered to each case."""
+
+    first_logits: list[np.ndarray]
+    token_ids: list[tuple[int, ...]]
+
+
+Stages = dict[str, list[np.ndarray]]
+
+
+class Parity:
+    """Runs the cases once on both sides; the language model may be checked again after quantising."""
+
+    def __init__(self, reference: Reference, folder: Path, manifest: Manifest, cases: Sequence[Case]) -> None:
+        self._reference = reference
+        self._manifest = manifest
+        self._cases = cases
+        self.bundle = self._run_bundle(Bundle(folder, manifest))
+        self.expected = self._run_reference()
+
+    def networks(self) -> list[StageResult]:
+        """Every stage in front of the language model."""
+        return [
+            compare(stage, self.expected[stage], self.bundle[stage], TOLERANCES[stage])
+            for stage in TOLERANCES
+            if stage in self.expected
+        ]
+
+    def answers(self, gguf: Path, precision: str, threads: int) -> list[StageResult]:
+        """First-token logits and greedy tokens of a GGUF file, the bundle's own embeddings injected."""
+        answers = self._ask(gguf, threads)
+        expected = self._reference_logits(answers.token_ids)
+        tolerance = Tolerance("relative", ANSWER_LIMITS[precision], MERGE)
+        first = compare(
+            f"answer_logits {precision}", [logits[0] for logits in expected], answers.first_logits, tolerance
+        )
+        gap = max(greedy_gap(logits, ids) for logits, ids in zip(expected, answers.token_ids, strict=True))
+        return [first, StageResult(f"answer_tokens {precision}", gap, tolerance.limit, "relative", MERGE)]
+
+    def _pixels(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 BGR [H, W, 3] → float32 [1, 3, S, S]; one kernel serves both sides."""
+        spec = self._manifest.preprocess
+        return preprocess(frame, spec.size, spec.resize, tuple(spec.mean), tuple(spec.std))[None]
+
+    def _run_bundle(self, bundle: Bundle) -> Stages:
+        manifest = bundle.manifest
+        engines = {
+            name: open_engine(bundle.component_file(name), manifest.components[name])
+            for name in ("encoder", "decoder", "prompt_learner")
+        }
+        text_features = bundle.text_features()
+        stages: Stages = {}
+        for case in self._cases:
+            encoded = engines["encoder"].run(pixels=self._pixels(case.frame))
+            features = encoded["patch_features"]
+            add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
+            if case.normals:
+                normal = [engines["encoder"].run(pixels=self._pixels(n))["patch_features"] for n in case.normals]
+                distance = match(features, normalise(np.concatenate(normal, axis=2)[0]))
+                anomaly_map = upsample(distance, manifest.preprocess.size)
+                add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
+            else:
+                run = engines["decoder"].run(patch_features=features, text_features=text_features)
+                anomaly_map = run["anomaly_map"]
+                add(stages, zero_shot_map=anomaly_map)
+            add(stages, **engines["prompt_learner"].run(anomaly_map=anomaly_map))
+        return stages
+
+    def _run_reference(self) -> Stages:
+        reference = self._reference
+        text = reference.checkpoints.text_features[self._manifest.default_class]
+        stages: Stages = {}
+        for case in self._cases:
+            embedding, features = reference.encode(torch.from_numpy(self._pixels(case.frame)))
+            add(stages, image_embedding=embedding, patch_features=features)
+            if case.normals:
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                _, normal = reference.encode(torch.from_numpy(pixels))
+                bank = normal.transpose(0, 1).flatten(1, 2)[None]
+                distance, anomaly_map = reference.few_shot_map(features, bank)
+                add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
+            else:
+                anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
+                add(stages, zero_shot_map=anomaly_map)
+            add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map))
+        return stages
+
+    def _ask(self, gguf: Path, threads: int) -> Answers:
+        manifest = self._manifest
+        model = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads)
+        try:
+            answers = [
+                model.answer(embedding[0], prompts[0], max_tokens=MAX_ANSWER_TOKENS)
+                for embedding, prompts in zip(
+                    self.bundle["image_embedding"], self.bundle["prompt_embeddings"], strict=True
+                )
+            ]
+        finally:
+            model.close()
+        return Answers([a.first_token_logits for a in answers], [a.token_ids for a in answers])
+
+    def _reference_logits(self, answers: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Teacher-forced: the reference's logits [n, vocab] at each of the bundle's n answer tokens.
+
+        One pass over the language model's layers serves all cases and all tokens.
+        """
+        prompts = [
+            self._reference_prompt(torch.from_numpy(embedding[0]), torch.from_numpy(prompts[0]), ids[:-1])
+            for embedding, prompts, ids in zip(
+                self.expected["image_embedding"], self.expected["prompt_embeddings"], answers, strict=True
+            )
+        ]
+        return [logits.numpy() for logits in self._reference.logits(prompts, [len(ids) for ids in answers])]
+
+    def _reference_prompt(self, embedding: Tensor, prompts: Tensor, answer: Sequence[int]) -> Tensor:
+        """Input embeddings [L, D] of a whole prompt and the answer so far."""
+        reference, layout = self._reference, self._manifest.prompt
+        before = reference.embed(reference.token_ids(layout.before_image, bos=True))
+        after = reference.embed(reference.token_ids(layout.after_image))
+        question = reference.embed(reference.token_ids(layout.question + layout.assistant))
+        return torch.cat([before, embedding[None], after, prompts, question, reference.embed(answer)])
+
+
+def add(stages: Stages, **results: np.ndarray | Tensor) -> None:
+    """Append one case's results to their stages."""
+    for stage, value in results.items():
+        stages.setdefault(stage, []).append(np.asarray(value, np.float32))
+
+
+def compare(
+    stage: str, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], tolerance: Tolerance
+) -> StageResult:
+    """The worst case's error; a shape that differs or a value that is not finite is an infinite error."""
+    errors = [error_of(a, b, tolerance.kind) for a, b in zip(expected, actual, strict=True)]
+    return StageResult(stage, max(errors), tolerance.limit, tolerance.kind, tolerance.cause)
+
+
+def error_of(expected: np.ndarray, actual: np.ndarray, kind: str) -> float:
+    """Largest difference, over the reference's largest absolute value when ``kind`` is relative."""
+    if expected.shape != actual.shape or not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        return math.inf
+    difference = float(np.abs(expected - actual).max())
+    return difference / float(np.abs(expected).max()) if kind == "relative" else difference
+
+
+def greedy_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
+    """How far the bundle's greedy tokens are from being the reference's: 0 when all are the same.
+
+    Args:
+        logits: the reference's, float32 [n, vocab], given the same tokens before.
+        token_ids: the bundle's n greedy tokens.
+
+    Returns:
+        The largest drop from the reference's best logit to the chosen token's, over the largest logit.
+    """
+    chosen = logits[np.arange(len(token_ids)), list(token_ids)]
+    return float((logits.max(axis=1) - chosen).max() / np.abs(logits).max())
+
+
+def require(results: Sequence[StageResult]) -> None:
+    """Refuse results over their tolerance.
+
+    Raises:
+        ParityError: names the first stage that failed and the usual cause.
+    """
+    for result in results:
+        if not result.passed:
+            raise ParityError(
+                f"the bundle does not compute what the checkpoints say: {result.stage} has {result.kind} error "
+                f"{result.error:.2g}, allowed is {result.limit:.2g}; usually {result.cause}; nothing was published "
+                "(--allow-parity-failure publishes it, marked)"
+            )
+
+
+def summary(results: Sequence[StageResult], num_cases: int) -> dict[str, object]:
+    """What the manifest keeps."""
+    stages = {
+        result.stage: {"error": rounded(result.error), "limit": result.limit, "kind": result.kind}
+        for result in results
+    }
+    return {"passed": all(result.passed for result in results), "cases": num_cases, "stages": stages}
+
+
+def rounded(error: float) -> float | str:
+    """Three digits; JSON has no infinity."""
+    return float(f"{error:.3g}") if math.isfinite(error) else "not finite"
+
+
+def sample_cases() -> list[Case]:
+    """Two drawn parts, one of them scratched, each zero-shot and with a normal sample."""
+    normal = draw_part(seed=0, scratched=False)
+    frames = [draw_part(seed=1 + i, scratched=bool(i % 2)) for i in range(NUM_SAMPLES)]
+    return [Case(frame) for frame in frames] + [Case(frame, (normal,)) for frame in frames]
+
+
+def draw_part(seed: int, scratched: bool) -> np.ndarray:
+    """uint8 BGR [256, 320, 3]: a disc on a grained ground; not square, so that resizing is exercised."""
+    rng = np.random.default_rng(seed)
+    grain = cv2.GaussianBlur(rng.normal(0, 60, (256, 320, 3)), (0, 0), 1.5)
+    frame = np.clip(110 + grain, 0, 255).astype(np.uint8)
+    centre = (160 + int(rng.integers(-8, 9)), 128 + int(rng.integers(-8, 9)))
+    cv2.circle(frame, centre, 80, (70, 150, 200), -1, cv2.LINE_AA)
+    cv2.circle(frame, centre, 30, (40, 60, 90), -1, cv2.LINE_AA)
+    if scratched:
+        cv2.line(frame, (centre[0] - 60, centre[1] - 35), (centre[0] + 5, centre[1] - 60), (235, 240, 240), 3)
+    return frame

@@ -1,0 +1,311 @@
+"""Checkpoints to a bundle: check, export, compare, publish. The bundle is whole or absent.
+
+The stages, in order: open and check the checkpoints; networks to ONNX; language model to GGUF; parity with the torch
+reference; quantise and compare again; seal and rename.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..models import prompts
+from ..models.prompt_learner import NUM_PROMPTS
+from ..runtime.bundle import (
+    TEXT_FEATURES_FILE,
+    Component,
+    Language,
+    Manifest,
+    Preprocess,
+    PromptLayout,
+    RegionLevel,
+    Vision,
+    digest_file,
+    publish,
+    seal,
+)
+from ..runtime.errors import ConfigError
+from .checkpoints import SIZES, Checkpoints, open_checkpoints
+from .gguf_llm import quantise, write_gguf
+from .onnx_graphs import export_graph, graphs
+from .options import ExportOptions
+from .parity import Parity, StageResult, require, sample_cases, summary
+from .reference import Reference
+from .tensor_files import CheckpointError, read_json
+
+PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
+PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+GGUF_FILE = "llm.gguf"
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python", "numpy")
+ORIGINAL_NOTICES = (
+    "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial use; "
+    "read them before passing this bundle on.",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was published, and how equal it is to the checkpoints."""
+
+    bundle: Path
+    manifest: Manifest
+    parity: list[StageResult]
+    seconds: float
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model's own words about itself (``model.json``)."""
+
+    name: str
+    notices: list[str]
+    region_level: RegionLevel = RegionLevel()
+    classes: list[str] = []
+
+
+class Steps:
+    """Progress, one line a stage, with the time left inside the long ones."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    @contextmanager
+    def step(self, description: str, total: int = 1) -> Iterator[Step]:
+        task = self._progress.add_task(description, total=total)
+        yield Step(self._progress, task)
+        self._progress.update(task, completed=total)
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._progress.stop()
+
+
+@dataclass(frozen=True)
+class Step:
+    progress: Progress
+    task: TaskID
+
+    def advance(self, _what: str = "") -> None:
+        self.progress.advance(self.task)
+
+
+def export_bundle(options: ExportOptions, console: Console | None = None) -> Report:
+    """Export, prove, publish.
+
+    Args:
+        options: checkpoints, where to, and how.
+        console: where progress goes; None is silent.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, incomplete, or does not fit the others.
+        ParityError: the result does not compute what the checkpoints say; nothing was published.
+        ConfigError: a class has no text features, or the bundle cannot be written.
+    """
+    start = time.monotonic()
+    with Steps(console or Console(quiet=True)) as steps, staging_folder(options.out) as folder:
+        with steps.step("Check the checkpoints"):
+            checkpoints = open_checkpoints(
+                options.imagebind, options.vicuna, options.pandagpt, options.anomalygpt, options.text_features
+            )
+            about = read_about(options.about, checkpoints)
+            classes = choose_classes(options, about, checkpoints)
+            reference = Reference(checkpoints)
+        with steps.step("Networks to ONNX", total=3) as step:
+            components = export_networks(reference, folder, step)
+        save_text_features(checkpoints, classes, folder)
+        manifest = describe(options, about, classes, checkpoints, components)
+        num_tensors = 3 + 9 * checkpoints.config.llama.num_hidden_layers
+        with steps.step("Language model to GGUF", total=num_tensors) as step:
+            write_gguf(checkpoints.llama, folder / GGUF_FILE, about.name, step.advance)
+        results = prove(reference, folder, manifest, options, steps)
+        with steps.step("Seal and publish"):
+            manifest = msgspec.structs.replace(
+                manifest, parity=summary(results, len(sample_cases())), sources=digest_sources(options)
+            )
+            manifest = seal(folder, manifest)
+            publish(folder, options.out)
+    return Report(options.out, manifest, results, time.monotonic() - start)
+
+
+def prove(
+    reference: Reference, folder: Path, manifest: Manifest, options: ExportOptions, steps: Steps
+) -> list[StageResult]:
+    """Compare in float16 first, where a wrong merge cannot hide behind quantisation, then as shipped."""
+    threads = len(os.sched_getaffinity(0))
+    gguf = folder / GGUF_FILE
+    with steps.step("Parity with the checkpoints"):
+        parity = Parity(reference, folder, manifest, sample_cases())
+        results = parity.networks() + parity.answers(gguf, "f16", threads)
+        if not options.allow_parity_failure:
+            require(results)
+    if options.llm_quant != "f16":
+        with steps.step(f"Quantise to {options.llm_quant} and compare again"):
+            whole = gguf.rename(gguf.with_suffix(".f16"))
+            quantise(whole, gguf, options.llm_quant, threads)
+            whole.unlink()
+            results += parity.answers(gguf, options.llm_quant, threads)
+            if not options.allow_parity_failure:
+                require(results)
+    return results
+
+
+@contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside the target, so that publishing is a rename; removed whatever happens.
+
+    Raises:
+        ConfigError: nothing can be written there, or the disk is full.
+    """
+    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise ConfigError(
+            f"could not write the bundle at {out} ({error.strerror or error}): free space or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
+    """The model's name and notices: from its sidecar, or the original's."""
+    if path is None:
+        size = SIZES.get(checkpoints.config.llama.hidden_size)
+        return About(f"anomalygpt-{size.lower()}" if size else "anomalygpt", list(ORIGINAL_NOTICES))
+    try:
+        return msgspec.convert(read_json(path), About)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path} does not describe a model ({error}): fix or leave out --about") from error
+
+
+def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
+    """Those asked for, else the model's own, else all that have text features."""
+    known = checkpoints.text_features
+    chosen = list(options.classes or about.classes or known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(
+            f"class {unknown[0]!r} has no text features in {options.text_features}: choose among {', '.join(known)}"
+        )
+    return list(dict.fromkeys(chosen))
+
+
+def export_networks(reference: Reference, folder: Path, step: Step) -> dict[str, Component]:
+    components = {}
+    for graph in graphs(reference.model):
+        components[graph.name] = export_graph(graph, folder)
+        step.advance()
+    return components
+
+
+def save_text_features(checkpoints: Checkpoints, classes: list[str], folder: Path) -> None:
+    arrays = {name: checkpoints.text_features[name] for name in classes}
+    np.savez(folder / TEXT_FEATURES_FILE, **arrays)  # type: ignore[arg-type]
+
+
+def describe(
+    options: ExportOptions,
+    about: About,
+    classes: list[str],
+    checkpoints: Checkpoints,
+    components: dict[str, Component],
+) -> Manifest:
+    """The manifest without digests and parity figures."""
+    vision, llama = checkpoints.config.vision, checkpoints.config.llama
+    return Manifest(
+        name=about.name,
+        notices=about.notices,
+        preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
+        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim),
+        language=Language(
+            llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
+        ),
+        classes=classes,
+        default_class="object" if "object" in classes else classes[0],
+        region_level=about.region_level,
+        prompt=prompt_layout(),
+        components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
+        tools={name: importlib.metadata.version(name) for name in TOOLS},
+    )
+
+
+def prompt_layout() -> PromptLayout:
+    """The original's prompt, piece by piece."""
+    return PromptLayout(
+        before_image=prompts.PIECE_BEFORE_IMAGE,
+        after_image=prompts.PIECE_AFTER_IMAGE,
+        num_prompts=NUM_PROMPTS,
+        assistant=prompts.PIECE_ASSISTANT,
+        question=prompts.DEFAULT_QUESTION,
+        affirmative=prompts.AFFIRMATIVE,
+        negative=prompts.NEGATIVE,
+        stop_piece=prompts.STOP_PIECE,
+        turn_end=prompts.STOP_STRING,
+    )
+
+
+def digest_sources(options: ExportOptions) -> dict[str, str]:
+    """Role and file name → sha256, of every file that went into the bundle."""
+    files = {
+        "imagebind": [options.imagebind],
+        "vicuna": sorted(path for path in options.vicuna.iterdir() if path.is_file()),
+        "pandagpt": [options.pandagpt],
+        "anomalygpt": [options.anomalygpt],
+        "text_features": [options.text_features],
+    }
+    return {
+        f"{role}/{path.name}": digest_file(path).sha256 for role, paths in files.items() for path in paths
+    }
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Sizes, precisions, parity, and what the bundle needs to run."""
+    manifest = report.manifest
+    files = Table("file", "precision", "MB", title=f"{report.bundle}: {manifest.name}")
+    precision = {component.file: component.precision for component in manifest.components.values()}
+    for name, record in manifest.files.items():
+        files.add_row(name, precision.get(name, ""), f"{record.bytes / 1e6:.1f}")
+    stages = Table("stage", "error", "allowed", "", title="Parity with the checkpoints")
+    for result in report.parity:
+        error = f"{result.error:.1e}" if math.isfinite(result.error) else "not finite"
+        stages.add_row(
+            result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", "ok" if result.passed else "[red]FAILED"
+        )
+    total = sum(record.bytes for record in manifest.files.values()) / 1e6
+    console.print(files, stages)
+    console.print(
+        f"{total:.0f} MB in {report.seconds:.0f} s; classes: {len(manifest.classes)}; runs with onnxruntime and "
+        f"llama-cpp-python, without torch: agpt run --bundle {report.bundle}"
+    )
+
