@@ -183,7 +183,7 @@ def evaluate_language(
                 for sample, sentence in zip(bad, texts[len(good) :], strict=True):
                     if len(sample.defects) == 1 and sentence.startswith(AFFIRMATIVE):
                         figures["place"].append(float(sentence == answer(places(sample.defects))))
-    return {name: float(np.mean(values)) for name, values in figures.items()}
+    return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
 
 def train_language(

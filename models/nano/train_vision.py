@@ -233,7 +233,7 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> Nan
                 )
             if done % recipe.evaluate_every == 0 or done == recipe.vision_steps:
                 figures = evaluate_vision(average.encoder, average.decoder, average.text_features()[0])
-                log_record(log, {"step": done, "threshold": float(average.threshold), **figures})
+                log_record(log, {"step": done, "threshold": average.threshold.item(), **figures})
                 save_atomically(
                     {
                         "model": model.state_dict(),

@@ -1,0 +1,118 @@
+"""The network definitions: shapes, and the identities that the exported forms rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from anomalygpt_edge.models.anomalygpt import few_shot_distance, upsample_map
+from anomalygpt_edge.models.image_decoder import ImageDecoder
+from anomalygpt_edge.models.imagebind import VisionEncoder, fold_video_kernel
+from anomalygpt_edge.models.llama import Llama, LlamaConfig
+from anomalygpt_edge.models.nano.config import nano_config
+from anomalygpt_edge.models.prompt_learner import PromptLearner
+from anomalygpt_edge.models.prompts import answer, place_name
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_folded_kernel_equals_the_video_convolution_of_a_repeated_frame() -> None:
+    weight = torch.randn(8, 3, 2, 14, 14)
+    image = torch.randn(2, 3, 28, 28)
+    video = image[:, :, None].expand(-1, -1, 2, -1, -1)
+    expected = F.conv3d(video, weight, stride=(2, 14, 14))[:, :, 0]
+    assert torch.allclose(F.conv2d(image, fold_video_kernel(weight), stride=14), expected, atol=1e-4)
+
+
+def test_encoder_taps_are_the_residual_stream_without_cls() -> None:
+    encoder = VisionEncoder(nano_config().vision).eval()
+    embedding, taps = encoder(torch.randn(2, 3, 224, 224))
+    assert taps.shape == (2, 4, 256, 128)
+    assert torch.allclose(embedding.norm(dim=-1), torch.ones(2), atol=1e-5)
+    # the last tap is what the head reads: recompute the CLS row's way from the blocks
+    assert not torch.allclose(taps[:, 0], taps[:, 3])
+
+
+def test_few_shot_distance_equals_the_broadcast_cosine_of_the_original() -> None:
+    query, bank = torch.randn(1, 4, 16, 8), torch.randn(1, 4, 40, 8)
+    pairwise = F.cosine_similarity(query[:, :, :, None], bank[:, :, None], dim=-1)
+    expected = 1 - pairwise.amax(dim=-1).mean(dim=1)
+    assert torch.allclose(few_shot_distance(query, bank), expected, atol=1e-6)
+
+
+def test_a_patch_that_is_in_the_bank_has_no_distance() -> None:
+    query = torch.randn(1, 4, 16, 8)
+    assert few_shot_distance(query, torch.cat([torch.randn(1, 4, 3, 8), query * 2], dim=2)).abs().max() < 1e-6
+
+
+def test_upsampling_keeps_the_corners() -> None:
+    patches = torch.rand(1, 256)
+    upsampled = upsample_map(patches)[0]
+    assert upsampled[0, 0] == patches[0, 0]
+    assert torch.isclose(upsampled[-1, -1], patches[0, -1])
+
+
+def test_zero_shot_map_is_high_where_patches_look_abnormal() -> None:
+    decoder = ImageDecoder(8, 8)
+    for fc in decoder.fc:
+        fc.weight.data = torch.eye(8)
+        fc.bias.data.zero_()
+    text = F.normalize(torch.eye(8)[:2], dim=-1)
+    taps = torch.zeros(1, 4, 256, 8)
+    taps[..., 0] = 1.0
+    taps[:, :, 100] = torch.eye(8)[1]
+    anomaly_map = decoder(taps, text)[0]
+    row, column = divmod(int(anomaly_map.argmax()), 224)
+    assert (round(row * 15 / 223), round(column * 15 / 223)) == divmod(100, 16)
+    assert anomaly_map.max() > 0.9
+    assert anomaly_map[0, 0] < 0.1
+
+
+def test_prompt_rows_read_their_own_cell_of_the_map() -> None:
+    learner = PromptLearner(nano_config().prompt_learner).eval()
+    flat = torch.zeros(1, 224, 224)
+    marked = flat.clone()
+    marked[0, 214:, 214:] = 1.0  # beyond what the first cell sees
+    change = (learner(marked) - learner(flat)).abs().sum(dim=-1)[0]
+    assert torch.equal(change[:9], torch.zeros(9))
+    assert change[9 + 8] > 0
+    assert change[9 + 0] == 0
+
+
+def test_llama_is_causal() -> None:
+    llama = Llama(
+        LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        )
+    )
+    inputs = torch.randn(1, 7, 32)
+    changed = inputs.clone()
+    changed[:, 5:] += 1
+    assert torch.allclose(llama(inputs)[:, :5], llama(changed)[:, :5], atol=1e-5)
+    assert not torch.allclose(llama(inputs)[:, 5:], llama(changed)[:, 5:], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "name"),
+    [
+        (0.0, 0.0, "top left"),
+        (1 / 3, 1 / 3, "top left"),
+        (0.5, 0.5, "center"),
+        (0.34, 1.0, "right"),
+        (1, 0.5, "bottom"),
+    ],
+)
+def test_place_names(row: float, column: float, name: str) -> None:
+    assert place_name(row, column) == name
+
+
+def test_answers_are_the_originals() -> None:
+    assert answer([]) == "No, there is no anomaly in the image."
+    assert answer(["top"]) == "Yes, there is an anomaly in the image, at the top of the image."
+    assert (
+        answer(["top", "left", "top"])
+        == "Yes, there are 3 anomalies in the image, they are at the top and left of the image."
+    )
