@@ -6,11 +6,8 @@ contain torch; everything heavy is an extra. ``constraints.txt`` pins what these
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).resolve().parent
 FOLDERS = ("export", "kernels", "models", "runtime")
 
 RUNTIME = [
@@ -23,6 +20,7 @@ RUNTIME = [
     "tomli>=2.0,<3; python_version < '3.11'",
     "typer>=0.16,<1",
     "rich>=13,<16",
+    "threadpoolctl>=3.1,<4",
 ]
 
 EXPORT = [
@@ -69,8 +67,6 @@ setup(
     name="anomalygpt-edge",
     version="0.1.0",
     description="Edge deployment runtime for AnomalyGPT: says whether a part is defective, where, and what it sees",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.14",

@@ -23,7 +23,7 @@ def read_image(path: Path | str) -> np.ndarray:
     orientation is ignored.
 
     Raises:
-        ImageError: no such file, another format, too large, more than 8 bits a channel, or it does not decode.
+        ImageError: no such file, another format, too large, over 8 bits a channel, or it does not decode.
     """
     path = Path(path)
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from ..kernels import match, preprocess, upsample
 from .bundle import Bundle, open_bundle
@@ -47,7 +48,10 @@ class Product:
 
 
 class Inspector:
-    """Inspects frames of one product at a time. Not thread-safe: one inspector, one thread."""
+    """Inspects frames of one product at a time. Not thread-safe: one inspector, one thread.
+
+    While it is open, NumPy's BLAS runs on one thread: its threads spin, and what is multiplied here is small.
+    """
 
     def __init__(
         self, bundle: Bundle, networks: dict[str, Engine], language: LanguageModel, product: Product
@@ -56,6 +60,7 @@ class Inspector:
         self.product = product
         self._networks = networks
         self._language = language
+        self._blas = ThreadpoolController().select(user_api="blas").limit(limits=1)
 
     @classmethod
     def open(
@@ -97,8 +102,9 @@ class Inspector:
         return inspector
 
     def close(self) -> None:
-        """Free the language model's native memory."""
+        """Free the language model's native memory and give NumPy its threads back."""
         self._language.close()
+        self._blas.restore_original_limits()
 
     def __enter__(self) -> Inspector:
         return self

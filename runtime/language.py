@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from .llama_session import LlamaSession
 MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
 MAX_ANSWER_TOKENS = 64
 MAX_CACHED_PIECES = 256
-NUM_MEASURED_STEPS = 4
+NUM_MEASURED = 5
+WORTHWHILE = 1.5  # times faster that more threads must be to be used
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,8 @@ class LanguageModel:
         bos = header.metadata.get("tokenizer.ggml.bos_token_id", 1)
         eos = header.metadata.get("tokenizer.ggml.eos_token_id", 2)
         model = cls(session, embed, layout, bos, eos)
-        model._choose_step_threads(threads)
+        if threads > 1:
+            model._choose_threads(threads)
         return model
 
     def close(self) -> None:
@@ -162,20 +163,26 @@ class LanguageModel:
         self._prefix_cached = 0  # until the answer is whole: after a failure the cache may hold anything
         return self._session.prefill(rest, cached)
 
-    def _choose_step_threads(self, threads: int) -> None:
-        """Measure whether one token is faster alone: for a small model, threads cost more than they bring."""
-        start = len(self._before_image)
+    def _choose_threads(self, threads: int) -> None:
+        """Measure whether threads pay: llama.cpp's spin while they wait for each other, so a small model is
+        faster alone, and on a busy machine very much faster."""
+        alone, together = self._measure(1), self._measure(threads)
+        best = [threads if one > WORTHWHILE * many else 1 for one, many in zip(alone, together, strict=True)]
+        self._session.set_threads(prefill=best[0], step=best[1])
 
-        def step_seconds(count: int) -> float:
-            self._session.set_threads(step=count, prefill=threads)
-            self._session.prefill([self._before_image], 0)
-            times = [time.perf_counter()]
-            for position in range(start, start + NUM_MEASURED_STEPS):
-                self._session.step(self.affirmative_id, position)
-                times.append(time.perf_counter())
-            return min(after - before for before, after in pairwise(times))
-
-        self._session.set_threads(step=min((threads, 1), key=step_seconds), prefill=threads)
+    def _measure(self, threads: int) -> tuple[float, float]:
+        """Seconds that a prefill of typical length and a step take."""
+        self._session.set_threads(prefill=threads, step=threads)
+        rows = [self._before_image] * NUM_MEASURED
+        prefills, steps = [], []
+        for _ in range(NUM_MEASURED):
+            start = time.perf_counter()
+            position = self._session.prefill(rows, 0)
+            middle = time.perf_counter()
+            self._session.step(self.affirmative_id, position)
+            prefills.append(middle - start)
+            steps.append(time.perf_counter() - middle)
+        return min(prefills), min(steps)
 
     def _piece(self, text: str) -> np.ndarray:
         """Embeddings of a text tokenised on its own, as the original does: float32 [n, D]."""
