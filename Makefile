@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
+NANO := models/nano/checkpoint
 ARGS ?=
 
 .PHONY: help demo test test-slow lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
@@ -47,7 +48,9 @@ nano-train: venv-dev  ## train the bundled model (hours on two cores; resumes)
 	$(BIN)/python -m anomalygpt_edge.models.nano.train $(ARGS)
 
 nano-bundle: venv-dev  ## the trained checkpoint as the bundle that ships
-	$(BIN)/python -m anomalygpt_edge.models.nano.bundle $(ARGS)
+	$(BIN)/agpt export --imagebind $(NANO)/imagebind.safetensors --vicuna $(NANO)/vicuna \
+	  --pandagpt $(NANO)/pandagpt.safetensors --anomalygpt $(NANO)/anomalygpt.safetensors \
+	  --text-features $(NANO)/text_features.npz --about $(NANO)/model.json --out models/nano/bundle $(ARGS)
 
 nano-sheet: venv-dev  ## a contact sheet of generated parts, to look at
 	$(BIN)/python -m anomalygpt_edge.models.nano.sheet $(ARGS)
