@@ -10,14 +10,13 @@ from typing import Annotated
 import typer
 
 from .errors import AgptError, ConfigError
+from .printable import printable
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="agpt",
-    help="Inspect parts with AnomalyGPT: a verdict sentence and an anomaly map for every frame.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -45,7 +44,7 @@ OverlayChoice = Annotated[
 def main() -> None:
     """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except AgptError as error:
         status = _complain(str(error), EXIT_BAD_INPUT)
     except KeyboardInterrupt:
@@ -63,8 +62,25 @@ def main() -> None:
 
 
 def _complain(sentence: str, status: int) -> int:
-    print(f"agpt: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"agpt: {printable(sentence)}", file=sys.stderr)
     return status
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"agpt {version('anomalygpt-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Inspect parts with AnomalyGPT: a verdict sentence and an anomaly map for every frame."""
 
 
 @app.command()
@@ -141,7 +157,7 @@ def ask(
         raise ConfigError("the question is empty: ask something")
     frame = read_image(image)
     with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads) as inspector:
-        print(inspector.ask(frame, question).text)
+        print(printable(inspector.ask(frame, question).text))
 
 
 @app.command("eval")

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .cameras.base import Frame
+from .overlay import said
+from .printable import printable
 from .tally import Tally, outcome
 from .verdict import Status, Verdict
 
@@ -38,10 +40,6 @@ def open_display(title: str, console: Console | None = None) -> Display:
     """The live table when standard output is a terminal, else plain lines."""
     console = console or Console()
     return LiveTable(title, console) if console.is_terminal else PlainLines(title, console)
-
-
-def said(verdict: Verdict) -> str:
-    return " ".join((verdict.sentence or verdict.reason).split())
 
 
 def probability(verdict: Verdict) -> str:
@@ -95,7 +93,7 @@ class LiveTable:
         for frame, verdict, latency_ms in rows:
             truth = outcome(frame, verdict.status)
             table.add_row(
-                Text(frame.part_id),
+                Text(printable(frame.part_id)),
                 *([Text(frame.product)] if knows_product else []),
                 Text(verdict.status.value, STATUS_STYLES[verdict.status]),
                 probability(verdict),
@@ -124,7 +122,7 @@ class PlainLines:
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
         fields = [
             f"{tally.num_parts:>5}",
-            f"{frame.part_id:<12}",
+            f"{printable(frame.part_id):<12}",
             f"{frame.product:<12}" if frame.product else "",
             f"{verdict.status.value:<9}",
             f"p={probability(verdict):<5}",

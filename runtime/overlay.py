@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from .errors import AgptError
+from .printable import printable
 from .verdict import Region, Status, Verdict
 
 PANE_SIDE = 480  # longest side of each of the two pictures, px
@@ -34,7 +35,7 @@ STATUS_COLORS: dict[Status, Color] = {
     Status.FAIL: (80, 80, 240),
     Status.NO_RESULT: (60, 180, 245),
 }
-MAX_OPACITY = 0.62
+MAX_OPACITY = 0.55
 DIMMING = 0.6  # of what the centre crop left out
 HEAT_FROM, HEAT_FULL = 0.7, 1.8  # multiples of the operating level between which the heat rises
 
@@ -123,11 +124,16 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
     cv2.rectangle(canvas, (left, upper), (left + plate_width, upper + 40), color, cv2.FILLED)
     _write(canvas, (left + 14, upper + 28), status, 22, DARK_INK, bold=True)
     text_left = left + plate_width + 16
-    lines = _wrap(verdict.sentence or verdict.reason, 18, canvas.shape[1] - MARGIN - text_left)
+    lines = _wrap(said(verdict), 18, canvas.shape[1] - MARGIN - text_left)
     for row, line in enumerate(lines):
         _write(canvas, (text_left, upper + 33 - 7 * len(lines) + 22 * row), line, 18, INK)
     details = "  |  ".join(part for part in (note, *_figures(verdict)) if part)
     _write(canvas, (left, upper + 70), _cut(details, 15, canvas.shape[1] - 2 * MARGIN), 15, FAINT_INK)
+
+
+def said(verdict: Verdict) -> str:
+    """What to tell a person: the model's sentence, or why there is no result."""
+    return printable(verdict.reason if verdict.status == Status.NO_RESULT else verdict.sentence)
 
 
 def _figures(verdict: Verdict) -> list[str]:

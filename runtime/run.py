@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bundle import MANIFEST_FILE, digest_file
-from .cameras import Camera, Frame, open_camera
+from .bundle import MANIFEST_FILE, Bundle, digest_file
+from .cameras import Frame, open_camera
 from .cameras.folder import is_image
 from .display import open_display
 from .errors import ConfigError, ImageError
@@ -103,37 +104,45 @@ def run_line(options: RunOptions) -> None:
     Raises:
         AgptError: an option is wrong, a file is bad, records cannot be written, or the camera was lost.
     """
-    camera = open_camera(options.source, num_parts=options.parts, seed=options.seed)
-    inspector = open_inspector(
-        options.bundle, options.recipe, options.normals, options.class_name, options.threads
-    )
-    with inspector:
-        line = _prepare_line(camera, inspector, options)
+    with ExitStack() as opened:
+        # What is quick to check comes first; the model takes seconds to load.
+        camera = opened.enter_context(
+            closing(open_camera(options.source, num_parts=options.parts, seed=options.seed))
+        )
+        records = opened.enter_context(closing(RecordFile(options.out))) if options.out else None
+        overlays = (
+            OverlayFolder(options.out / "overlays") if options.out and options.overlays != "none" else None
+        )
+        inspector = opened.enter_context(
+            open_inspector(
+                options.bundle, options.recipe, options.normals, options.class_name, options.threads
+            )
+        )
+        choose_recipe = _recipe_chooser(inspector, options)
+        manifest = inspector.bundle.manifest
+        few_shot = inspector.product.bank is not None
+        line = Line(
+            camera,
+            inspector,
+            open_display(f"agpt run: {camera.name}, bundle {manifest.name}"),
+            identify(inspector.bundle),
+            choose_recipe=choose_recipe,
+            records=records,
+            overlays=overlays,
+            rejects_only=options.overlays == "reject",
+            level=manifest.region_level.few_shot if few_shot else manifest.region_level.zero_shot,
+            max_parts=options.parts,
+        )
         line.run()
     print("\n".join(summary(line, options)))
     if line.lost:
         raise line.lost
 
 
-def _prepare_line(camera: Camera, inspector: Inspector, options: RunOptions) -> Line:
-    bundle = inspector.bundle
-    choose_recipe = _recipe_chooser(inspector, options)
-    levels = bundle.manifest.region_level
-    keep_overlays = options.out is not None and options.overlays != "none"
-    return Line(
-        camera,
-        inspector,
-        open_display(f"agpt run: {camera.name}, bundle {bundle.manifest.name}"),
-        Identity(
-            bundle=bundle.manifest.name, bundle_sha256=digest_file(bundle.folder / MANIFEST_FILE).sha256
-        ),
-        choose_recipe=choose_recipe,
-        records=RecordFile(options.out) if options.out else None,
-        overlays=OverlayFolder(options.out / "overlays") if options.out and keep_overlays else None,
-        rejects_only=options.overlays == "reject",
-        level=levels.zero_shot if inspector.product.bank is None else levels.few_shot,
-        max_parts=options.parts,
-    )
+def identify(bundle: Bundle) -> Identity:
+    """The bundle's name and digest, for records."""
+    digest = digest_file(bundle.folder / MANIFEST_FILE).sha256
+    return Identity(bundle=bundle.manifest.name, bundle_sha256=digest)
 
 
 def _recipe_chooser(inspector: Inspector, options: RunOptions) -> Callable[[Frame], str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CameraError
+from ..images import read_image
 from .base import Camera, Frame
 
 __all__ = ["Camera", "Frame", "open_camera"]
@@ -24,6 +25,7 @@ def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> 
 
     Raises:
         CameraError: no such source, or it cannot be opened.
+        ImageError: the source is one image, and it does not decode.
     """
     path = Path(source)
     if source == "demo":
@@ -40,7 +42,10 @@ def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> 
         )
     from .folder import FolderCamera, is_image
 
-    if path.is_dir() or is_image(path):
+    if path.is_dir():
+        return FolderCamera(path)
+    if is_image(path):
+        read_image(path)  # a single image that does not decode is a mistake, not a part without result
         return FolderCamera(path)
     from .video import VideoCamera
 

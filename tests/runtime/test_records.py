@@ -93,6 +93,6 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
 def test_a_full_disk_is_said(tmp_path):
     file = RecordFile(tmp_path)
     file.close()
-    file._file = Path("/dev/full").open("ab", buffering=0)
+    file._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
     with pytest.raises(AgptError, match="free some space"):
         file.put(make_record(1, frame(), verdict(), 1.0, "", IDENTITY))
