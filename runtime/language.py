@@ -22,8 +22,8 @@ from .llama_session import LlamaSession
 MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
 MAX_ANSWER_TOKENS = 64
 MAX_CACHED_PIECES = 256
-NUM_MEASURED = 5
-WORTHWHILE = 1.5  # times faster that more threads must be to be used
+NUM_MEASURED_STEPS = 3  # the fastest counts
+SHARED_STEP_SECONDS = 0.003  # a shorter step is not worth sharing between threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +91,11 @@ class LanguageModel:
         header = read_header(path)
         check_language_model(path, header, expected)
         embed = TokenEmbeddings(path, header.tensors["token_embd.weight"])
-        session = LlamaSession(path, min(max_context, expected.context_length), expected.width, threads)
+        session = LlamaSession(path, min(max_context, expected.context_length), expected.width)
         bos = header.metadata.get("tokenizer.ggml.bos_token_id", 1)
         eos = header.metadata.get("tokenizer.ggml.eos_token_id", 2)
         model = cls(session, embed, layout, bos, eos)
-        if threads > 1:
-            model._choose_threads(threads)
+        model._choose_threads(threads)
         return model
 
     def close(self) -> None:
@@ -164,25 +163,18 @@ class LanguageModel:
         return self._session.prefill(rest, cached)
 
     def _choose_threads(self, threads: int) -> None:
-        """Measure whether threads pay: llama.cpp's spin while they wait for each other, so a small model is
-        faster alone, and on a busy machine very much faster."""
-        alone, together = self._measure(1), self._measure(threads)
-        best = [threads if one > WORTHWHILE * many else 1 for one, many in zip(alone, together, strict=True)]
-        self._session.set_threads(prefill=best[0], step=best[1])
+        """One thread for a small model: llama.cpp's threads spin while they wait for each other.
 
-    def _measure(self, threads: int) -> tuple[float, float]:
-        """Seconds that a prefill of typical length and a step take."""
-        self._session.set_threads(prefill=threads, step=threads)
-        rows = [self._before_image] * NUM_MEASURED
-        prefills, steps = [], []
-        for _ in range(NUM_MEASURED):
-            start = time.perf_counter()
-            position = self._session.prefill(rows, 0)
-            middle = time.perf_counter()
+        A nano step (0.1 ms) takes three times as long on two threads, and far longer where something else runs.
+        """
+        self._session.set_threads(1)
+        start = self._session.prefill([self._before_image], 0)
+        for position in range(start, start + NUM_MEASURED_STEPS):
+            before = time.perf_counter()
             self._session.step(self.affirmative_id, position)
-            prefills.append(middle - start)
-            steps.append(time.perf_counter() - middle)
-        return min(prefills), min(steps)
+            if time.perf_counter() - before < SHARED_STEP_SECONDS:
+                return
+        self._session.set_threads(threads)
 
     def _piece(self, text: str) -> np.ndarray:
         """Embeddings of a text tokenised on its own, as the original does: float32 [n, D]."""

@@ -29,13 +29,12 @@ def _keep_errors(level: int, text: bytes, _user_data: int) -> None:
 class LlamaSession:
     """Prefill with embeddings, continue with tokens, all in sequence 0."""
 
-    def __init__(self, path: Path, num_context: int, width: int, threads: int) -> None:
+    def __init__(self, path: Path, num_context: int, width: int) -> None:
         """
         Args:
             path: a GGUF file that passed ``gguf_header``.
             num_context: positions that the cache holds; also the most that one prefill takes.
             width: the model's embedding width D.
-            threads: CPU threads.
 
         Raises:
             BundleError: llama.cpp refuses the file.
@@ -48,7 +47,6 @@ class LlamaSession:
             raise BundleError(f"llama.cpp cannot load {path} ({_last_error}): re-run agpt export")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = num_context
-        params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
@@ -139,8 +137,9 @@ class LlamaSession:
         pointer = llama_cpp.llama_get_logits_ith(self.context, -1)
         return np.ctypeslib.as_array(pointer, (self.num_vocab,))
 
-    def set_threads(self, step: int, prefill: int) -> None:
-        llama_cpp.llama_set_n_threads(self.context, step, prefill)
+    def set_threads(self, threads: int) -> None:
+        """CPU threads of every later pass."""
+        llama_cpp.llama_set_n_threads(self.context, threads, threads)
 
     def _decode(self, batch: llama_cpp.llama_batch) -> None:
         if status := llama_cpp.llama_decode(self.context, batch):
