@@ -1,0 +1,108 @@
+"""One small bundle for every test that needs one: random vision weights, a language model with a known answer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from anomalygpt_edge.export.options import ExportOptions
+from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.models import prompts
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
+from anomalygpt_edge.models.imagebind import VisionConfig
+from anomalygpt_edge.models.llama import Llama, LlamaConfig
+from anomalygpt_edge.models.nano.checkpoint import save_checkpoint
+from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
+
+TINY_ANSWER = "Yes, at the top left."  # what tiny_bundle says of every image
+TINY_CLASSES = ("object", "pcb")
+NUM_PIECES = 400
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA-like sentencepiece model: byte fallback, dummy prefix, the original's words."""
+    lines = [
+        *(prompts.answer([place]) for place in prompts.PLACES), prompts.answer([]), TINY_ANSWER, "No.",
+        prompts.PIECE_BEFORE_IMAGE, prompts.PIECE_AFTER_IMAGE, prompts.DEFAULT_QUESTION, "x##y",
+    ]  # fmt: skip
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 20), model_writer=model, model_type="bpe", vocab_size=NUM_PIECES,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True,
+        allow_whitespace_only_pieces=True, hard_vocab_limit=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("tiny") / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tokenizer: Path) -> AnomalyGPT:
+    """Nano's topology with fewer channels; every weight random but the words of the language model."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
+    torch.manual_seed(0)
+    model = AnomalyGPT(
+        AnomalyGPTConfig(
+            VisionConfig(width=32, depth=4, heads=2, mlp_width=64, embed_dim=16, tap_layers=(0, 1, 2, 3)),
+            PromptLearnerConfig((4, 4, 8, 8, 8), llm_width=64),
+            LlamaConfig(tokenizer.get_piece_size(), 64, 96, 2, 4, max_position_embeddings=256),
+        )
+    ).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or name.endswith(("cls_token", "pos_embed")):
+            parameter += 0.1 * torch.randn_like(parameter)
+    teach_answer(model.llama, tokenizer)
+    return model.eval()
+
+
+def teach_answer(llama: Llama, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    """Make each token of the answer the successor of the one before, whatever the image shows.
+
+    The residual stream stays close to the last token's embedding, and the output row of a token is the
+    embedding of its predecessor.
+    """
+    for layer in llama.model.layers:
+        layer.self_attn.o_proj.weight *= 0.02
+        layer.mlp.down_proj.weight *= 0.02
+    embeddings = llama.model.embed_tokens.weight
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    chain = [
+        tokenizer.encode(prompts.DEFAULT_QUESTION + prompts.PIECE_ASSISTANT)[-1],
+        *tokenizer.encode(TINY_ANSWER),
+        tokenizer.piece_to_id("<0x0A>"),
+        tokenizer.piece_to_id(prompts.STOP_PIECE),
+    ]
+    assert len(set(chain)) == len(chain), "a token with two successors cannot be taught"
+    for token, successor in itertools.pairwise(chain):
+        llama.lm_head.weight[successor] = embeddings[token]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tiny_model: AnomalyGPT, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A sealed bundle folder. Shared: tests that damage it copy it first."""
+    folder = tmp_path_factory.mktemp("tiny_bundle")
+    checkpoint = folder / "checkpoint"
+    rng = np.random.default_rng(0)
+    features = {name: rng.standard_normal((2, 16)).astype(np.float32) for name in TINY_CLASSES}
+    features = {
+        name: value / np.linalg.norm(value, axis=1, keepdims=True) for name, value in features.items()
+    }
+    save_checkpoint(tiny_model, tiny_tokenizer, features, {"few_shot": 0.3, "zero_shot": None}, checkpoint)
+    options = ExportOptions(
+        imagebind=checkpoint / "imagebind.safetensors",
+        vicuna=checkpoint / "vicuna",
+        pandagpt=checkpoint / "pandagpt.safetensors",
+        anomalygpt=checkpoint / "anomalygpt.safetensors",
+        text_features=checkpoint / "text_features.npz",
+        about=checkpoint / "model.json",
+        out=folder / "bundle",
+    )
+    return export_bundle(options).bundle
