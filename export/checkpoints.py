@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,8 +223,8 @@ def check_vision_config(config: VisionConfig, tensors: Tensors) -> None:
         )
     if not config.tap_layers or max(config.tap_layers) >= config.depth or min(config.tap_layers) < 0:
         raise CheckpointError(
-            f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, or a "
-            " tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
+            f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, "
+            "or a  tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
         )
 
 
@@ -241,8 +242,8 @@ def vision_shapes(config: VisionConfig) -> dict[str, Shape]:
 
 
 def open_llama(folder: Path) -> tuple[LlamaConfig, Tensors]:
-    """config.json and the weights; the vocabulary is what the embedding has rows for, whatever config.json says
-    (Vicuna v0 has 32001 rows and 32000 pieces)."""
+    """config.json and the weights; the vocabulary is what the embedding has rows for, whatever config.json
+    says (Vicuna v0 has 32001 rows and 32000 pieces)."""
     tensors = open_tensor_folder(folder)
     settings = read_json(folder / "config.json")
     vocab_size, width = shape_of(tensors, "model.embed_tokens.weight", dims=2)
@@ -326,8 +327,8 @@ def check_lora_shapes(tensors: Tensors, factors: dict[str, dict[str, str]], llam
     layers = 1 + max(int(name.split(".")[2]) for name in factors)
     if layers != llama.num_hidden_layers:
         raise CheckpointError(
-            f"{tensors.path} has LoRA for {layers} layers but the language model has {llama.num_hidden_layers}: "
-            "the two are of different sizes (7B has 32 layers, 13B has 40)"
+            f"{tensors.path} has LoRA for {layers} layers but the language model has "
+            f"{llama.num_hidden_layers}: the two are of different sizes (7B has 32 layers, 13B has 40)"
         )
     for layer in range(layers):
         for projection in PROJECTIONS:
@@ -370,8 +371,8 @@ def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) 
     ):
         if found != width:
             raise CheckpointError(
-                f"{tensors.path} is a {what} delta for width {found}{size_name(found)}, but the language model "
-                f"is {width} wide{size_name(width)}: give the delta and the Vicuna of the same size"
+                f"{tensors.path} is a {what} delta for width {found}{size_name(found)}, but the language "
+                f"model is {width} wide{size_name(width)}: give the delta and the Vicuna of the same size"
             )
     projection = {"llama_proj.weight": (width, vision.embed_dim), "llama_proj.bias": (width,)}
     present = {key: shape for key, shape in pandagpt.shapes.items() if not LORA_KEY.search(key)}
@@ -450,7 +451,7 @@ def shape_of(tensors: Tensors, key: str, dims: int) -> Shape:
     """Shape of a tensor that must be there with this many axes."""
     if key not in tensors.shapes:
         raise CheckpointError(
-            f"{tensors.path} lacks {key}: the file is incomplete, its keys were renamed, or it is another model's"
+            f"{tensors.path} lacks {key}: it is incomplete, its keys were renamed, or it is another model's"
         )
     shape = tensors.shapes[key]
     if len(shape) != dims or min(shape) < 1:
@@ -464,7 +465,7 @@ def count_layers(tensors: Tensors, prefix: str) -> int:
     return 1 + max((int(match[1]) for key in tensors if (match := pattern.match(key))), default=-1)
 
 
-def read_metadata(tensors: Tensors, key: str, default: object):  # type: ignore[no-untyped-def]
+def read_metadata(tensors: Tensors, key: str, default: Any) -> Any:
     """A JSON value of the file's metadata."""
     if key not in tensors.metadata:
         return default

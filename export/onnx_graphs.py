@@ -1,14 +1,15 @@
 """The three networks in front of the language model, as ONNX graphs with a dynamic batch.
 
-Tried with torch 2.13: the ``torch.export``-based exporter gives clean graphs (fused LayerNormalization and Gelu,
-one Shape per dynamic axis). It writes the source path of every line into the nodes, which is stripped here.
+Tried with torch 2.13: the ``torch.export``-based exporter gives clean graphs (LayerNormalization and Gelu as one
+node each). It notes the source path of every line in the nodes; that is stripped here.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses; nothing newer is
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GiB
 BATCH = "B"
 MAX_BATCH = 1024
+NOISY_LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
 
 
 class EncoderGraph(nn.Module):
@@ -118,7 +120,7 @@ def trace(graph: Graph) -> onnx_ir.Model:
 
 
 def strip_residue(model: onnx_ir.Model) -> None:
-    """Remove what the exporter notes for debugging: class hierarchies, stack traces with this machine's paths."""
+    """Remove the exporter's notes for debugging: class names, stack traces with this machine's paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
@@ -152,19 +154,17 @@ def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
 
 
-class quiet_exporter(warnings.catch_warnings):
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
     """Silence the exporter's notes on packages that this export has no use for."""
-
-    LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        self._levels = [logging.getLogger(name).level for name in self.LOGGERS]
-        for name in self.LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-    def __exit__(self, *details: object) -> None:
-        for name, level in zip(self.LOGGERS, self._levels, strict=True):
-            logging.getLogger(name).setLevel(level)
-        super().__exit__(*details)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,7 +1,7 @@
 """The bundle against the torch reference, stage by stage, on sample images: the gate before publishing.
 
-Both sides run whole, each on its own intermediate results, as a device does; the first stage over its tolerance is
-where the export went wrong. Every tolerance is in the table below.
+Both sides run whole, each on its own intermediate results, as a device does; the first stage over its tolerance
+is where the export went wrong. Every tolerance is in the table below.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ParityError(AgptError):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """``relative``: largest difference over the reference's largest value; ``absolute``: largest difference."""
+    """Largest difference, ``absolute`` or ``relative`` to the reference's largest value."""
 
     kind: Literal["relative", "absolute"]
     limit: float
@@ -43,11 +43,12 @@ class Tolerance:
 
 MERGE = "the language model was merged wrongly (LoRA left out, applied twice, or from another PandaGPT)"
 VISION = "the encoder's graph is not these checkpoints'"
+DECODER = "the decoder's graph or the text features are not these files'"
 
 TOLERANCES = {
     "image_embedding": Tolerance("relative", 1e-4, VISION),
     "patch_features": Tolerance("relative", 1e-4, VISION),
-    "zero_shot_map": Tolerance("absolute", 1e-3, "the decoder's graph or the text features are not these files'"),
+    "zero_shot_map": Tolerance("absolute", 1e-3, DECODER),
     "few_shot_distance": Tolerance("absolute", 1e-4, "the matching kernel is broken on this machine"),
     "few_shot_map": Tolerance("absolute", 1e-4, "the upsampling kernel is broken on this machine"),
     "prompt_embeddings": Tolerance("relative", 1e-4, "the prompt learner's graph is not these checkpoints'"),
@@ -136,8 +137,10 @@ class Parity:
             features = encoded["patch_features"]
             add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
             if case.normals:
-                normal = [engines["encoder"].run(pixels=self._pixels(n))["patch_features"] for n in case.normals]
-                distance = match(features, normalise(np.concatenate(normal, axis=2)[0]))
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                normal = engines["encoder"].run(pixels=pixels)["patch_features"]
+                bank = np.concatenate(normal, axis=1)
+                distance = match(features, normalise(bank))
                 anomaly_map = upsample(distance, manifest.preprocess.size)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
@@ -247,9 +250,9 @@ def require(results: Sequence[StageResult]) -> None:
     for result in results:
         if not result.passed:
             raise ParityError(
-                f"the bundle does not compute what the checkpoints say: {result.stage} has {result.kind} error "
-                f"{result.error:.2g}, allowed is {result.limit:.2g}; usually {result.cause}; nothing was published "
-                "(--allow-parity-failure publishes it, marked)"
+                f"the bundle does not compute what the checkpoints say: {result.stage} has {result.kind} "
+                f"error {result.error:.2g}, allowed is {result.limit:.2g}; usually {result.cause}; "
+                "nothing was published (--allow-parity-failure publishes it, marked)"
             )
 
 

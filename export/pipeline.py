@@ -1,7 +1,7 @@
 """Checkpoints to a bundle: check, export, compare, publish. The bundle is whole or absent.
 
-The stages, in order: open and check the checkpoints; networks to ONNX; language model to GGUF; parity with the torch
-reference; quantise and compare again; seal and rename.
+The stages, in order: open and check the checkpoints; networks to ONNX; language model to GGUF; parity with the
+torch reference; quantise and compare again; seal and rename.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
 GGUF_FILE = "llm.gguf"
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python", "numpy")
 ORIGINAL_NOTICES = (
-    "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial use; "
-    "read them before passing this bundle on.",
+    "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial "
+    "use; read them before passing this bundle on.",
 )
 
 
@@ -193,7 +193,8 @@ def staging_folder(out: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise ConfigError(
-            f"could not write the bundle at {out} ({error.strerror or error}): free space or choose another --out"
+            f"could not write the bundle at {out} ({error.strerror or error}): "
+            "free space or choose another --out"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -207,7 +208,9 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
     try:
         return msgspec.convert(read_json(path), About)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path} does not describe a model ({error}): fix or leave out --about") from error
+        raise CheckpointError(
+            f"{path} does not describe a model ({error}): fix or leave out --about"
+        ) from error
 
 
 def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
@@ -216,7 +219,8 @@ def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoint
     chosen = list(options.classes or about.classes or known)
     if unknown := [name for name in chosen if name not in known]:
         raise ConfigError(
-            f"class {unknown[0]!r} has no text features in {options.text_features}: choose among {', '.join(known)}"
+            f"class {unknown[0]!r} has no text features in {options.text_features}: "
+            f"choose among {', '.join(known)}"
         )
     return list(dict.fromkeys(chosen))
 
@@ -299,13 +303,11 @@ def print_report(report: Report, console: Console) -> None:
     stages = Table("stage", "error", "allowed", "", title="Parity with the checkpoints")
     for result in report.parity:
         error = f"{result.error:.1e}" if math.isfinite(result.error) else "not finite"
-        stages.add_row(
-            result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", "ok" if result.passed else "[red]FAILED"
-        )
+        verdict = "ok" if result.passed else "[red]FAILED"
+        stages.add_row(result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", verdict)
     total = sum(record.bytes for record in manifest.files.values()) / 1e6
     console.print(files, stages)
     console.print(
-        f"{total:.0f} MB in {report.seconds:.0f} s; classes: {len(manifest.classes)}; runs with onnxruntime and "
+        f"{total:.0f} MB in {report.seconds:.0f} s; {len(manifest.classes)} classes; runs with onnxruntime and "
         f"llama-cpp-python, without torch: agpt run --bundle {report.bundle}"
     )
-

@@ -1,8 +1,8 @@
 """The original computation in torch, float32, straight from the checkpoints: what a bundle is compared with.
 
-It shares nothing with the exported files but the readers: LoRA is applied beside the base weight instead of being
-merged, rotary embedding is Hugging Face's, and tokens come from sentencepiece. The language model is streamed
-layer by layer over all prompts, so that 13B fits where one layer does.
+It shares nothing with the exported files but the readers: LoRA is applied beside the base weight instead of
+being merged, rotary embedding is Hugging Face's, and tokens come from sentencepiece. The language model is
+streamed layer by layer over all prompts, so that 13B fits where one layer does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Safe, sparing readers of tensor files: shapes first, then one tensor at a time.
 
-Pickles are opened with ``weights_only`` (no code runs) and memory-mapped; safetensors are memory-mapped anyway.
-So the size of a checkpoint never has to fit in memory.
+Pickles are opened with ``weights_only`` (no code runs) and memory-mapped; safetensors are memory-mapped
+anyway. So the size of a checkpoint never has to fit in memory.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Tensors(Mapping[str, Tensor]):
         tensor = self.read(name).detach()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{self.path}: {name} holds NaN or infinite values: the file is damaged or its training diverged; "
-                "download it again or use an earlier checkpoint"
+                f"{self.path}: {name} holds NaN or infinite values: the file is damaged or its training "
+                "diverged; download it again or use an earlier checkpoint"
             )
         return tensor
 
@@ -123,8 +123,8 @@ def _open_pickle(path: Path) -> Tensors:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor: give the plain state dict "
-                "(if this is a training checkpoint, save its model part alone)"
+                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor: give the plain state "
+                "dict (if this is a training checkpoint, save its model part alone)"
             )
     return Tensors(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)
 
@@ -137,8 +137,8 @@ def _load_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
-                f"{path} holds code besides tensors and was not opened: a checkpoint of plain tensors is needed; "
-                "do not load this file with other tools"
+                f"{path} holds code besides tensors and was not opened: a checkpoint of plain tensors is "
+                "needed; do not load this file with other tools"
             ) from error
         raise CheckpointError(f"{path} is truncated or not a torch checkpoint: download it again") from error
     except (

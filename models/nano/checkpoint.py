@@ -1,7 +1,7 @@
 """Save a trained nano model as checkpoints in the original's formats and key names.
 
-Nano then takes the same road to a bundle as the full-size model: ``agpt export`` reads these files as it reads
-ImageBind's, Vicuna's, PandaGPT's and AnomalyGPT's.
+Nano then takes the same road to a bundle as the full-size model: ``agpt export`` reads these files as it
+reads ImageBind's, Vicuna's, PandaGPT's and AnomalyGPT's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def save_checkpoint(
         model: the trained model; the language model is rounded to float16, everything else stays float32.
         tokenizer_model: the sentencepiece model file that the language model was trained with.
         text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
-        region_level: ``{"few_shot": level or None, "zero_shot": level or None}``, map levels that make a region.
+        region_level: ``{"few_shot": …, "zero_shot": …}``, the map level that makes a region, or None.
         folder: made if missing; files of an earlier checkpoint are overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def save_checkpoint(
 
 
 def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
-    """ImageBind's keys; the 2-D patch kernel is spread evenly over the two frames that the original repeats."""
+    """ImageBind's keys; the patch kernel is spread evenly over the two frames that the original repeats."""
     tensors = {original_vision_name(name): plain(t) for name, t in encoder.state_dict().items()}
     kernel = tensors[PATCH_KERNEL] / FRAMES
     tensors[PATCH_KERNEL] = kernel[:, :, None].repeat(1, 1, FRAMES, 1, 1)

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ import sentencepiece
 import torch
 from torch import Tensor, nn
 
+from anomalygpt_edge.export.options import ExportOptions
+from anomalygpt_edge.export.pipeline import Report, export_bundle
 from anomalygpt_edge.models import prompts
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from anomalygpt_edge.models.imagebind import VisionConfig
@@ -127,6 +129,19 @@ def originals(tokenizer_model: Path, vocab_size: int, tmp_path_factory: pytest.T
     )
     folder = tmp_path_factory.mktemp("originals")
     return write_originals(random_model(config, seed=3), tokenizer_model, folder)
+
+
+@pytest.fixture(scope="session")
+def small(originals: Originals, nano_folder: Path, nano_config: AnomalyGPTConfig) -> Originals:
+    """The originals on nano's shallow tower: everything that can go wrong in a merge, quick to export."""
+    config = replace(originals.config, vision=nano_config.vision)
+    return replace(originals, imagebind=nano_folder / "imagebind.safetensors", config=config)
+
+
+@pytest.fixture(scope="session")
+def exported(small: Originals, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A published bundle of ``small``; tests must not change it."""
+    return export_bundle(ExportOptions(*small.paths, out=tmp_path_factory.mktemp("exported") / "bundle"))
 
 
 @pytest.fixture

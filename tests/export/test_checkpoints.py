@@ -116,6 +116,7 @@ class Payload:
         return os.system, ("touch poisoned",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_pickle_with_code_is_refused(originals, tmp_path, copy_of, save, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import sentencepiece
@@ -14,7 +15,6 @@ from anomalygpt_edge.export.checkpoints import open_checkpoint_folder, open_chec
 from anomalygpt_edge.export.gguf_llm import permute_rows, quantise, read_vocabulary, write_gguf
 from anomalygpt_edge.export.tensor_files import CheckpointError
 from anomalygpt_edge.runtime.gguf_header import read_header
-from anomalygpt_edge.runtime.llama_session import LlamaSession
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,16 @@ def llm(originals, tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "llm.gguf"
     write_gguf(source, path, "test")
     return path, source
+
+
+@pytest.fixture(scope="module")
+def vocab(llm):
+    """llama.cpp's view of the tokenizer."""
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(llm[0]).encode(), parameters)
+    yield llama_cpp.llama_model_get_vocab(model)
+    llama_cpp.llama_model_free(model)
 
 
 def test_header_says_what_config_said(llm):
@@ -65,15 +75,15 @@ def test_permutation_moves_every_row_once():
 
 @pytest.mark.parametrize(
     "text",
-    ["### Human: <Img>", "</Img> ", "Is there any anomaly in the image?\n### Assistant:", "\n###", "  two  spaces ",
-     "Größe 3 µm, 漢字 🔩", "<s> typed </s> <unk>", "[PAD]", "a\tb"],
+    ["### Human: <Img>", "</Img> ", "Is there any anomaly in the image?\n### Assistant:", "\n###",
+     "  two  spaces ", "Größe 3 µm, 漢字 🔩", "<s> typed </s> <unk>", "[PAD]", "a\tb"],
 )  # fmt: skip
-def test_tokenizer_agrees_with_sentencepiece(llm, tokenizer_model, text):
-    path, source = llm
-    session = LlamaSession(path, 64, source.config.hidden_size, threads=1)
+def test_tokenizer_agrees_with_sentencepiece(vocab, tokenizer_model, text):
+    data = text.encode()
+    ids = (llama_cpp.llama_token * 256)()
+    count = llama_cpp.llama_tokenize(vocab, data, len(data), ids, 256, False, False)
     expected = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model)).encode(text)
-    assert session.tokenise(text) == expected
-    session.close()
+    assert list(ids[:count]) == expected
 
 
 def test_row_without_piece_is_unused(tokenizer_model, vocab_size):

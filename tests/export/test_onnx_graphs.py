@@ -1,4 +1,4 @@
-"""The ONNX graphs: named tensors, dynamic batch, equal to torch, nothing of the training or this machine inside."""
+"""The ONNX graphs: named tensors, dynamic batch, equal to torch, nothing of training or machine inside."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_residue(exported):
 
 
 def test_same_model_same_bytes(exported, nano_model, tmp_path):
-    folder, components = exported
+    folder, _ = exported
     graph = graphs(nano_model)[2]
     export_graph(graph, tmp_path)
     assert (tmp_path / "prompt_learner.onnx").read_bytes() == (folder / "prompt_learner.onnx").read_bytes()

@@ -1,0 +1,175 @@
+"""From checkpoint files to a published bundle, and nothing left behind when it fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from anomalygpt_edge.export import __main__ as command
+from anomalygpt_edge.export import pipeline
+from anomalygpt_edge.export.gguf_llm import write_gguf
+from anomalygpt_edge.export.options import ExportOptions
+from anomalygpt_edge.export.parity import ParityError, draw_part
+from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.tensor_files import CheckpointError
+from anomalygpt_edge.runtime.bundle import open_bundle
+from anomalygpt_edge.runtime.errors import AgptError, ConfigError
+from anomalygpt_edge.runtime.inspector import Inspector
+
+
+@pytest.fixture
+def options(small, tmp_path) -> ExportOptions:
+    return ExportOptions(*small.paths, out=tmp_path / "bundle")
+
+
+@pytest.fixture
+def exported_networks(exported, monkeypatch):
+    """Take the ONNX files from the session's bundle: tests of the pipeline need not trace again."""
+
+    def copy(reference, folder, step):
+        components = {k: v for k, v in exported.manifest.components.items() if k != "language_model"}
+        for component in components.values():
+            shutil.copy(exported.bundle / component.file, folder)
+        return components
+
+    monkeypatch.setattr(pipeline, "export_networks", copy)
+
+
+def test_bundle_opens_and_describes_itself(exported, small):
+    manifest = open_bundle(exported.bundle).manifest
+    config = small.config
+    assert manifest.name == "anomalygpt"
+    assert "forbid commercial use" in manifest.notices[0]
+    assert manifest.language.vocab_size == config.llama.vocab_size
+    assert manifest.language.width == config.llama.hidden_size
+    assert manifest.vision.tap_layers == [0, 1, 2, 3]
+    assert manifest.preprocess.size == 224
+    assert manifest.classes == ["object", "metal nut"]
+    assert manifest.default_class == "object"
+    assert manifest.components["language_model"].precision == "f16"
+    assert manifest.parity["passed"] is True
+    assert "pandagpt/pandagpt.pt" in manifest.sources
+    assert "vicuna/tokenizer.model" in manifest.sources
+    assert str(small.imagebind.parent) not in (exported.bundle / "manifest.json").read_text()
+
+
+def test_runtime_inspects_with_the_bundle(exported):
+    with Inspector.open(exported.bundle, threads=1) as inspector:
+        verdict = inspector.inspect(draw_part(seed=7, scratched=True))
+    assert "llama" not in verdict.reason  # a random model says anything, but it does speak
+    assert np.isfinite(verdict.anomaly_map).all()
+    assert 0 <= verdict.p_anomaly <= 1
+
+
+def test_about_classes_resize_and_quantisation(options, nano_folder, exported_networks):
+    report = export_bundle(
+        replace(
+            options,
+            about=nano_folder / "model.json",
+            classes=("metal nut",),
+            resize="stretch",
+            llm_quant="q8_0",
+        )
+    )
+    manifest = open_bundle(options.out).manifest
+    assert manifest.name == "nano"
+    assert manifest.region_level.few_shot == 0.3
+    assert manifest.region_level.zero_shot is None
+    assert (manifest.classes, manifest.default_class) == (["metal nut"], "metal nut")
+    assert manifest.preprocess.resize == "stretch"
+    assert manifest.components["language_model"].precision == "q8_0"
+    assert [result.stage for result in report.parity][-2:] == ["answer_logits q8_0", "answer_tokens q8_0"]
+    assert not list(options.out.glob("*.f16"))
+
+
+def test_wrong_merge_is_not_published_unless_allowed(options, exported_networks, monkeypatch):
+    def without_lora(source, path, name, advance):
+        write_gguf(replace(source, lora=None), path, name, advance)
+
+    monkeypatch.setattr(pipeline, "write_gguf", without_lora)
+    with pytest.raises(ParityError, match="nothing was published"):
+        export_bundle(options)
+    assert not list(options.out.parent.iterdir())
+    export_bundle(replace(options, allow_parity_failure=True))
+    assert open_bundle(options.out).manifest.parity["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(errno.ENOSPC, "No space left on device"), ConfigError, "No space left on device"),
+    ],
+)
+def test_nothing_is_left_of_an_export_that_ends_early(
+    options, exported_networks, monkeypatch, error, expected, words
+):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(pipeline, "write_gguf", fail)
+    with pytest.raises(expected, match=words):
+        export_bundle(options)
+    assert not list(options.out.parent.iterdir())
+
+
+def test_bundle_is_replaced_but_nothing_else(options, exported, exported_networks):
+    shutil.copytree(exported.bundle, options.out)
+    (options.out / "manifest.json").write_text("{}")
+    export_bundle(options)
+    assert open_bundle(options.out).manifest.files == exported.manifest.files  # same input, same bytes
+    holiday = options.out.parent / "photos"
+    holiday.mkdir()
+    (holiday / "beach.jpg").write_bytes(b"...")
+    with pytest.raises(ConfigError, match="exists and is not a bundle"):
+        replace(options, out=holiday)
+    assert (holiday / "beach.jpg").exists()
+
+
+def test_bad_options_are_one_sentence(options, nano_folder, tmp_path):
+    for changed, words in (
+        ({"llm_quant": "q3"}, "--llm-quant q3 is not available"),
+        ({"precision": "int4"}, "--precision int4 is not available"),
+        ({"engines": ("onnx", "openvino")}, "--engine openvino is not available"),
+        ({"resize": "pad"}, "--resize pad is not available"),
+        ({"out": nano_folder / "model.json"}, "is a file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            replace(options, **changed)
+    with pytest.raises(ConfigError, match="class 'dragon' has no text features"):
+        export_bundle(replace(options, classes=("dragon",)))
+    about = tmp_path / "model.json"
+    about.write_text(json.dumps({"name": "x", "notices": [], "licence": "?"}))
+    with pytest.raises(CheckpointError, match="does not describe a model"):
+        export_bundle(replace(options, about=about))
+
+
+def arguments(small, out) -> list[str]:
+    roles = ("imagebind", "vicuna", "pandagpt", "anomalygpt", "text-features")
+    pairs = [(f"--{role}", str(path)) for role, path in zip(roles, small.paths, strict=True)]
+    return [word for pair in pairs for word in pair] + ["--out", str(out)]
+
+
+def test_command_exports_and_reports(small, tmp_path, exported_networks, capsys):
+    command.export_command(arguments(small, tmp_path / "bundle"))
+    printed = capsys.readouterr().out
+    assert "Parity with the checkpoints" in printed
+    assert "answer_tokens f16" in printed
+    assert open_bundle(tmp_path / "bundle").manifest.name == "anomalygpt"
+
+
+def test_command_mistakes(small, tmp_path, monkeypatch, capsys):
+    missing = replace(small, pandagpt=tmp_path / "none.pt")
+    with pytest.raises(AgptError, match=r"none\.pt is not there"):
+        command.export_command(arguments(missing, tmp_path / "bundle"))
+    monkeypatch.setattr(sys, "argv", ["export", *arguments(missing, tmp_path / "bundle")])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("agpt: ")
