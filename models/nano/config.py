@@ -42,8 +42,8 @@ class Recipe:
     vision_lr: float = 4e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
-    gallery_groups: int = 4000
-    language_steps: int = 4000
+    gallery_groups: int = 3000
+    language_steps: int = 3000
     language_batch: int = 32
     language_lr: float = 1e-3
     warmup_steps: int = 40

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from ..anomalygpt import few_shot_distance
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
-from .data import normalise, training_group
+from .data import Sample, normalise, training_group
 from .defects import Defect
 
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
@@ -66,9 +67,27 @@ def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Ten
     return logits[..., 1] - logits[..., 0]
 
 
+class GalleryGroups(Dataset):
+    """Group number → its four samples."""
+
+    def __init__(self, seed: int, num_groups: int) -> None:
+        self.seed, self.num_groups = seed, num_groups
+
+    def __len__(self) -> int:
+        return self.num_groups
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        return training_group(self.seed + GALLERY_SEED_OFFSET, index)
+
+
 @torch.no_grad()
 def build_gallery(
-    encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Tensor, seed: int, num_groups: int
+    encoder: VisionEncoder,
+    decoder: ImageDecoder,
+    text: torch.Tensor,
+    seed: int,
+    num_groups: int,
+    workers: int,
 ) -> Gallery:
     """Generate and encode ``num_groups`` groups; three entries each (a good part and two queries)."""
     device = text.device
@@ -76,8 +95,10 @@ def build_gallery(
     defects: list[list[Defect]] = []
     kinds: list[str] = []
     began = time.monotonic()
-    for index in range(num_groups):
-        samples = training_group(seed + GALLERY_SEED_OFFSET, index)
+    groups = DataLoader(
+        GalleryGroups(seed, num_groups), batch_size=None, num_workers=workers, collate_fn=lambda group: group
+    )
+    for index, samples in enumerate(groups):
         pixels = torch.from_numpy(normalise(np.stack([s.pixels for s in samples]))).to(device)
         vectors, taps = encoder(pixels)
         one = few_shot_distance(taps[1:], taps[:1].expand(3, -1, -1, -1))

@@ -107,7 +107,9 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
 def test_gallery_survives_the_disk(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
-    gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), 5, 2)
+    gallery = build_gallery(
+        vision.encoder, vision.decoder, vision.text_features()[0].detach(), 5, 2, workers=0
+    )
     gallery.save(tmp_path / "gallery.npz")
     loaded = Gallery.load(tmp_path / "gallery.npz")
     assert np.array_equal(loaded.few_shot, gallery.few_shot)
