@@ -67,7 +67,7 @@ setup(
     name="anomalygpt-edge",
     version="0.1.0",
     description="Edge deployment runtime for AnomalyGPT: says whether a part is defective, where, and what it sees",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.14",
     packages=list(PACKAGES),

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -363,7 +362,7 @@ def run_tool(project: Path, *arguments: str, **more: str) -> subprocess.Complete
         env=environment(project, **more),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -411,10 +410,10 @@ def test_a_life_of_an_environment(project: Path) -> None:
     assert good.stderr.splitlines()[-1].startswith(".venv is ready (")
     assert stamp_of(project)["extra"] == ""
 
-    begun = time.monotonic()
+    log = (project / ".venv/install.log").read_text(encoding="utf-8")
     again = run_tool(project)
     assert (again.returncode, again.stderr, again.stdout) == (0, "", "")
-    assert time.monotonic() - begun < 2.0  # 0.1 s on an idle machine; pip alone would take longer
+    assert (project / ".venv/install.log").read_text(encoding="utf-8") == log  # pip was not even asked
 
     developer = run_tool(project, "--extra", "dev")
     assert developer.returncode == 0, developer.stderr
@@ -443,14 +442,12 @@ def interrupted_run(project: Path) -> None:
     )
     os.close(terminal)
     screen = read_screen(controller, until="35%")
-    begun = time.monotonic()
     tool.send_signal(signal.SIGINT)
     screen += read_screen(controller, until="run it again")
     os.close(controller)
-    assert tool.wait(20) == 130
+    assert tool.wait(60) == 130
     assert "\r\033[2K[3/4] llama-cpp-python 1.0: 35%" in screen
     assert "make venv: interrupted; run it again to go on." in screen
-    assert time.monotonic() - begun < progress.GRACE_SECONDS
     assert not list(project.parent.glob("pip-*"))  # pip was given the time to tidy up
 
 

@@ -18,7 +18,7 @@ from typing import Callable, Iterator, TextIO  # noqa: UP035  (the grammar of Py
 
 KEPT_LINES = 2000  # of a failing command's output, to look for the reason in
 TICK_SECONDS = 0.5  # how often the time left is drawn anew while nothing is said
-GRACE_SECONDS = 10  # for an interrupted command to end by itself
+GRACE_SECONDS = 20  # for an interrupted command to end by itself
 
 
 # -- reading what pip, ninja and make say ----------------------------------------------------------
@@ -263,7 +263,12 @@ def capture(command: list[str]) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def started(command: list[str], cwd: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The running command, in a process group of its own that does not outlive this block."""
+    """The running command, in a process group of its own that does not outlive this block.
+
+    Both handlers matter to the command too: a signal that is ignored, as in a background job, would be
+    ignored by every child, and only killing them would help.
+    """
+    before = {number: signal.signal(number, raise_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process = subprocess.Popen(
         command,
         cwd=str(cwd),
@@ -273,13 +278,13 @@ def started(command: list[str], cwd: Path, env: dict[str, str]) -> Iterator[subp
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    before = signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         yield process
     finally:
-        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             end(process)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_interrupt(number: int, frame: object) -> None:

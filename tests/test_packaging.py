@@ -1,0 +1,299 @@
+"""What is installed: the wheel's contents, its requirements, its import names, and the commands around it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("export", "kernels", "models", "runtime")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+MIB = 2**20
+
+# What the runtime must never load: an edge device does not have them.
+HEAVY = ("torch", "onnx", "onnxscript", "gguf", "safetensors", "sentencepiece", "sklearn", "PIL")
+
+IMPORT_THE_RUNTIME = f"""
+import importlib, pkgutil, sys
+for name in {HEAVY}:
+    sys.modules[name] = None  # importing it raises, so that an import inside try: or a function shows too
+import anomalygpt_edge.kernels, anomalygpt_edge.runtime, anomalygpt_edge.models.nano.line
+for package in (anomalygpt_edge.kernels, anomalygpt_edge.runtime):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+"""
+
+
+def run_python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+# -- the wheel ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel of this checkout, built beside it; its bundle holds one file more, as a probe."""
+    source = tmp_path_factory.mktemp("wheel") / "source"
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / file, source)
+    bundle = source / "models/nano/bundle"
+    bundle.mkdir(exist_ok=True)
+    (bundle / "probe.bin").write_bytes(b"probe")
+    built = run_python("from setuptools import build_meta; build_meta.build_wheel('.')", source)
+    assert built.returncode == 0, built.stderr
+    return zipfile.ZipFile(next(source.glob("*.whl")))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_the_wheel_holds_every_module_under_one_name(wheel: zipfile.ZipFile) -> None:
+    modules = {
+        f"anomalygpt_edge/{path.relative_to(ROOT).as_posix()}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in wheel.namelist() if name.endswith(".py")} == modules
+
+
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert tops == {"anomalygpt_edge", "anomalygpt_edge-0.1.0.dist-info"}
+    assert not [name for name in wheel.namelist() if "test" in name.lower() or name.endswith(".pyc")]
+
+
+def test_the_wheel_holds_the_bundled_model_and_the_runtimes_data(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert "anomalygpt_edge/models/nano/bundle/probe.bin" in names
+    data = [path for path in (ROOT / "models/nano/bundle").glob("*") if path.is_file()]
+    for folder in ("runtime", "kernels"):
+        data += [
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        ]
+    assert {f"anomalygpt_edge/{path.relative_to(ROOT).as_posix()}" for path in data} <= names
+    assert sum(entry.file_size for entry in wheel.infolist()) <= 40 * MIB
+
+
+def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    info = "anomalygpt_edge-0.1.0.dist-info"
+    assert "agpt = anomalygpt_edge.runtime.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(wheel.namelist())
+    assert metadata["License-Expression"] == "Apache-2.0"
+
+
+# -- requirements ------------------------------------------------------------------------------------
+
+
+def requirements(metadata: Message, python: str, extra: str = "") -> list[Requirement]:
+    """What pip would install for one Python, with one extra."""
+    environment = {"python_version": python, "python_full_version": f"{python}.9", "extra": extra}
+    every = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    return [item for item in every if item.marker is None or item.marker.evaluate(environment)]
+
+
+def pins(python: str) -> dict[str, str]:
+    """constraints.txt for one Python: name -> version."""
+    environment = {"python_version": python, "python_full_version": f"{python}.9"}
+    found: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate(environment):
+            name = canonicalize_name(pin.name)
+            assert name not in found, f"{name} is pinned twice for Python {python}"
+            found[name] = next(iter(pin.specifier)).version
+    return found
+
+
+def test_the_runtime_needs_little_and_no_torch(metadata: Message) -> None:
+    names = {requirement.name for requirement in requirements(metadata, "3.11")}
+    assert {"numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python"} <= names
+    assert len(names) <= 10
+    assert not names & {"torch", "onnx", "gguf", "opencv-python", "pillow"}
+
+
+def test_every_requirement_is_bounded(metadata: Message) -> None:
+    for requirement in (Requirement(line) for line in metadata.get_all("Requires-Dist", [])):
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert operators == {"=="} or {">=", "<"} <= operators, requirement
+
+
+def test_the_extras(metadata: Message) -> None:
+    extras = {"export", "cuda", "tensorrt", "tensorrt-rtx", "mqtt", "web", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
+    export = {item.name for item in requirements(metadata, "3.11", "export")}
+    assert export <= {item.name for item in requirements(metadata, "3.11", "dev")}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_fit_every_requirement(metadata: Message, python: str) -> None:
+    tested = pins(python)
+    for requirement in requirements(metadata, python, "dev"):
+        version = tested.get(canonicalize_name(requirement.name))
+        assert version is not None, f"constraints.txt does not pin {requirement.name} for Python {python}"
+        assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+
+
+def test_constraints_pin_what_the_requirements_need_in_turn(metadata: Message) -> None:
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    tested = pins(python)
+    waiting = [canonicalize_name(item.name) for item in requirements(metadata, python, "dev")]
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name.startswith(("nvidia-", "cuda-")) or name == "triton":
+            continue  # torch pins its CUDA libraries itself
+        seen.add(name)
+        assert name in tested, f"constraints.txt does not pin {name}"
+        for line in importlib.metadata.requires(name) or []:
+            item = Requirement(line)
+            if item.marker is None or item.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(item.name))
+    assert len(seen) > 40
+
+
+# -- imports -----------------------------------------------------------------------------------------
+
+
+def test_importing_the_runtime_needs_no_torch(tmp_path: Path) -> None:
+    result = run_python(IMPORT_THE_RUNTIME, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_bare_import_is_refused(tmp_path: Path, folder: str) -> None:
+    result = run_python(f"import {folder}", tmp_path)
+    assert f"No module named '{folder}'" in result.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_lint_refuses_a_bare_import(tmp_path: Path, folder: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--config",
+        str(ROOT / "pyproject.toml"),
+        "--no-cache",
+        "-",
+    ]
+    source = f"from {folder} import thing\n\nprint(thing)\n"
+    result = subprocess.run(command, input=source, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"import anomalygpt_edge.{folder}" in result.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_module_imports_bare(folder: str) -> None:
+    """What ruff cannot tell from a relative import inside the packages."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            assert not {name.split(".")[0] for name in names} & set(FOLDERS), f"{path}:{node.lineno}"
+
+
+def test_the_wheel_alone_is_importable(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Not through the editable install: a module that setup.py forgot would be missing here."""
+    wheel.extractall(tmp_path)
+    here = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    tell = "print(anomalygpt_edge.runtime.__file__)"
+    result = run_python(here + IMPORT_THE_RUNTIME + tell, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path))
+
+
+# -- commands ----------------------------------------------------------------------------------------
+
+
+def makefile() -> str:
+    return (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*## ", makefile(), re.M))
+
+
+def test_make_targets() -> None:
+    wanted = "help demo test test-slow lint bench venv venv-dev nano-train nano-bundle nano-sheet clean"
+    assert make_targets() >= set(wanted.split())
+    for target in make_targets():
+        result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+def test_make_help_lists_every_target() -> None:
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {line.split()[1] for line in result.stdout.splitlines()} == make_targets()
+
+
+def test_the_modules_that_make_runs_exist() -> None:
+    modules = set(re.findall(r"-m (anomalygpt_edge[\w.]+)", makefile()))
+    assert modules
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+
+
+def test_readme_names_only_targets_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", readme, re.M))
+    assert {"demo", "test"} <= named <= make_targets()
+
+
+@pytest.mark.parametrize(("lint", "test", "status"), [(0, 0, 0), (1, 0, 1), (0, 2, 2), (1, 2, 2)])
+def test_ci_ends_with_pytests_closing_line(tmp_path: Path, lint: int, test: int, status: int) -> None:
+    """The script itself, with a make that only says what it was asked for."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
+    make = tmp_path / "make"
+    make.write_text(
+        "#!/bin/sh\n"
+        "read line && exit 9  # standard input must be closed\n"
+        "[ $CI = true ] || exit 8\n"
+        f"case $1 in lint) echo linted; exit {lint};; test) echo '5 passed in 1.00s'; exit {test};; esac\n"
+        "exit 7\n",
+        encoding="utf-8",
+    )
+    make.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [tmp_path / ".ci/run"],
+        cwd="/",
+        env=environ,
+        input="typed",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == status
+    assert result.stdout.splitlines() == ["linted", "5 passed in 1.00s"]
