@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.models import prompts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from anomalygpt_edge.models.anomalygpt import few_shot_distance, upsample_map
 from anomalygpt_edge.models.image_decoder import ImageDecoder
 from anomalygpt_edge.models.imagebind import VisionEncoder, fold_video_kernel

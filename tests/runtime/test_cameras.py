@@ -7,6 +7,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+
 from anomalygpt_edge.runtime.cameras import open_camera
 from anomalygpt_edge.runtime.errors import CameraError
 

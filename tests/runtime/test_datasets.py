@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from anomalygpt_edge.runtime.datasets import find_categories
 from anomalygpt_edge.runtime.errors import ConfigError
 

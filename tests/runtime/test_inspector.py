@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, few_shot_distance, upsample_map
 from anomalygpt_edge.runtime.bundle import Manifest, open_bundle, read_manifest, seal
 from anomalygpt_edge.runtime.enroll import enroll

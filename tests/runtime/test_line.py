@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.errors import AgptError, CameraError
 from anomalygpt_edge.runtime.line import Line, no_result

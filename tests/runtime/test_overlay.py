@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.overlay import (
     MARGIN,

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.records import Identity, Record, RecordFile, make_record
