@@ -38,7 +38,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Strict and immutable: an unknown key is an error, not a setting that is silently dropped."""
 
 
-class Preprocess(Schema):
+class Preprocess(Schema, frozen=True):
     """How frames become pixels: ``(x / 255 - mean) / std``, channels in RGB order."""
 
     size: Count
@@ -51,7 +51,7 @@ class Preprocess(Schema):
             raise ValueError("preprocess needs finite means and positive standard deviations")
 
 
-class Vision(Schema):
+class Vision(Schema, frozen=True):
     """The encoder: width V of its taps, patches per side, width E of the text features."""
 
     width: Count
@@ -60,7 +60,7 @@ class Vision(Schema):
     embed_dim: Count
 
 
-class Language(Schema):
+class Language(Schema, frozen=True):
     """The language model: width D, and what the GGUF's header must say."""
 
     width: Count
@@ -69,14 +69,14 @@ class Language(Schema):
     context_length: Count
 
 
-class RegionLevel(Schema):
+class RegionLevel(Schema, frozen=True):
     """Map value at and above which a pixel belongs to a region; None when none was chosen at training."""
 
     few_shot: float | None = None
     zero_shot: float | None = None
 
 
-class PromptLayout(Schema):
+class PromptLayout(Schema, frozen=True):
     """``<bos> before_image [image] after_image [num_prompts rows] question+assistant``; the answer's words.
 
     Each piece is tokenised on its own. ``stop_piece`` ends an answer when its token appears; ``turn_end`` is
@@ -94,7 +94,7 @@ class PromptLayout(Schema):
     turn_end: Name
 
 
-class TensorSpec(Schema):
+class TensorSpec(Schema, frozen=True):
     """One tensor of a component. A string in ``shape`` is a dynamic axis, for example "B"."""
 
     name: Name
@@ -102,7 +102,7 @@ class TensorSpec(Schema):
     shape: list[int | str]
 
 
-class Component(Schema):
+class Component(Schema, frozen=True):
     """One network: its file, its precision ("f32", "f16", "q4_k_m" …), its tensors."""
 
     file: Name
@@ -111,12 +111,12 @@ class Component(Schema):
     outputs: list[TensorSpec] = []
 
 
-class FileRecord(Schema):
+class FileRecord(Schema, frozen=True):
     sha256: Sha256
     bytes: Annotated[int, Meta(ge=0)]
 
 
-class Manifest(Schema, kw_only=True):
+class Manifest(Schema, frozen=True, kw_only=True):
     schema_version: int = SCHEMA_VERSION
     name: Name
     notices: list[str]

@@ -20,7 +20,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Strict both ways: what a reader does not know is an error."""
 
 
-class RegionRecord(Schema):
+class RegionRecord(Schema, frozen=True):
     """A region of the map, in pixels of the frame."""
 
     box: tuple[int, int, int, int]  # x, y, width, height
@@ -29,14 +29,14 @@ class RegionRecord(Schema):
     peak: float
 
 
-class Identity(Schema):
+class Identity(Schema, frozen=True):
     """What inspected: it goes into every record."""
 
     bundle: str
     bundle_sha256: str  # digest of the bundle's manifest, which holds the digest of every other file
 
 
-class Record(Schema, kw_only=True):
+class Record(Schema, frozen=True, kw_only=True):
     """What is kept of one part."""
 
     schema_version: int = SCHEMA_VERSION
