@@ -12,6 +12,7 @@ from typing import Literal
 import cv2
 import msgspec
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -50,6 +51,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     bundle_sha256: str
     folder: str
+    shots: list[int]
     seed: int
     seconds: float
     categories: dict[str, dict[str, Figures]]
@@ -107,6 +109,7 @@ def evaluate_folder(
             bundle=inspector.bundle.manifest.name,
             bundle_sha256=digest_file(inspector.bundle.folder / MANIFEST_FILE).sha256,
             folder=folder.resolve().name,
+            shots=shots,
             seed=seed,
             seconds=round(time.monotonic() - started, 1),
             categories=found,
@@ -271,7 +274,7 @@ def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | 
 
 def print_table(results: Evaluation, console: Console | None = None) -> None:
     """One row per category and number of shots, then the means."""
-    table = Table(title=f"{results.bundle} on {results.folder}, seed {results.seed}")
+    table = Table(title=f"{results.bundle} on {results.folder}, seed {results.seed}", box=box.SIMPLE_HEAD)
     table.add_column("category")
     for name in ("shots", "image AUROC max", "image AUROC top 1 %", "pixel AUROC", "accuracy", "images"):
         table.add_column(name, justify="right")
@@ -290,20 +293,14 @@ def print_table(results: Evaluation, console: Console | None = None) -> None:
 
 def _remarks(results: Evaluation) -> list[str]:
     """What the figures leave out."""
-    unmasked = {
-        name: max(f.num_without_mask for f in by.values()) for name, by in results.categories.items() if by
-    }
-    failed = {
-        name: max(f.num_no_result for f in by.values()) for name, by in results.categories.items() if by
-    }
-    remarks = [
-        f"{name}: {count} anomalous images have no mask and are left out of the pixel AUROC"
-        for name, count in unmasked.items()
-        if count
-    ]
-    remarks += [
-        f"{name}: {count} images gave NO_RESULT, counted as wrong" for name, count in failed.items() if count
-    ]
+    remarks = []
+    for name, by_shots in results.categories.items():
+        if absent := [str(k) for k in results.shots if str(k) not in by_shots]:
+            remarks.append(f"{name}: too few normal images for {', '.join(absent)} shots")
+        if unmasked := max((f.num_without_mask for f in by_shots.values()), default=0):
+            remarks.append(f"{name}: {unmasked} anomalous images have no mask and are not in the pixel AUROC")
+        if failed := max((f.num_no_result for f in by_shots.values()), default=0):
+            remarks.append(f"{name}: {failed} images gave NO_RESULT, which counts as wrong")
     return remarks
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.runtime.cameras import open_camera
+from anomalygpt_edge.runtime.cameras.demo import PRODUCTS, normal_samples
 from anomalygpt_edge.runtime.errors import CameraError
 
 
@@ -97,3 +98,19 @@ def test_empty_folder_and_unreadable_video_are_named(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"this is not a video")
     with pytest.raises(CameraError, match="neither an image nor a video"):
         open_camera(str(tmp_path / "x.mp4"))
+
+
+def test_the_demo_line_is_repeatable_and_knows_the_truth():
+    first, again = (list(open_camera("demo", num_parts=4, seed=5).frames()) for _ in range(2))
+    assert [frame.part_id for frame in first] == ["0001", "0002", "0003", "0004"]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert one.product == other.product in PRODUCTS
+        assert one.defects == other.defects
+    assert first[0].pixels.shape == (480, 640, 3)
+
+
+def test_the_good_parts_to_enroll_are_not_on_the_line():
+    sample, other = normal_samples(PRODUCTS[0], 2)
+    assert not np.array_equal(sample, other)
+    assert sample.dtype == np.uint8

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from anomalygpt_edge.runtime.metrics import accuracy, auroc, mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+
+from anomalygpt_edge.runtime.metrics import accuracy, auroc, mean
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,244 @@
+"""The command as a user types it: what it does, and one sentence with status 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from anomalygpt_edge.runtime import cli
+
+IN_BATCH = "import sys; from anomalygpt_edge.runtime.cli import main; main()"
+
+
+def agpt(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", IN_BATCH, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """The command in this process: status, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["agpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder with two pictures and one broken file."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "c.png"):
+        cv2.imwrite(str(folder / name), rng.integers(0, 256, (60, 80, 3), np.uint8))
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    return folder
+
+
+def is_one_sentence(status: int, out: str, err: str) -> bool:
+    return status == 2 and out == "" and err.startswith("agpt: ") and err.count("\n") == 1
+
+
+def test_help_answers_at_once():
+    agpt("--help")
+    started = time.perf_counter()
+    result = agpt("--help")
+    seconds = time.perf_counter() - started
+    assert result.returncode == 0
+    for command in ("run", "enroll", "ask", "eval", "export", "verify", "doctor"):
+        assert f"  {command} " in result.stdout
+    assert seconds < 0.5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from anomalygpt_edge.runtime.cli import main\n"
+        "sys.argv = ['agpt', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'cv2', 'onnxruntime', 'llama_cpp', 'torch', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_mistakes_on_the_command_line(call):
+    for arguments, said in [
+        (["nonsense"], "No such command"),
+        (["run", "--nonsense"], "No such option"),
+        (["ask"], "Missing argument"),
+        (["run", "--threads", "0"], "threads"),
+        (["run", "--overlays", "some"], "all, reject, none"),
+        (["eval", "b", "f", "--shots", "x"], "--shots"),
+        (["run", "--recipe", "r.toml", "--normal", "n.png"], "leave out --normal"),
+    ]:
+        result = call(*arguments)
+        assert is_one_sentence(*result), (arguments, result)
+        assert said in result[2]
+
+
+def test_absent_sources_bundles_and_images(call, tmp_path, parts):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    sixteen_bit = tmp_path / "deep.png"
+    cv2.imwrite(str(sixteen_bit), np.zeros((8, 8), np.uint16))
+    (tmp_path / "zero.png").write_bytes(b"")
+    for arguments, said in [
+        (["run", "--source", tmp_path / "absent"], "no source"),
+        (["run", "--source", empty], "holds no image"),
+        (["run", "--source", parts / "b.png"], "b.png"),
+        (["run", "--source", sixteen_bit], "8 bits"),
+        (["run", "--source", tmp_path / "zero.png"], "zero.png"),
+        (["run", "--source", parts, "--bundle", empty], "manifest.json"),
+        (["run", "--source", parts, "--bundle", tmp_path / "absent"], "no bundle at"),
+        (["run", "--source", parts, "--normal", tmp_path / "absent.png"], "absent.png"),
+        (["ask", parts / "b.png", "Is it broken?"], "b.png"),
+        (["ask", parts / "a.png", " "], "question is empty"),
+        (["eval", tmp_path / "absent", parts / "a.png"], "not a folder"),
+        (["eval", tmp_path / "absent", empty], "neither layout"),
+        (["enroll", "--name", "x", "--normal", empty, "--out", tmp_path / "r.toml"], "holds no image"),
+        (["verify", tmp_path / "absent"], "no bundle at"),
+    ]:
+        result = call(*arguments)
+        assert is_one_sentence(*result), (arguments, result)
+        assert said in result[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="V4L2")
+def test_a_camera_that_is_not_there(call):
+    result = call("run", "--source", "93")
+    assert is_one_sentence(*result)
+    assert "camera 93 is not there" in result[2]
+
+
+def test_a_folder_is_inspected_and_the_broken_file_gets_its_record(tiny_bundle, parts, tmp_path):
+    out = tmp_path / "out"
+    result = agpt("run", "--source", parts, "--bundle", tiny_bundle, "--out", out, "--threads", 1)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert [record["part_id"] for record in records] == ["a", "b", "c"]
+    assert records[1]["status"] == "NO_RESULT"
+    assert records[0]["status"] in ("PASS", "FAIL")
+    assert records[0]["sentence"]
+    assert len(records[0]["bundle_sha256"]) == 64
+    assert sorted(path.name for path in (out / "overlays").iterdir()) == [
+        "00001_a.png",
+        "00002_b.png",
+        "00003_c.png",
+    ]
+    assert "3 parts" in result.stdout
+    assert "p50" in result.stdout
+
+
+def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
+    (parts / "b.png").unlink()
+    recipe = tmp_path / "recipe.toml"
+    bundle = ("--bundle", tiny_bundle, "--threads", 1)
+    assert call("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *bundle)[0] == 0
+    out = tmp_path / "out"
+    assert (
+        call("run", "--source", parts, "--recipe", recipe, "--out", out, "--overlays", "none", *bundle)[0]
+        == 0
+    )
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert [record["recipe"] for record in records] == ["gear", "gear"]
+    assert all(record["peak"] < 1e-3 for record in records), "a part is no distance from itself"
+    assert not (out / "overlays").exists()
+    status, said, _ = call("ask", parts / "a.png", "Is there any anomaly?", "--recipe", recipe, *bundle)
+    assert status == 0
+    assert said.strip()
+    status, said, _ = call("verify", tiny_bundle)
+    assert status == 0
+    assert "encoder.onnx" in said
+
+
+def test_the_demo_line_says_what_was_caught(call, tiny_bundle, tmp_path):
+    out = tmp_path / "out"
+    status, said, err = call(
+        "run", "--source", "demo", "--parts", 3, "--bundle", tiny_bundle, "--out", out, "--overlays", "reject"
+    )
+    assert status == 0, err
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 3
+    assert all(record["recipe"] == record["product"] for record in records)
+    num_defective = sum(bool(record["defects"]) for record in records)
+    assert f"of {num_defective} defective parts caught" in said
+
+
+def test_an_altered_bundle_and_an_unknown_class(call, tiny_bundle, parts, tmp_path):
+    result = call("run", "--source", parts, "--bundle", tiny_bundle, "--class", "spaceship")
+    assert is_one_sentence(*result)
+    assert "unknown class name 'spaceship'" in result[2]
+    altered = tmp_path / "altered"
+    shutil.copytree(tiny_bundle, altered)
+    data = bytearray((altered / "encoder.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (altered / "encoder.onnx").write_bytes(data)
+    for command in (["verify", altered], ["run", "--source", parts, "--bundle", altered]):
+        result = call(*command)
+        assert is_one_sentence(*result)
+        assert "encoder.onnx was altered" in result[2]
+
+
+def test_eval_prints_a_table_and_writes_json(call, tiny_bundle, tmp_path):
+    rng = np.random.default_rng(1)
+    root = tmp_path / "set" / "object"
+    for name in ("train/good/0.png", "test/good/0.png", "test/dent/0.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / name), rng.integers(0, 256, (64, 64, 3), np.uint8))
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:20, :20] = 255
+    cv2.imwrite(str(root / "ground_truth" / "dent" / "0_mask.png"), mask)
+    status, said, err = call(
+        "eval", tiny_bundle, tmp_path / "set", "--shots", "0,1", "--json", tmp_path / "figures.json"
+    )
+    assert status == 0, err
+    assert "object" in said
+    assert "mean" in said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["categories"]["object"]) == {"0", "1"}
+    assert 0 <= figures["mean"]["1"]["pixel_auroc"] <= 1
+
+
+def test_output_into_a_closed_pipe_is_no_crash(tiny_bundle, parts):
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_BATCH, "run", "--source", str(parts), "--bundle", str(tiny_bundle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait(60)
+
+
+def test_a_fault_of_the_program_is_not_disguised(monkeypatch, capsys):
+    def fault(**_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "app", fault)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
