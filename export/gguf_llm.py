@@ -7,7 +7,6 @@ Source of the format and names: ggml's docs/gguf.md and llama.cpp's convert_hf_t
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def write_gguf(
     writer.close()
 
 
-def quantise(source: Path, target: Path, precision: str, threads: int = 0) -> None:
+def quantise(source: Path, target: Path, precision: str, threads: int) -> None:
     """Quantise a float16 GGUF with llama.cpp's own quantiser ("q4_k_m" …); token embeddings stay in Q8_0.
 
     The runtime looks token embeddings up in the file itself, and reads F32, F16, BF16 and Q8_0.
@@ -101,7 +100,7 @@ def quantise(source: Path, target: Path, precision: str, threads: int = 0) -> No
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
     parameters.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
-    parameters.nthread = threads or len(os.sched_getaffinity(0))
+    parameters.nthread = threads
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p())
     status = llama_cpp.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(parameters)

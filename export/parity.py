@@ -55,7 +55,7 @@ TOLERANCES = {
 }
 # First answer logits, relative to the largest. A greedy token may differ from the reference's only where the
 # reference itself is that close to a tie.
-ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 5e-2, "q6_k": 0.10, "q5_k_m": 0.15, "q4_k_m": 0.25, "q4_0": 0.30}
+ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 3e-2, "q6_k": 0.06, "q5_k_m": 0.10, "q4_k_m": 0.20, "q4_0": 0.25}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -161,7 +161,7 @@ def prove(
     reference: Reference, folder: Path, manifest: Manifest, options: ExportOptions, steps: Steps
 ) -> list[StageResult]:
     """Compare in float16 first, where a wrong merge cannot hide behind quantisation, then as shipped."""
-    threads = len(os.sched_getaffinity(0))
+    threads = torch.get_num_threads()  # one setting for all: OMP_NUM_THREADS or the cores
     gguf = folder / GGUF_FILE
     with steps.step("Parity with the checkpoints"):
         parity = Parity(reference, folder, manifest, sample_cases())

@@ -15,12 +15,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomalygpt_edge.export.checkpoints import (
+    check_fit,
     load_checkpoint,
     load_model,
+    module_shapes,
     open_checkpoint_folder,
     open_checkpoints,
+    read_lora,
+    read_vision_config,
+    vision_shapes,
 )
-from anomalygpt_edge.export.tensor_files import CheckpointError, open_tensors
+from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors, open_tensors
+from anomalygpt_edge.models.anomalygpt import AnomalyGPTConfig
+from anomalygpt_edge.models.imagebind import VisionConfig
+from anomalygpt_edge.models.llama import LlamaConfig
+from anomalygpt_edge.models.prompt_learner import PromptLearner, PromptLearnerConfig
 
 
 def failure(paths) -> str:
@@ -237,3 +246,35 @@ def test_small_tower_needs_its_metadata(nano_folder, tmp_path):
     save_file(load_file(file), file)
     with pytest.raises(CheckpointError, match="'tap_layers' in the file's metadata"):
         open_checkpoint_folder(folder)
+
+
+def header_only(name: str, shapes) -> Tensors:
+    """A checkpoint of any size of which only names and shapes are looked at."""
+    return Tensors(Path(name), shapes, lambda key: pytest.fail(f"{key} was read"))
+
+
+def lora_shapes(layers: int, width: int, rank: int = 32):
+    names = [f"model.layers.{i}.self_attn.{p}_proj." for i in range(layers) for p in "qkvo"]
+    a = {f"llama_model.base_model.model.{name}lora_A.default.weight": (rank, width) for name in names}
+    b = {f"llama_model.base_model.model.{name}lora_B.default.weight": (width, rank) for name in names}
+    return {**a, **b, "llama_proj.weight": (width, 1024), "llama_proj.bias": (width,)}
+
+
+def test_imagebind_huge_is_recognised_by_its_shapes():
+    others = {"modality_preprocessors.text.mask": (77, 77), "modality_heads.audio.0.weight": (768,)}
+    tensors = header_only("imagebind_huge.pth", vision_shapes(VisionConfig()) | others)
+    assert read_vision_config(tensors) == VisionConfig()
+
+
+def test_13b_delta_on_a_7b_vicuna_is_named():
+    panda = header_only("pandagpt.pt", lora_shapes(layers=40, width=5120))
+    with pytest.raises(CheckpointError, match="LoRA for 40 layers but the language model has 32"):
+        read_lora(panda, LlamaConfig())
+    lora = read_lora(header_only("pandagpt.pt", lora_shapes(layers=32, width=4096)), LlamaConfig())
+    assert lora is not None
+    assert lora.scaling == 1.0
+    learner = {
+        f"prompt_learner.{k}": v for k, v in module_shapes(PromptLearner, PromptLearnerConfig()).items()
+    }
+    with pytest.raises(CheckpointError, match=r"PandaGPT delta for width 5120 \(13B\).* 4096 wide \(7B\)"):
+        check_fit(AnomalyGPTConfig(), panda, header_only("anomalygpt.pt", learner))
