@@ -20,6 +20,9 @@ from anomalygpt_edge.models.llama import Llama, LlamaConfig
 from anomalygpt_edge.models.nano.checkpoint import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 
+# The networks here are small, and on a busy machine torch's threads mostly wait for each other.
+torch.set_num_threads(1)
+
 TINY_ANSWER = "Yes, at the top left."  # what tiny_bundle says of every image
 TINY_CLASSES = ("object", "pcb")
 NUM_PIECES = 400

@@ -1,0 +1,217 @@
+"""The language model: injected embeddings in llama.cpp against torch, and how an answer is read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from anomalygpt_edge.export.checkpoints import open_checkpoint_folder
+from anomalygpt_edge.export.gguf_llm import write_gguf
+from anomalygpt_edge.models import prompts
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig, assemble_prompt
+from anomalygpt_edge.models.imagebind import VisionConfig
+from anomalygpt_edge.models.llama import LlamaConfig
+from anomalygpt_edge.models.nano.checkpoint import save_checkpoint
+from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
+from anomalygpt_edge.runtime.bundle import Language, PromptLayout, read_manifest
+from anomalygpt_edge.runtime.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.language import LanguageModel
+
+WIDTH = 128
+MAX_RELATIVE_ERROR = 1e-2  # float16 weights and cache against float32 arithmetic
+LAYOUT = PromptLayout(
+    before_image=prompts.PIECE_BEFORE_IMAGE, after_image=prompts.PIECE_AFTER_IMAGE, num_prompts=18,
+    assistant=prompts.PIECE_ASSISTANT, question=prompts.DEFAULT_QUESTION, affirmative=prompts.AFFIRMATIVE,
+    negative=prompts.NEGATIVE, stop_piece=prompts.STOP_PIECE, turn_end=prompts.STOP_STRING,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nano(tiny_tokenizer: Path) -> AnomalyGPT:
+    """Nano's own language dimensions, random: every token depends on the whole prompt."""
+    vocab_size = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer)).get_piece_size()
+    torch.manual_seed(1)
+    model = AnomalyGPT(
+        AnomalyGPTConfig(
+            VisionConfig(width=16, depth=4, heads=2, mlp_width=16, embed_dim=8, tap_layers=(0, 1, 2, 3)),
+            PromptLearnerConfig((1, 1, 1, 1, 1), llm_width=WIDTH),
+            LlamaConfig(vocab_size, WIDTH, 384, 4, 4, max_position_embeddings=512),
+        )
+    ).requires_grad_(False)
+    for name, parameter in model.llama.named_parameters():
+        if parameter.dim() == 2 and "embed" not in name:
+            parameter *= 3
+    model.llama.load_state_dict({name: t.half().float() for name, t in model.llama.state_dict().items()})
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def gguf_file(nano: AnomalyGPT, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    features = {"object": np.eye(2, 8, dtype=np.float32)}
+    save_checkpoint(nano, tiny_tokenizer, features, {"few_shot": None, "zero_shot": None}, folder)
+    write_gguf(open_checkpoint_folder(folder).llama, folder / "llm.gguf", "nano")
+    return folder / "llm.gguf"
+
+
+@pytest.fixture(scope="module")
+def expected(nano: AnomalyGPT) -> Language:
+    return Language(WIDTH, nano.config.llama.vocab_size, 4, 512)
+
+
+@pytest.fixture(scope="module")
+def language(gguf_file: Path, expected: Language) -> Iterator[LanguageModel]:
+    model = LanguageModel.open(gguf_file, LAYOUT, expected, threads=1)
+    yield model
+    model.close()
+
+
+def injected(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=WIDTH).astype(np.float32), rng.normal(size=(18, WIDTH)).astype(np.float32)
+
+
+def torch_prompt(nano: AnomalyGPT, tokenizer_file: Path, seed: int, question: str) -> torch.Tensor:
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_file))
+    pieces = (
+        torch.tensor([[tokenizer.bos_id(), *tokenizer.encode(LAYOUT.before_image)]]),
+        torch.tensor([tokenizer.encode(LAYOUT.after_image)]),
+        torch.tensor([tokenizer.encode(question + LAYOUT.assistant)]),
+    )
+    image, rows = injected(seed)
+    return assemble_prompt(nano.llama, pieces, torch.tensor(image)[None], torch.tensor(rows)[None])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("question", [prompts.DEFAULT_QUESTION, "Ünd was siehst du? <s> ##"])
+def test_llama_cpp_computes_what_torch_computes(
+    nano: AnomalyGPT, language: LanguageModel, tiny_tokenizer: Path, seed: int, question: str
+) -> None:
+    answer = language.answer(*injected(seed), question, max_tokens=8)
+    inputs = torch_prompt(nano, tiny_tokenizer, seed, question)
+    for step, token in enumerate(answer.token_ids):
+        logits = nano.llama(inputs)[0, -1]
+        if step == 0:
+            error = np.linalg.norm(answer.first_token_logits - logits.numpy()) / logits.norm()
+            assert error <= MAX_RELATIVE_ERROR
+        assert token == int(logits.argmax()), f"token {step}"
+        inputs = torch.cat([inputs, nano.llama.embed(torch.tensor([[token]]))], dim=1)
+    assert answer.num_passes == len(answer.token_ids)
+    assert len(answer.token_ids) == 8 or answer.token_ids[-1] == 2, "cut, or ended by EOS"
+
+
+def test_the_answer_depends_on_every_injected_row(language: LanguageModel) -> None:
+    image, rows = injected(0)
+    base = language.answer(image, rows, max_tokens=1).first_token_logits
+    changed = [language.answer(-image, rows, max_tokens=1)]
+    for row in range(18):
+        other = rows.copy()
+        other[row] *= -1
+        changed.append(language.answer(image, other, max_tokens=1))
+    for answer in changed:
+        assert np.linalg.norm(answer.first_token_logits - base) > 10 * MAX_RELATIVE_ERROR * np.linalg.norm(
+            base
+        )
+
+
+def test_nothing_of_one_answer_reaches_the_next(language: LanguageModel) -> None:
+    first = language.answer(*injected(0), max_tokens=8)
+    language.answer(*injected(1), "Something much longer than that, is it not?", max_tokens=20)
+    again = language.answer(*injected(0), max_tokens=8)
+    assert again.token_ids == first.token_ids
+    np.testing.assert_array_equal(again.first_token_logits, first.first_token_logits)
+
+
+def test_p_anomaly_is_the_softmax_of_two_logits(language: LanguageModel) -> None:
+    answer = language.answer(*injected(0), max_tokens=1)
+    yes, no = answer.first_token_logits[[language.affirmative_id, language.negative_id]].astype(np.float64)
+    assert answer.p_anomaly == pytest.approx(np.exp(yes) / (np.exp(yes) + np.exp(no)))
+
+
+def test_the_limit_cuts_an_answer(language: LanguageModel) -> None:
+    assert len(language.answer(*injected(0), max_tokens=5).token_ids) == 5
+
+
+def test_an_answer_ends_where_the_context_does(gguf_file: Path, expected: Language) -> None:
+    model = LanguageModel.open(gguf_file, LAYOUT, expected, threads=1, max_context=64)
+    answer = model.answer(*injected(0), max_tokens=500)
+    assert 0 < len(answer.token_ids) < 64
+    with pytest.raises(ConfigError, match="positions"):
+        model.answer(*injected(0), "a very long question " * 20)
+    assert model.answer(*injected(0), max_tokens=500).token_ids == answer.token_ids
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("image", "rows"),
+    [
+        (np.zeros(WIDTH - 1, np.float32), np.zeros((18, WIDTH), np.float32)),
+        (np.zeros(WIDTH, np.float32), np.zeros((17, WIDTH), np.float32)),
+        (np.full(WIDTH, np.nan, np.float32), np.zeros((18, WIDTH), np.float32)),
+        (np.zeros(WIDTH, np.float32), np.full((18, WIDTH), np.inf, np.float32)),
+    ],
+    ids=["image shape", "rows shape", "nan", "inf"],
+)
+def test_rows_that_cannot_be_injected_are_refused(
+    language: LanguageModel, image: np.ndarray, rows: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        language.answer(image, rows)
+
+
+def test_a_taught_answer_is_said_and_stopped(tiny_bundle: Path, tiny_tokenizer: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    model = LanguageModel.open(tiny_bundle / "llm.gguf", manifest.prompt, manifest.language, threads=1)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
+    answer = model.answer(np.zeros(64, np.float32), np.zeros((18, 64), np.float32))
+    assert answer.text == "Yes, at the top left."
+    assert answer.affirmative is True
+    spoken = [
+        *tokenizer.encode("Yes, at the top left."),
+        tokenizer.piece_to_id("<0x0A>"),
+        tokenizer.piece_to_id("##"),
+    ]
+    assert list(answer.token_ids) == spoken
+    assert answer.num_passes == len(spoken)
+    model.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [({"stop_piece": "no such piece"}, "to stop at"), ({"affirmative": "No"}, "begin with the same token")],
+)
+def test_words_the_model_cannot_say_are_refused(
+    gguf_file: Path, expected: Language, changes: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(BundleError, match=complaint):
+        LanguageModel.open(gguf_file, msgspec.structs.replace(LAYOUT, **changes), expected, threads=1)
+
+
+def test_a_file_that_only_llama_cpp_would_reject_is_a_bundle_error(
+    gguf_file: Path, expected: Language, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = gguf_file.read_bytes()
+    damaged = tmp_path / "llm.gguf"
+    damaged.write_bytes(data.replace(b"blk.1.attn_q.weight", b"blk.1.attn_x.weight"))
+    with pytest.raises(BundleError, match=r"llama\.cpp cannot load"):
+        LanguageModel.open(damaged, LAYOUT, expected, threads=1)
+    assert capfd.readouterr().err == "", "llama.cpp stays silent"
+
+
+def test_the_file_may_move_while_the_model_is_open(
+    gguf_file: Path, expected: Language, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(gguf_file, tmp_path / "llm.gguf"))
+    model = LanguageModel.open(path, LAYOUT, expected, threads=1)
+    before = model.answer(*injected(0), max_tokens=2).token_ids
+    path.unlink()
+    assert model.answer(*injected(0), "Another question?", max_tokens=2).token_ids
+    assert model.answer(*injected(0), max_tokens=2).token_ids == before
+    model.close()

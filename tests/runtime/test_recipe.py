@@ -1,0 +1,131 @@
+"""Recipes and memory banks: what is written is read back; what is altered is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anomalygpt_edge.kernels import normalise
+from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
+from anomalygpt_edge.runtime.errors import RecipeError
+from anomalygpt_edge.runtime.memory_bank import MemoryBank, load_bank
+from anomalygpt_edge.runtime.recipe import MemoryBankRecord, Recipe, load_recipe, save_recipe
+
+DIGEST = "0" * 64
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=60)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.builds(
+        Recipe,
+        name=TEXT.filter(bool),
+        class_name=st.none() | TEXT.filter(bool),
+        description=TEXT,
+        question=TEXT,
+        resize=st.sampled_from([None, "crop", "stretch"]),
+        memory_bank=st.none() | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST)),
+        created=TEXT,
+    )
+)
+def test_a_recipe_is_read_back_as_it_was_written(tmp_path: Path, recipe: Recipe) -> None:
+    save_recipe(recipe, tmp_path / "recipe.toml")
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "name"),
+        ("name = 3", "name"),
+        ("name = 'a'\nthreshold = 0.5", "threshold"),
+        ("name = 'a'\nschema_version = 2", "schema version 2"),
+        ("name = 'a'\nresize = 'zoom'", "zoom"),
+        ("name = 'a'\ndescription = '" + "x" * 501 + "'", "500"),
+        ("name = ", "not TOML"),
+        ("name = 'a'\n[memory_bank]\nfile = '../x.npz'", "memory_bank"),
+        ("name = 'a'\n[memory_bank]\nfile = '..'", "memory_bank"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(path)
+
+
+def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no recipe at"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(RecipeError, match="no recipe at"):
+        load_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="cannot write"):
+        save_recipe(Recipe(name="a"), tmp_path / "no" / "folder.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load_recipe(tmp_path / "binary.toml")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def bank(bundle: Bundle) -> MemoryBank:
+    raw = np.random.default_rng(0).normal(size=(2, 4, 256, 32)).astype(np.float32)
+    return MemoryBank.from_features(raw, bundle.encoder_sha256)
+
+
+def test_a_bank_holds_the_normalised_patches_of_every_sample(bundle: Bundle) -> None:
+    raw = np.random.default_rng(0).normal(size=(3, 4, 256, 32)).astype(np.float32)
+    bank = MemoryBank.from_features(raw, bundle.encoder_sha256)
+    assert bank.features.shape == (4, 768, 32)
+    np.testing.assert_allclose(bank.features[2, 256:512], normalise(raw[1, 2]), rtol=1e-6)
+
+
+def test_a_bank_is_read_back(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:
+    record = bank.save(tmp_path / "bank.npz")
+    assert (record.num_samples, record.encoder_sha256) == (2, bundle.encoder_sha256)
+    np.testing.assert_array_equal(load_bank(record, tmp_path, bundle).features, bank.features)
+
+
+def test_an_altered_bank_is_refused(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "bank.npz"
+    record = bank.save(path)
+    with pytest.raises(RecipeError, match="another encoder"):
+        load_bank(msgspec.structs.replace(record, encoder_sha256=DIGEST), tmp_path, bundle)
+    with pytest.raises(RecipeError, match="missing"):
+        load_bank(msgspec.structs.replace(record, file="other.npz"), tmp_path, bundle)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RecipeError, match="altered"):
+        load_bank(record, tmp_path, bundle)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        np.zeros((4, 256, 31), np.float32),
+        np.zeros((4, 256, 32), np.float64),
+        np.full((4, 256, 32), np.nan, np.float32),
+        np.array([{}], dtype=object),
+    ],
+    ids=["shape", "dtype", "nan", "pickle"],
+)
+def test_a_bank_of_other_features_is_refused(features: np.ndarray, bundle: Bundle, tmp_path: Path) -> None:
+    record = MemoryBank(features, 1, bundle.encoder_sha256).save(tmp_path / "bank.npz")
+    with pytest.raises(RecipeError, match="enroll again"):
+        load_bank(record, tmp_path, bundle)
+
+
+def test_features_that_make_no_bank_are_refused() -> None:
+    with pytest.raises(RecipeError, match="at least one"):
+        MemoryBank.from_features(np.zeros((0, 4, 9, 8), np.float32), DIGEST)
+    with pytest.raises(RecipeError, match="not finite"):
+        MemoryBank.from_features(np.full((1, 4, 9, 8), np.inf, np.float32), DIGEST)
