@@ -23,7 +23,7 @@ def model(small) -> AnomalyGPT:
 
 
 @pytest.fixture(scope="module")
-def networks(networks):
+def networks(exported):
     """The session's bundle: its folder and its three ONNX components."""
     components = exported.manifest.components
     return exported.bundle, {name: c for name, c in components.items() if name != "language_model"}
