@@ -183,7 +183,8 @@ def _round_to_grey_levels(sums: np.ndarray) -> None:
 def _normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """float32 [3, 256]: what each grey level of each RGB channel becomes."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (levels - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    mean_column, std_column = (np.asarray(values, np.float32)[:, None] for values in (mean, std))
+    return (levels - mean_column) / std_column
 
 
 @lru_cache(maxsize=8)

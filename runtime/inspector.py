@@ -86,6 +86,7 @@ class Inspector:
         """
         opened = open_bundle(bundle)
         manifest = opened.manifest
+        product = prepare_product(opened, recipe, class_name)
         threads = threads or default_threads()
         networks = {
             name: open_engine(opened.component_file(name), manifest.components[name], threads=threads)
@@ -94,7 +95,6 @@ class Inspector:
         language = LanguageModel.open(
             opened.component_file("language_model"), manifest.prompt, manifest.language, threads
         )
-        product = prepare_product(opened, recipe, class_name)
         inspector = cls(opened, networks, language, product)
         inspector._warm_up()
         if normals is not None:
