@@ -131,7 +131,7 @@ def evaluate_category(
     zero_shot = inspector.prepare(class_name=class_name)
     inspector.use(zero_shot)
     banks = _banks(inspector, category, shots, seed)
-    scores = {k: _Scores() for k in shots if k == 0 or k in banks}
+    scores = {k: Scores() for k in shots if k == 0 or k in banks}
     for sample in category.tests if samples is None else samples:
         try:
             frame = read_image(sample.image)
@@ -176,7 +176,7 @@ class _RememberLast:
         return self._outputs
 
 
-class _Scores:
+class Scores:
     """What one category's images gave at one number of shots."""
 
     def __init__(self) -> None:
@@ -228,13 +228,20 @@ def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int
     possible = [k for k in shots if 0 < k <= len(category.normals)]
     if not possible:
         return {}
-    order = np.random.default_rng(seed).permutation(len(category.normals))[: max(possible)]
-    largest = inspector.make_bank([read_image(category.normals[index]) for index in order])
+    largest = inspector.make_bank(
+        [read_image(path) for path in choose_normals(category, max(possible), seed)]
+    )
     patches = largest.features.shape[1] // largest.num_samples
     return {
         k: replace(largest, features=np.ascontiguousarray(largest.features[:, : k * patches]), num_samples=k)
         for k in possible
     }
+
+
+def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
+    """The first ``count`` normal images of one shuffled order: few shots are among more."""
+    order = np.random.default_rng(seed).permutation(len(category.normals))
+    return [category.normals[index] for index in order[:count]]
 
 
 def mask_as_seen(
@@ -283,7 +290,7 @@ def print_table(results: Evaluation, console: Console | None = None) -> None:
             counts = f"{figures.num_good} + {figures.num_anomalous}"
             table.add_row(category, k, *(_cell(getattr(figures, name)) for name in MEASURES), counts)
         table.add_section()
-    for k, means in results.mean.items():
+    for k, means in results.mean.items() if len(results.categories) > 1 else ():
         table.add_row("mean", k, *(_cell(means[name]) for name in MEASURES), style="bold")
     console = console or Console()
     console.print(table)

@@ -217,7 +217,6 @@ def test_eval_prints_a_table_and_writes_json(call, tiny_bundle, tmp_path):
     )
     assert status == 0, err
     assert "object" in said
-    assert "mean" in said
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures["categories"]["object"]) == {"0", "1"}
     assert 0 <= figures["mean"]["1"]["pixel_auroc"] <= 1

@@ -1,0 +1,221 @@
+"""What do methods without training reach on labelled images, at a few normal samples?
+
+Figures as ``agpt eval`` gives them, with the same normal samples, the same geometry and the same maps' size, so
+that the tables can stand side by side.
+
+    python benchmarks/baselines.py FOLDER [--shots 1,4] [--seed 0] [--random-vit] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from anomalygpt_edge.kernels import match, normalise, preprocess, upsample
+from anomalygpt_edge.runtime.datasets import Category, find_categories
+from anomalygpt_edge.runtime.errors import AgptError
+from anomalygpt_edge.runtime.evaluation import Figures, Scores, choose_normals, mask_as_seen, parse_shots
+from anomalygpt_edge.runtime.images import read_image
+from anomalygpt_edge.runtime.localise import top_mean
+from anomalygpt_edge.runtime.metrics import mean
+from anomalygpt_edge.runtime.verdict import Status, Verdict
+
+SIZE, GRID = 224, 16
+CELL = SIZE // GRID
+NUM_ORIENTATIONS = 9
+RESIZE: Literal["crop"] = "crop"
+MEASURES = ("image_auroc_max", "image_auroc_top1", "pixel_auroc")
+
+Features = np.ndarray  # float32 [P, F], one row a patch
+Extract = Callable[[np.ndarray], Features]  # from pixels float32 [3, 224, 224], RGB in 0..1
+Distance = Callable[[Features, list[Features]], np.ndarray]  # query, normal samples → float32 [P]
+
+
+class Method(NamedTuple):
+    name: str
+    extract: Extract
+    distance: Distance
+    localises: bool = True
+
+
+def mean_grey(pixels: np.ndarray) -> Features:
+    """The image's mean grey level, the same in every patch: says nothing about where."""
+    return np.full((GRID * GRID, 1), pixels.mean(), np.float32)
+
+
+def hog_and_colour(pixels: np.ndarray) -> Features:
+    """Histogram of oriented gradients of each 14 × 14 cell among its 3 × 3 neighbours, mean and deviation of
+    each colour (Dalal and Triggs, CVPR 2005)."""
+    cells = pixels.reshape(3, GRID, CELL, GRID, CELL)
+    colour = np.concatenate([cells.mean(axis=(2, 4)), cells.std(axis=(2, 4))])
+    blocks = _neighbourhoods(_orientation_histograms(pixels.mean(axis=0)))
+    return np.concatenate([blocks, colour.reshape(6, -1).T], axis=1).astype(np.float32)
+
+
+def _orientation_histograms(grey: np.ndarray) -> np.ndarray:
+    """float32 [224, 224] → [9, 16, 16]: gradient strength by direction (0..180°), shared by two bins."""
+    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0, ksize=1), cv2.Sobel(grey, cv2.CV_32F, 0, 1, ksize=1)
+    strength = np.hypot(across, down)
+    place = np.mod(np.arctan2(down, across), np.pi) / np.pi * NUM_ORIENTATIONS
+    lower = np.floor(place).astype(int)
+    upper_share = place - lower
+    planes = np.zeros((NUM_ORIENTATIONS, SIZE, SIZE), np.float32)
+    for bin_, share in ((lower, 1 - upper_share), (lower + 1, upper_share)):
+        rows, columns = np.indices(grey.shape)
+        planes[bin_ % NUM_ORIENTATIONS, rows, columns] += strength * share
+    return planes.reshape(NUM_ORIENTATIONS, GRID, CELL, GRID, CELL).sum(axis=(2, 4))
+
+
+def _neighbourhoods(histograms: np.ndarray) -> np.ndarray:
+    """[9, 16, 16] → [256, 81]: each cell with its neighbours (the edge repeated), scaled to unit length."""
+    padded = np.pad(histograms, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    shifted = [padded[:, y : y + GRID, x : x + GRID] for y in range(3) for x in range(3)]
+    rows = np.concatenate(shifted).reshape(-1, GRID * GRID).T
+    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-2)
+
+
+def euclidean(query: Features, normals: list[Features]) -> np.ndarray:
+    """Distance of each patch to the nearest patch of any normal sample, wherever it is."""
+    bank = np.concatenate(normals)
+    squares = (query**2).sum(1)[:, None] - 2 * query @ bank.T + (bank**2).sum(1)
+    return np.sqrt(np.maximum(squares.min(axis=1), 0)).astype(np.float32)
+
+
+def cosine(query: Features, normals: list[Features]) -> np.ndarray:
+    """The original's few-shot distance over taps; features are [T, P, V]."""
+    return match(query[None], normalise(np.concatenate(normals, axis=1)))[0]
+
+
+def random_vit() -> Extract:
+    """The bundled model's encoder with random weights: what its architecture alone gives."""
+    import torch
+
+    from anomalygpt_edge.models.imagebind import VisionEncoder
+    from anomalygpt_edge.models.nano.config import nano_config
+
+    torch.manual_seed(0)
+    encoder = VisionEncoder(nano_config().vision).eval()
+
+    def extract(pixels: np.ndarray) -> Features:
+        with torch.no_grad():
+            return encoder(torch.tensor((pixels - 0.45) / 0.27)[None].float())[1][0].numpy()
+
+    return extract
+
+
+def evaluate(category: Category, method: Method, shots: list[int], seed: int) -> dict[int, Figures]:
+    """Figures by number of shots."""
+    possible = [k for k in shots if 0 < k <= len(category.normals)]
+    normals = [
+        method.extract(load(path)) for path in choose_normals(category, max(possible, default=0), seed)
+    ]
+    scores = {k: Scores() for k in possible}
+    for sample in category.tests:
+        frame = read_image(sample.image)
+        mask = mask_as_seen(sample, frame.shape[:2], SIZE, RESIZE) if method.localises else None
+        query = method.extract(load(sample.image))
+        for k, kept in scores.items():
+            anomaly_map = upsample(method.distance(query, normals[:k])[None], SIZE)[0]
+            kept.add(sample, as_verdict(anomaly_map, frame.shape[:2]), mask)
+    return {k: kept.figures() for k, kept in scores.items()}
+
+
+def load(path: Path) -> np.ndarray:
+    """float32 [3, 224, 224], RGB in 0..1, cropped as the bundled model's pixels are."""
+    return preprocess(read_image(path), SIZE, RESIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def as_verdict(anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> Verdict:
+    """A map alone: these methods say nothing."""
+    return Verdict(
+        Status.NO_RESULT,
+        "a map only",
+        frame_size,
+        RESIZE,
+        anomaly_map=anomaly_map,
+        score=top_mean(anomaly_map),
+        peak=float(anomaly_map.max()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="labelled images, MVTec-AD or VisA layout")
+    parser.add_argument("--shots", default="1,4")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--random-vit", action="store_true", help="too; needs torch")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.folder is None:
+        print("baselines.py: skipped, for no folder of labelled images was given")
+        return
+    methods = [
+        Method("mean grey level", mean_grey, euclidean, localises=False),
+        Method("HOG + mean/std, Euclidean", hog_and_colour, euclidean),
+    ]
+    if options.random_vit:
+        methods.append(Method("random ViT, cosine", random_vit(), cosine))
+    try:
+        categories = find_categories(options.folder)
+        shots = parse_shots(options.shots)
+        results = {
+            method.name: {
+                category.name: evaluate(category, method, shots, options.seed) for category in categories
+            }
+            for method in methods
+        }
+    except AgptError as error:
+        sys.exit(f"baselines.py: {error}")
+    print_table(results)
+    if options.json:
+        options.json.write_text(json.dumps(plain(results), indent=2) + "\n")
+
+
+def plain(results: dict[str, dict[str, dict[int, Figures]]]) -> dict:
+    return {
+        method: {
+            category: {
+                k: {name: getattr(figures, name) for name in MEASURES} for k, figures in by_shots.items()
+            }
+            for category, by_shots in categories.items()
+        }
+        for method, categories in results.items()
+    }
+
+
+def print_table(results: dict[str, dict[str, dict[int, Figures]]]) -> None:
+    table = Table(title="methods without training", box=box.SIMPLE_HEAD)
+    for name in ("method", "category"):
+        table.add_column(name, no_wrap=True)
+    for name in ("shots", "image AUROC max", "image AUROC top 1 %", "pixel AUROC"):
+        table.add_column(name, justify="right")
+    for method, categories in results.items():
+        for category, by_shots in categories.items():
+            for k, figures in by_shots.items():
+                table.add_row(method, category, str(k), *(cell(getattr(figures, name)) for name in MEASURES))
+        for k in dict.fromkeys(
+            k for by_shots in categories.values() for k in by_shots if len(categories) > 1
+        ):
+            found = [by_shots[k] for by_shots in categories.values() if k in by_shots]
+            means = (cell(mean([getattr(figures, name) for figures in found])) for name in MEASURES)
+            table.add_row(method, "mean", str(k), *means, style="bold")
+        table.add_section()
+    Console().print(table)
+
+
+def cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The benchmark scripts as they are called: they run, and their figures mean what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def test_baselines_see_a_plain_defect(tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        good = rng.integers(100, 110, (224, 224, 3), np.uint8)
+        write(tmp_path / "tile" / "train" / "good" / f"{index}.png", good)
+        write(tmp_path / "tile" / "test" / "good" / f"{index}.png", rng.permutation(good))
+        bad = good.copy()
+        bad[84:126, 84:126] = 255
+        mask = np.zeros((224, 224), np.uint8)
+        mask[84:126, 84:126] = 255
+        write(tmp_path / "tile" / "test" / "spot" / f"{index}.png", bad)
+        write(tmp_path / "tile" / "ground_truth" / "spot" / f"{index}_mask.png", mask)
+    result = script("baselines.py", tmp_path, "--shots", "1,2", "--json", tmp_path / "figures.json")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    hog = figures["HOG + mean/std, Euclidean"]["tile"]["1"]
+    assert hog["image_auroc_max"] == hog["image_auroc_top1"] == 1
+    assert hog["pixel_auroc"] > 0.98
+    grey = figures["mean grey level"]["tile"]["2"]
+    assert grey["image_auroc_max"] == 1
+    assert grey["pixel_auroc"] is None
+
+
+def test_baselines_without_a_folder_say_so():
+    result = script("baselines.py")
+    assert result.returncode == 0
+    assert "skipped" in result.stdout
+    assert "Traceback" not in script("baselines.py", "/nonexistent").stderr
+
+
+def test_demo_line_accounts_for_its_time(tiny_bundle, tmp_path):
+    result = script(
+        "demo_line.py", "--bundle", tiny_bundle, "--inspections", 6, "--device", "x", "--results", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "x.json").read_text())["demo_line"]
+    stages = figures["stages_ms"]
+    whole = stages.pop("whole")
+    assert list(stages) == ["preprocess", "encode", "localise", "prompt", "judge", "decide"]
+    assert 0 < sum(stage["mean"] for stage in stages.values()) <= whole["mean"] * 1.001
+    assert whole["p50"] <= whole["p99"] <= whole["max"]
+    assert sum(figures["statuses"].values()) == 6
+    assert figures["inspections_per_second"] > 0
