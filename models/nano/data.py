@@ -32,7 +32,8 @@ class Sample:
 def draw(family: Family, rng: Generator, num_defects: int, size: tuple[int, int] = (SIZE, SIZE)) -> Sample:
     """Make and photograph one part with ``num_defects`` defects (0 = a good one)."""
     scene = render(family, rng, size)
-    image, mask, defects = scene.image, np.zeros(size, bool), []
+    image, mask = scene.image, np.zeros(size, bool)
+    defects: list[Defect] = []
     if num_defects:
         image, mask, defects = add_defects(scene, rng, num_defects, plausible_defects(family.kind))
     style = default_rng([family.seed, 7])  # the line's camera: fixed for the product
@@ -51,7 +52,7 @@ def training_group(seed: int, index: int) -> list[Sample]:
     family = Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(*TRAINING_FAMILY_SEEDS)))
     second = num_defects(rng) if rng.random() < 1 / 3 else 0
     samples = [draw(family, rng, n) for n in (0, 0, num_defects(rng), second)]
-    return [_flip(s, flips) for flips in [rng.integers(0, 4)] for s in samples]
+    return [_flip(s, flips) for flips in [int(rng.integers(0, 4))] for s in samples]
 
 
 def _flip(sample: Sample, flips: int) -> Sample:
@@ -93,8 +94,8 @@ def held_out_samples(
 
 def normalise(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """BGR uint8 [..., H, W, 3] → RGB float32 [..., 3, H, W], CLIP's mean and deviation."""
-    rgb = pixels[..., ::-1].astype(np.float32) / 255
-    return np.moveaxis((rgb - MEAN) / STD, -1, -3)
+    rgb = pixels[..., ::-1].astype(np.float32) / np.float32(255)
+    return np.moveaxis(((rgb - MEAN) / STD).astype(np.float32, copy=False), -1, -3)
 
 
 def patch_coverage(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

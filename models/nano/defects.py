@@ -93,9 +93,7 @@ def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
     return float(column), float(row)
 
 
-def _tone(
-    image: Image, center: tuple[float, float], rng: Generator, low: float, high: float
-) -> NDArray[np.float32]:
+def _tone(image: Image, center: tuple[float, float], rng: Generator, low: float, high: float) -> Field:
     """A colour that differs from the one at ``center`` by low..high, lighter or darker, sometimes tinted."""
     x, y = int(center[0]), int(center[1])
     local = image[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4].reshape(-1, 3).mean(axis=0)
@@ -104,7 +102,7 @@ def _tone(
     return np.clip(local + sign * rng.uniform(low, high) + tint, 0, 1).astype(np.float32)
 
 
-def _paint(image: Image, alpha: Field, color: NDArray[np.float32]) -> Image:
+def _paint(image: Image, alpha: Field, color: Field) -> Image:
     return image + (color - image) * alpha[..., None]
 
 
@@ -263,7 +261,7 @@ def missing(scene: Scene, rng: Generator, center: tuple[float, float], radius: f
     alpha = blob(rng, size, center, radius * 1.2, 0.3)[..., None]
     behind = scene.background
     if scene.coverage.min() > 0.5:
-        behind = cv2.GaussianBlur(scene.image, (0, 0), max(3.0, radius / 2))
+        behind = np.asarray(cv2.GaussianBlur(scene.image, (0, 0), max(3.0, radius / 2)), np.float32)
     return scene.image + (behind - scene.image) * alpha
 
 
@@ -283,13 +281,9 @@ def bent(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
     else:
         direction, push = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.8) * reach
         map_x, map_y = x + push * np.cos(direction) * weight, y + push * np.sin(direction) * weight
-    return cv2.remap(
-        scene.image,
-        map_x.astype(np.float32),
-        map_y.astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT,
-    )
+    coordinates = map_x.astype(np.float32), map_y.astype(np.float32)
+    moved = cv2.remap(scene.image, *coordinates, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(moved, np.float32)
 
 
 def broken_edge(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:

@@ -90,12 +90,13 @@ def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
     encoder.cls_token.zero_()
     encoder.pre_norm.weight.fill_(spread)
 
-    for block in encoder.blocks:
+    blocks = [block for block in encoder.blocks if isinstance(block, Block)]
+    for block in blocks:
         for branch in (block.attn.out_proj, block.mlp.fc2):
             branch.weight.mul_(0.1)
             branch.bias.zero_()
-    _energy(encoder.blocks[0], content, spread)
-    for block in encoder.blocks[1:3]:
+    _energy(blocks[0], content, spread)
+    for block in blocks[1:3]:
         _neighbours(block, content, position, spread, grid)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from .noise import Field, fractal, smooth, white
 
-Image = NDArray[np.float32]  # [H, W, 3] BGR, 0..1
+Image = NDArray[np.floating[Any]]  # [H, W, 3] BGR, 0..1
 GENERATOR_VERSION = 1
 
 
@@ -145,14 +146,14 @@ def _pose(style: Generator, part: Generator, size: tuple[int, int], surface: boo
     return View(u, v, size)
 
 
-def _color(style: Generator, low: float = 0.1, high: float = 0.9, grey: float = 0.35) -> NDArray[np.float32]:
+def _color(style: Generator, low: float = 0.1, high: float = 0.9, grey: float = 0.35) -> Field:
     """A BGR colour; with probability ``grey`` without hue."""
     value = style.uniform(low, high)
     tint = style.uniform(-0.25, 0.25, 3) * (style.random() > grey)
     return np.clip(value + tint, 0.02, 0.98).astype(np.float32)
 
 
-def _mix(a: NDArray[np.float32], b: NDArray[np.float32], t: Field) -> Image:
+def _mix(a: Field, b: Field, t: Field) -> Image:
     """Blend two colours by a field in 0..1."""
     return a + (b - a) * np.clip(t, 0, 1)[..., None].astype(np.float32)
 
@@ -187,7 +188,7 @@ def weave(style: Generator, part: Generator, view: View) -> Image:
 
 def knit(style: Generator, part: Generator, view: View) -> Image:
     pitch, slope, relief = style.uniform(7, 24), style.uniform(0.4, 1.2), style.uniform(0.3, 0.7)
-    color, other, stripes = _color(style), _color(style), style.integers(0, 8)
+    color, other, stripes = _color(style), _color(style), int(style.integers(0, 8))
     wobble = 0.004 * smooth(part, view.size, min(view.size) / 5)
     column = (view.u + wobble) * pitch
     across = np.abs(column - np.floor(column) - 0.5)
@@ -333,7 +334,7 @@ def _background(style: Generator, part: Generator, view: View) -> Image:
     return np.broadcast_to(color, (*view.size, 3)).astype(np.float32)
 
 
-def _skin(style: Generator, part: Generator, view: View, color: NDArray[np.float32]) -> Image:
+def _skin(style: Generator, part: Generator, view: View, color: Field) -> Image:
     """The face of an object: plain, cloudy, grainy or brushed."""
     kind, strength = style.integers(0, 4), style.uniform(0.02, 0.10)
     cell = style.uniform(3, 20) * min(view.size) / 224
@@ -509,7 +510,7 @@ def board(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
         cv2.rectangle(chip_layer, (x, y), (x + w, y + h), 1.0, -1, cv2.LINE_AA)
     map_x = ((view.u / width + 0.5) * (canvas - 1)).astype(np.float32)
     map_y = ((view.v / height + 0.5) * (canvas - 1)).astype(np.float32)
-    etched = cv2.remap(layout, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
+    etched = np.asarray(cv2.remap(layout, map_x, map_y, cv2.INTER_LINEAR, borderValue=0), np.float32)
     packaged = cv2.remap(chip_layer, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
     if binary:
         body = np.repeat((0.05 + 0.9 * etched)[..., None], 3, 2)

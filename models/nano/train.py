@@ -53,9 +53,9 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     gallery_file = folder / "gallery.npz"
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
-        build_gallery(
-            vision.encoder, vision.decoder, text, recipe.seed, recipe.gallery_groups, workers
-        ).save(gallery_file)
+        build_gallery(vision.encoder, vision.decoder, text, recipe.seed, recipe.gallery_groups, workers).save(
+            gallery_file
+        )
     print("[4/4] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
 from anomalygpt_edge.models.nano import line
 from anomalygpt_edge.models.nano.data import (
     HELD_OUT_FAMILY_SEEDS,
@@ -14,13 +18,22 @@ from anomalygpt_edge.models.nano.data import (
     training_group,
 )
 from anomalygpt_edge.models.nano.defects import DEFECTS, MIN_CHANGE, add_defects, plausible_defects
-from anomalygpt_edge.models.nano.products import HELD_OUT_KINDS, KINDS, OBJECTS, TRAINED_KINDS, Family, render
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.random import default_rng
+from anomalygpt_edge.models.nano.products import (
+    GENERATOR_VERSION,
+    HELD_OUT_KINDS,
+    KINDS,
+    OBJECTS,
+    TRAINED_KINDS,
+    Family,
+    render,
+)
 
 kinds = st.sampled_from(KINDS)
 seeds = st.integers(0, 2**31 - 1)
+
+
+TRAINED_MEANS = [138.1, 138.8, 148.6, 131.2]  # grey levels of the first group
+TRAINED_AREA = 0.4006  # defective shares of 12 groups, added up
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,3 +105,16 @@ def test_the_demo_line_knows_its_truth() -> None:
     assert all(not p.mask.any() for p in parts if not p.defects)
     assert np.array_equal(next(line.render_line(1, seed=1)).frame, parts[0].frame)
     assert line.normal_sample(line.PRODUCTS[0]).shape == (480, 640, 3)
+
+
+def test_the_generator_is_the_one_the_shipped_model_was_trained_with() -> None:
+    """A change of what is drawn is a new generator: raise train again, renew these figures.
+
+    Coarse statistics, so that another NumPy or OpenCV build with other rounding still passes.
+    """
+    assert GENERATOR_VERSION == 1
+    samples = [sample for index in range(12) for sample in training_group(20, index)]
+    means = np.array([sample.pixels.mean() for sample in samples])
+    areas = np.array([sample.mask.mean() for sample in samples])
+    assert means[:4] == pytest.approx(TRAINED_MEANS, abs=0.5)
+    assert areas.sum() == pytest.approx(TRAINED_AREA, rel=0.02)

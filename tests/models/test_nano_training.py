@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomalygpt_edge.models.anomalygpt import AnomalyGPT
+from numpy.random import default_rng
+from sklearn.metrics import roc_auc_score
+
 from anomalygpt_edge.models.nano import train_language, train_vision
-from anomalygpt_edge.models.nano.config import Recipe, nano_config
+from anomalygpt_edge.models.nano.config import Recipe
 from anomalygpt_edge.models.nano.data import training_group
 from anomalygpt_edge.models.nano.evaluate import auroc
 from anomalygpt_edge.models.nano.gallery import Gallery, build_gallery
@@ -18,8 +20,6 @@ from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenize
 from anomalygpt_edge.models.nano.train import train
 from anomalygpt_edge.models.nano.words import dialogue, places
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
-from numpy.random import default_rng
-from sklearn.metrics import roc_auc_score
 
 TINY = Recipe(
     vision_steps=4,
