@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,9 @@ OverlayChoice = Annotated[
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except AgptError as error:
@@ -53,6 +57,8 @@ def main() -> None:
         # The reader of our output went away (agpt run | head): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        status = _complain(f"cannot use {error.filename} ({error.strerror}): check it", EXIT_BAD_INPUT)
     except Exception as error:
         # The command line's own errors (unknown option, missing value); their module moved between releases.
         if not hasattr(error, "format_message"):

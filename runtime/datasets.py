@@ -101,11 +101,15 @@ def _visa(folder: Path) -> list[Category]:
 
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := VISA_COLUMNS - set(reader.fieldnames or ()):
-            raise ConfigError(f"{table} lacks the column(s) {', '.join(sorted(missing))}")
-        return list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [{name: row[name] or "" for name in VISA_COLUMNS & row.keys()} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{table} is not a readable CSV table ({error}): copy it again") from error
+    if missing := VISA_COLUMNS - set(reader.fieldnames or ()):
+        raise ConfigError(f"{table} lacks the column(s) {', '.join(sorted(missing))}")
+    return rows
 
 
 def _visa_category(root: Path, name: str, rows: list[dict[str, str]]) -> Category:

@@ -109,7 +109,7 @@ class LiveTable:
         return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
     def _caption(self) -> str:
-        return " · ".join(filter(None, (self._tally.counts(), self._tally.catches(), self._tally.speed())))
+        return " · ".join(filter(None, (self._tally.counts(), self._tally.catches(), self._tally.latency())))
 
 
 class PlainLines:

@@ -82,7 +82,12 @@ def make_record(
         "recipe": recipe,
         "defects": frame.defects,
     }
-    return msgspec.convert(values, Record)
+    return msgspec.convert({name: _utf8(value) for name, value in values.items()}, Record)
+
+
+def _utf8(value: object) -> object:
+    """File names may hold bytes that are no UTF-8; JSON may not."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 class RecordFile:

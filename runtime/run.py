@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from .bundle import MANIFEST_FILE, Bundle, digest_file
 from .cameras import Frame, open_camera
 from .cameras.folder import is_image
@@ -90,7 +92,7 @@ def summary(line: Line, options: RunOptions) -> list[str]:
         for text in (
             tally.counts(),
             tally.catches(),
-            f"latency {tally.speed()}",
+            f"latency {tally.latency()}; {tally.pace()}",
             written,
             f"{len(failed)} overlays are missing: {failed[0]}" if failed else "",
         )
@@ -113,12 +115,13 @@ def run_line(options: RunOptions) -> None:
         overlays = (
             OverlayFolder(options.out / "overlays") if options.out and options.overlays != "none" else None
         )
-        inspector = opened.enter_context(
-            open_inspector(
-                options.bundle, options.recipe, options.normals, options.class_name, options.threads
+        with Console(stderr=True).status("loading the model and the good parts"):  # shown on a terminal only
+            inspector = opened.enter_context(
+                open_inspector(
+                    options.bundle, options.recipe, options.normals, options.class_name, options.threads
+                )
             )
-        )
-        choose_recipe = _recipe_chooser(inspector, options)
+            choose_recipe = _recipe_chooser(inspector, options)
         manifest = inspector.bundle.manifest
         few_shot = inspector.product.bank is not None
         line = Line(

@@ -49,8 +49,13 @@ class Tally:
         return float(np.percentile(self.latencies_ms, share)) if self.latencies_ms else 0.0
 
     @property
+    def inspections_per_second(self) -> float:
+        """What the inspector could take, were there always a frame waiting."""
+        return 1e3 * len(self.latencies_ms) / max(sum(self.latencies_ms), 1e-9)
+
+    @property
     def parts_per_second(self) -> float:
-        """Throughput of the whole loop, frames and outputs included."""
+        """Pace of the whole line: frames are waited for (or drawn, for the demo) and results written."""
         return self.num_parts / max(time.monotonic() - self.started, 1e-9)
 
     def counts(self) -> str:
@@ -59,10 +64,12 @@ class Tally:
             f"{self.statuses[Status.NO_RESULT]} NO_RESULT"
         )
 
-    def speed(self) -> str:
+    def latency(self) -> str:
+        return f"p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms"
+
+    def pace(self) -> str:
         return (
-            f"p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms, "
-            f"{self.parts_per_second:.1f} parts/s"
+            f"{self.inspections_per_second:.1f} inspections/s, whole line {self.parts_per_second:.1f} parts/s"
         )
 
     def catches(self) -> str:

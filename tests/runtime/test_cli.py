@@ -241,3 +241,25 @@ def test_a_fault_of_the_program_is_not_disguised(monkeypatch, capsys):
     monkeypatch.setattr(cli, "app", fault)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
+
+
+def test_a_terminal_of_few_letters_is_no_crash(parts):
+    result = subprocess.run(
+        [sys.executable, "-c", IN_BATCH, "run", "--source", str(parts / "absent–")],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"agpt: there is no source")
+
+
+def test_doctor_names_what_is_there_and_how_to_get_the_rest(call, monkeypatch, tiny_bundle, tmp_path):
+    monkeypatch.setattr("anomalygpt_edge.runtime.doctor.default_bundle", lambda: tiny_bundle)
+    status, said, _ = call("doctor")
+    assert status == 0
+    assert "onnxruntime" in said
+    assert "shipped bundle" in said
+    monkeypatch.setattr("anomalygpt_edge.runtime.doctor.default_bundle", lambda: tmp_path / "absent")
+    status, said, _ = call("doctor")
+    assert status == 1
+    assert "MISS" in said

@@ -88,6 +88,9 @@ def test_what_is_no_dataset_is_said(tmp_path):
     with pytest.raises(ConfigError, match="neither layout"):
         find_categories(tmp_path)
     (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_bytes(b"object,split,label,image,mask\n\xff\xfe,,,,\n")
+    with pytest.raises(ConfigError, match="not a readable CSV"):
+        find_categories(tmp_path)
     (tmp_path / "split_csv" / "1cls.csv").write_text("object,image\na,b\n")
     with pytest.raises(ConfigError, match="label, mask, split"):
         find_categories(tmp_path)

@@ -186,6 +186,12 @@ def test_a_record_that_cannot_be_kept_stops_the_line(tmp_path):
     assert camera.closed
 
 
+def test_a_name_that_is_no_utf8_is_kept_readably(tmp_path):
+    name = b"part-\xff.png".decode("utf-8", "surrogateescape")
+    make_line(tmp_path, FakeCamera([Frame(name, name, None, problem=f"{name} does not decode")])).run()
+    assert records(tmp_path)[0]["part_id"] == "part-?.png"
+
+
 def test_the_line_stops_after_so_many_parts(tmp_path):
     line = make_line(tmp_path, FakeCamera([frame(str(i)) for i in range(9)]), max_parts=4)
     assert line.run().num_parts == 4
