@@ -23,6 +23,7 @@ from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 
 TINY = Recipe(
     vision_steps=4,
+    warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
     gallery_groups=4,
     language_steps=4,
