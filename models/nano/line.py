@@ -22,7 +22,7 @@ _LINE = {
     "gear": Family("gear", 2_000_004),
     "circuit board": Family("board", 2_000_003),
     "fabric": Family("weave", 2_000_003),
-    "capsule": Family("capsule", 2_000_004),
+    "capsule": Family("capsule", 2_000_003),
     "tablet tray": Family("blister", 2_000_003),
 }
 PRODUCTS: tuple[str, ...] = tuple(_LINE)
