@@ -67,7 +67,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         model.cpu(),
         vocabulary_file,
         dict(zip(CLASSES, features, strict=True)),
-        {"few_shot": float(vision.threshold), "zero_shot": 0.5},
+        {"few_shot": vision.threshold.item(), "zero_shot": 0.5},
         checkpoint,
     )
     print(f"checkpoint written to {checkpoint}", flush=True)
