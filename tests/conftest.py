@@ -17,7 +17,7 @@ from anomalygpt_edge.models import prompts
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import Llama, LlamaConfig
-from anomalygpt_edge.models.nano.checkpoint import save_checkpoint
+from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 
 # The networks here are small, and on a busy machine torch's threads mostly wait for each other.

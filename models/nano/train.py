@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..anomalygpt import AnomalyGPT
-from .checkpoint import save_checkpoint
+from .save import save_checkpoint
 from .config import Recipe, nano_config
 from .gallery import Gallery, build_gallery
 from .tokenizer import load_tokenizer, train_tokenizer

@@ -22,7 +22,7 @@ from anomalygpt_edge.models import prompts
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
-from anomalygpt_edge.models.nano.checkpoint import llama_config_json, save_checkpoint, vision_tensors
+from anomalygpt_edge.models.nano.save import llama_config_json, save_checkpoint, vision_tensors
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 
 LORA_RANK = 8

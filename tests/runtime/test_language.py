@@ -18,7 +18,7 @@ from anomalygpt_edge.models import prompts
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, AnomalyGPTConfig, assemble_prompt
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
-from anomalygpt_edge.models.nano.checkpoint import save_checkpoint
+from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 from anomalygpt_edge.runtime.bundle import Language, PromptLayout, read_manifest
 from anomalygpt_edge.runtime.errors import BundleError, ConfigError
