@@ -137,12 +137,12 @@ def load_model(checkpoints: Checkpoints, *, with_llama: bool = True) -> AnomalyG
 
 
 def load_checkpoint(folder: Path) -> AnomalyGPT:
-    """The torch model of a folder written by ``models.nano.checkpoint.save_checkpoint``."""
+    """The torch model of a folder written by ``models.nano.save.save_checkpoint``."""
     return load_model(open_checkpoint_folder(folder))
 
 
 def open_checkpoint_folder(folder: Path) -> Checkpoints:
-    """Open a folder written by ``models.nano.checkpoint.save_checkpoint``."""
+    """Open a folder written by ``models.nano.save.save_checkpoint``."""
     return open_checkpoints(
         folder / "imagebind.safetensors",
         folder / "vicuna",

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from ..anomalygpt import AnomalyGPT
-from .save import save_checkpoint
 from .config import Recipe, nano_config
 from .gallery import Gallery, build_gallery
+from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Vocabulary, train_language
 from .train_vision import CLASSES, train_vision
