@@ -443,7 +443,7 @@ def interrupted_run(project: Path) -> None:
     os.close(terminal)
     screen = read_screen(controller, until="35%")
     tool.send_signal(signal.SIGINT)
-    screen += read_screen(controller, until="run it again")
+    screen += read_screen(controller, until="to go on.\r\n")
     os.close(controller)
     assert tool.wait(60) == 130
     assert "\r\033[2K[3/4] llama-cpp-python 1.0: 35%" in screen
