@@ -166,6 +166,27 @@ def ask(
         print(printable(inspector.ask(frame, question).text))
 
 
+@app.command()
+def trace(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    image: Annotated[Path, typer.Argument(help="The image.")],
+    out: Annotated[Path, typer.Option(help="npz file to write.")],
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="How the image becomes square: crop or stretch; the bundle's if left out."),
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask; the bundle's own question if left out.")] = "",
+    threads: ThreadsOption = None,
+) -> None:
+    """Write every intermediate result of one inspection, to compare with another program."""
+    from .trace import TraceOptions, trace_image
+
+    options = TraceOptions(bundle, image, tuple(normal or ()), class_name, resize, question, threads)
+    trace_image(options, out)
+
+
 @app.command("eval")
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
