@@ -21,15 +21,23 @@ def export(
     vicuna: Annotated[Path, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")],
     pandagpt: Annotated[Path, typer.Option(help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")],
     anomalygpt: Annotated[Path, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")],
-    text_features: Annotated[Path, typer.Option(help="npz: class name to [2, E] (normal, abnormal).")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")],
+    text_features: Annotated[
+        Path | None,
+        typer.Option(
+            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out."
+        ),
+    ] = None,
     about: Annotated[Path | None, typer.Option(help="model.json: name, notices, region levels.")] = None,
     precision: Annotated[str, typer.Option(help="Of the networks: fp32.")] = "fp32",
     llm_quant: Annotated[
         str, typer.Option(help=f"Of the language model: {', '.join(LLM_PRECISIONS)}.")
     ] = "f16",
     engine: Annotated[str, typer.Option(help="Comma-separated: onnx.")] = "onnx",
-    classes: Annotated[str, typer.Option(help="Comma-separated class names; all when left out.")] = "",
+    classes: Annotated[
+        str,
+        typer.Option(help="Comma-separated class names, with the text tower any; all known when left out."),
+    ] = "",
     resize: Annotated[
         str, typer.Option(help=f"How frames become square: {' or '.join(RESIZE_MODES)}.")
     ] = "crop",

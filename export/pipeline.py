@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..models import prompts
+from ..models.clip_tokens import open_tokenizer
 from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundle import (
     TEXT_FEATURES_FILE,
@@ -53,6 +54,7 @@ from .options import ExportOptions
 from .parity import Parity, StageResult, require, sample_cases, summary
 from .reference import Reference
 from .tensor_files import CheckpointError, read_json
+from .text_features import add_text_features
 
 PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
 PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -139,7 +141,11 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
             )
             about = read_about(options.about, checkpoints)
             classes = choose_classes(options, about, checkpoints)
-            reference = Reference(checkpoints)
+            tokenizer = open_tokenizer() if checkpoints.text else None
+        if tokenizer:
+            with steps.step("Text features", total=len(classes)) as step:
+                checkpoints = add_text_features(checkpoints, tokenizer, classes, step.advance)
+        reference = Reference(checkpoints)
         with steps.step("Networks to ONNX", total=3) as step:
             components = export_networks(reference, folder, step)
         save_text_features(checkpoints, classes, folder)
@@ -214,10 +220,11 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
 
 
 def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
-    """Those asked for, else the model's own, else all that have text features."""
+    """Those asked for, else the model's own, else all that have text features, else the original's."""
     known = checkpoints.text_features
-    chosen = list(options.classes or about.classes or known)
-    if unknown := [name for name in chosen if name not in known]:
+    chosen = list(options.classes or about.classes or known or prompts.ENSEMBLE_CLASSES)
+    unknown = [name for name in chosen if name not in known]
+    if unknown and checkpoints.text is None:
         raise ConfigError(
             f"class {unknown[0]!r} has no text features in {options.text_features}: "
             f"choose among {', '.join(known)}"
@@ -286,7 +293,7 @@ def digest_sources(options: ExportOptions) -> dict[str, str]:
         "vicuna": sorted(path for path in options.vicuna.iterdir() if path.is_file()),
         "pandagpt": [options.pandagpt],
         "anomalygpt": [options.anomalygpt],
-        "text_features": [options.text_features],
+        "text_features": [options.text_features] if options.text_features else [],
     }
     return {
         f"{role}/{path.name}": digest_file(path).sha256 for role, paths in files.items() for path in paths

@@ -12,6 +12,7 @@ import hashlib
 import html
 import importlib.util
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -54,6 +55,10 @@ class ClipTokenizer:
         self._ids = {piece: index for index, piece in enumerate(pieces)}
         self._pieces_of: dict[str, list[str]] = {START: [START], END: [END]}
 
+    @property
+    def vocab_size(self) -> int:
+        return len(self._ids)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text without start and end: mojibake and HTML escapes repaired, white space folded, lower case."""
         repaired = html.unescape(html.unescape(self._fix_text(text)))
@@ -75,7 +80,7 @@ class ClipTokenizer:
     def _merge(self, pieces: list[str]) -> list[str]:
         """Join the most frequent neighbours, everywhere, until no known pair is left."""
         while len(pieces) > 1:
-            pairs = set(zip(pieces, pieces[1:], strict=False))
+            pairs = set(pairwise(pieces))
             pair = min(pairs, key=lambda candidate: self._ranks.get(candidate, len(self._ranks)))
             if pair not in self._ranks:
                 break
@@ -102,7 +107,11 @@ def open_tokenizer() -> ClipTokenizer:
 
 def byte_letters() -> dict[int, str]:
     """A printable letter for each byte, in the order of the ids: printable bytes are their own letters."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable}
     return letters | {byte: chr(256 + index) for index, byte in enumerate(others)}
@@ -132,6 +141,4 @@ def _vocabulary_file() -> Path:
 
 
 def _missing(package: str) -> str:
-    return (
-        f"computing text features needs {package}: pip install 'anomalygpt-edge[export]', or give --text-features"
-    )
+    return f"computing text features needs {package}: pip install 'anomalygpt-edge[export]', or give --text-features"

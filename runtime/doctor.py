@@ -42,9 +42,9 @@ def examine() -> list[Finding]:
     return [_machine(), *_packages(), _providers(), _cameras(), _shipped_bundle(), *_extras()]
 
 
-def print_report() -> bool:
-    """Print the findings; true when nothing needed is missing."""
-    findings = examine()
+def print_report(findings: list[Finding] | None = None) -> bool:
+    """Print the findings, this machine's when none are given; true when nothing needed is missing."""
+    findings = findings or examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok  " if not finding.fix else ("MISS" if finding.needed else "--  ")
@@ -81,13 +81,12 @@ def verify_bundle(folder: Path | None) -> None:
 
 
 def _machine() -> Finding:
-    found = (
-        f"{platform.machine()}, {os.cpu_count()} CPU threads, {_memory_gib():.1f} GiB, {platform.system()}"
-    )
+    found = f"{platform.machine()}, {os.cpu_count()} CPU threads, {memory_gib():.1f} GiB, {platform.system()}"
     return Finding("machine", f"{found}, Python {platform.python_version()}")
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """The machine's memory in GiB; NaN where it cannot be told."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):

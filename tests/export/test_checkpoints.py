@@ -268,7 +268,7 @@ def test_imagebind_huge_is_recognised_by_its_shapes():
 
 def test_13b_delta_on_a_7b_vicuna_is_named():
     panda = header_only("pandagpt.pt", lora_shapes(layers=40, width=5120))
-    with pytest.raises(CheckpointError, match="LoRA for 40 layers but the language model has 32"):
+    with pytest.raises(CheckpointError, match=r"LoRA for 40 layers \(13B\) but the language model has 32 \(7B\)"):
         read_lora(panda, LlamaConfig())
     lora = read_lora(header_only("pandagpt.pt", lora_shapes(layers=32, width=4096)), LlamaConfig())
     assert lora is not None
