@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ..runtime.errors import AgptError, ConfigError
-from .options import LLM_PRECISIONS, RESIZE_MODES, ExportOptions
+from .options import LLM_PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -41,6 +41,9 @@ def export(
     resize: Annotated[
         str, typer.Option(help=f"How frames become square: {' or '.join(RESIZE_MODES)}.")
     ] = "crop",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Refuse at once what would take more memory, for example 8G.")
+    ] = None,
     allow_parity_failure: Annotated[
         bool, typer.Option("--allow-parity-failure", help="Publish, marked, what fails the comparison.")
     ] = False,
@@ -60,6 +63,7 @@ def export(
         classes=split(classes),
         resize=resize,  # type: ignore[arg-type]  # checked by ExportOptions
         allow_parity_failure=allow_parity_failure,
+        max_memory=parse_size(max_memory) if max_memory else None,
     )
     try:
         from .pipeline import export_bundle, print_report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,8 +31,8 @@ class ExportOptions:
     vicuna: Path
     pandagpt: Path
     anomalygpt: Path
+    text_features: Path | None  # None: computed with ImageBind's text tower
     out: Path
-    text_features: Path | None = None  # None: computed with ImageBind's text tower
     about: Path | None = None
     precision: str = "fp32"
     llm_quant: str = "f16"
@@ -39,6 +40,7 @@ class ExportOptions:
     classes: tuple[str, ...] = ()  # empty: the model's own, else the file's, else the original's 30
     resize: Resize = "crop"
     allow_parity_failure: bool = False
+    max_memory: int | None = None  # bytes
 
     def __post_init__(self) -> None:
         choose("--precision", self.precision, PRECISIONS)
@@ -54,6 +56,19 @@ class ExportOptions:
 def choose(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{option} {value} is not available: choose {' or '.join(known)}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "8G", "512M" or a plain number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise ConfigError(f"--max-memory {text} is no size: give a number with K, M, G or T, for example 8G")
+    return size
 
 
 def check_class(name: str) -> None:

@@ -109,7 +109,7 @@ def inspector(bundle: Path) -> Iterator[Inspector]:
 
 
 def options_of(files, out: Path) -> ExportOptions:
-    return ExportOptions(**vars(files), out=out, classes=CLASSES)
+    return ExportOptions(**vars(files), text_features=None, out=out, classes=CLASSES)
 
 
 def golden(case: str, name: str) -> np.ndarray:
