@@ -144,7 +144,7 @@ def draw(seed: int, name: str, shape: tuple[int, ...], std: float, mean: float =
 def crc32(tensor: Tensor) -> str:
     """Of the tensor's bytes in memory, eight hexadecimal digits."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return f"{zlib.crc32(flat.view(torch.uint8).numpy()):08x}"
+    return f"{zlib.crc32(flat.view(torch.uint8).numpy().data):08x}"
 
 
 # -- which tensors -------------------------------------------------------------------------------------------
@@ -334,7 +334,8 @@ def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: Path) ->
         ),
         len(specs) - 2,
     )
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, part in enumerate((specs[:second], specs[second:]), start=1):
         shard = OrderedDict((spec.name, writer.tensor("llama", spec, torch.float16)) for spec in part)
         torch.save(shard, folder / f"pytorch_model-0000{number}-of-00002.bin")
