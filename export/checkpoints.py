@@ -277,7 +277,7 @@ def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
     Raises:
         CheckpointError: no text tower, an incomplete one, or one that is not ImageBind's.
     """
-    if not any(TEXT_KEY.match(key) for key in tensors):
+    if not has_text_tower(tensors):
         raise CheckpointError(f"{tensors.path} holds no text tower: give --text-features as well")
     rows, width = shape_of(tensors, original_text_name("token_embedding.weight"), dims=2)
     positions = shape_of(tensors, original_text_name("pos_embed"), dims=3)
@@ -303,11 +303,21 @@ def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
             "the towers are of different models"
         )
     present = {key: shape for key, shape in tensors.shapes.items() if TEXT_KEY.match(key)}
-    expected = {original_text_name(name): shape for name, shape in module_shapes(TextEncoder, config).items()}
+    expected = text_shapes(config)
     buffers = {TEXT_MASK: (positions[1], positions[1]), TEXT_SCALE: ()}
     expected |= {key: shape for key, shape in buffers.items() if key in present}
     check_keys(tensors.path, present, expected, "the file is not the unmodified imagebind_huge.pth")
     return config
+
+
+def has_text_tower(tensors: Tensors) -> bool:
+    """Whether any weight of it is there (its buffers alone are none)."""
+    return any(TEXT_KEY.match(key) and key not in (TEXT_MASK, TEXT_SCALE) for key in tensors)
+
+
+def text_shapes(config: TextConfig) -> dict[str, Shape]:
+    """ImageBind's text keys and shapes for these dimensions."""
+    return {original_text_name(name): shape for name, shape in module_shapes(TextEncoder, config).items()}
 
 
 # -- the language model --------------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ from ..models.anomalygpt import AnomalyGPTConfig
 from ..models.image_decoder import ImageDecoder
 from ..models.imagebind import VisionEncoder
 from ..models.llama import DecoderLayer, Llama, LlamaConfig
-from ..models.original_names import LORA_KEY, TEXT_KEY
+from ..models.original_names import LORA_KEY
 from ..models.prompt_learner import PromptLearner
 from ..runtime.doctor import Finding, memory_gib
 from .checkpoints import (
     SIZE_LAYERS,
     SIZES,
     check_role,
+    has_text_tower,
     module_shapes,
     open_llama,
     open_networks,
@@ -97,7 +98,7 @@ def open_as(path: Path, role: str) -> Tensors:
 
 def describe_imagebind(tensors: Tensors) -> str:
     vision = read_vision_config(tensors)
-    if any(TEXT_KEY.match(key) for key in tensors):
+    if has_text_tower(tensors):
         text = read_text_config(tensors, vision.embed_dim)
         tower = f"text tower of {text.depth} blocks"
     else:
@@ -157,10 +158,11 @@ def needs_of(config: AnomalyGPTConfig) -> Needs:
     projection = 4 * config.llama.hidden_size * (vision.embed_dim + 1)
     decoder = 4 * num_weights(ImageDecoder, vision.width, vision.embed_dim, len(vision.tap_layers))
     deltas = projection + decoder + 4 * num_weights(PromptLearner, learner)
-    head = config.llama.vocab_size * config.llama.hidden_size
-    layer = 4 * max(num_weights(DecoderLayer, config.llama), head)
-    # The reference's networks and onnxruntime's, each whole, and the language model's largest part twice.
-    memory = 2 * (encoder + deltas) + 2 * layer
+    # Mapped files do not count. The networks' deltas are held by the reference and by onnxruntime at a time, which
+    # unpacks the encoder beside its copy of it; later the reference holds two layers and the head in float32.
+    layer = 4 * num_weights(DecoderLayer, config.llama)
+    head = 4 * config.llama.vocab_size * config.llama.hidden_size
+    memory = 2 * deltas + max(2 * encoder, 2 * layer + head)
     return Needs(encoder + deltas, 2 * num_weights(Llama, config.llama), memory)
 
 
