@@ -28,19 +28,6 @@ def options(small, tmp_path) -> ExportOptions:
     return ExportOptions(*small.paths, out=tmp_path / "bundle")
 
 
-@pytest.fixture
-def exported_networks(exported, monkeypatch):
-    """Take the ONNX files from the session's bundle: tests of the pipeline need not trace again."""
-
-    def copy(reference, folder, step):
-        components = {k: v for k, v in exported.manifest.components.items() if k != "language_model"}
-        for component in components.values():
-            shutil.copy(exported.bundle / component.file, folder)
-        return components
-
-    monkeypatch.setattr(pipeline, "export_networks", copy)
-
-
 def test_bundle_opens_and_describes_itself(exported, small):
     manifest = open_bundle(exported.bundle).manifest
     config = small.config
