@@ -32,7 +32,7 @@ EXPORT = [
     "sentencepiece>=0.2,<1",
     "open-clip-torch>=2.24,<4",  # holds CLIP's vocabulary file, the only thing read of it
     "ftfy>=6.1,<7",
-    "regex>=2023.10",
+    "regex>=2023.10,<2028",
 ]
 
 PYCUDA = "pycuda>=2024.1,<2027"

@@ -15,6 +15,7 @@ import numpy as np
 from .bundle import default_bundle, open_bundle
 from .cameras.device import present_cameras
 from .errors import AgptError, BundleError
+from .printable import printable
 from .verdict import Status
 
 REQUIRED = ("numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python", "msgspec", "typer", "rich")
@@ -48,8 +49,8 @@ def print_report(findings: list[Finding] | None = None) -> bool:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok  " if not finding.fix else ("MISS" if finding.needed else "--  ")
-        fix = f"  -> {finding.fix}" if finding.fix else ""
-        print(f"{mark}  {finding.name:<{width}}  {finding.found}{fix}")
+        fix = f"  -> {printable(finding.fix)}" if finding.fix else ""
+        print(f"{mark}  {finding.name:<{width}}  {printable(finding.found)}{fix}")
     return not any(finding.fix and finding.needed for finding in findings)
 
 

@@ -175,3 +175,14 @@ def test_four_paths_are_needed(call):
     status, _, said = call("doctor", "--checkpoints", "a", "b")
     assert status == 2
     assert "requires 4 arguments" in said
+
+
+def test_names_in_a_file_cannot_steer_the_terminal(originals, tmp_path, copy_of, call):
+    copied = copy_of(originals, tmp_path)
+    tensors = torch.load(copied.anomalygpt, weights_only=True)
+    tensors["image_decoder.\x1b[2Jnothing wrong\n"] = torch.ones(2)
+    torch.save(tensors, copied.anomalygpt)
+    status, said, _ = call("doctor", "--checkpoints", *copied.paths[:4])
+    assert status == 1
+    assert "nothing wrong" in said
+    assert "\x1b" not in said
