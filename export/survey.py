@@ -144,7 +144,7 @@ def setup_of(path: Path) -> str:
 
 
 def model_name(config: LlamaConfig) -> str:
-    """ "Vicuna 7B", or the dimensions of what is neither size."""
+    """ "a LLaMA of 7B", or the dimensions of what is neither size."""
     size = SIZES.get(config.hidden_size)
     if size and config.num_hidden_layers == SIZE_LAYERS[size]:
         return f"a LLaMA of {size}"
