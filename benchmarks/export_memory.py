@@ -50,6 +50,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoints", type=Path, help="folder written by tools.random_checkpoints")
     parser.add_argument("--llm-quant", default="f16")
+    parser.add_argument("--max-memory", help="given to the export, for example 8G")
     parser.add_argument("--classes", default="object,bottle")
     parser.add_argument("--text-features", type=Path, help="npz, instead of the text tower")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
@@ -66,6 +67,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     command += ["--llm-quant", options.llm_quant, "--classes", options.classes]
     if options.text_features:
         command += ["--text-features", str(options.text_features)]
+    if options.max_memory:
+        command += ["--max-memory", options.max_memory]
     started = time.monotonic()
     process = subprocess.Popen(command)
     peaks = watch(process)

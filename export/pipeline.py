@@ -53,7 +53,7 @@ from .gguf_llm import quantise, write_gguf
 from .journal import Journal
 from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
-from .parity import Parity, StageResult, require, sample_cases, summary
+from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
 from .reference import Reference
 from .survey import needs_of
 from .tensor_files import CheckpointError, read_json
@@ -212,7 +212,7 @@ def prove(
     threads = torch.get_num_threads()  # one setting for all: OMP_NUM_THREADS or the cores
     with steps.step("Parity with the checkpoints"):
         parity = Parity(reference, journal.folder, manifest, sample_cases())
-        results = parity.networks() + parity.answers(whole, "f16", threads)
+        results = parity.networks() + parity.answers(whole, "f16", threads, num_tokens(whole, options))
         if not options.allow_parity_failure:
             require(results)
     if options.llm_quant != "f16":
@@ -220,10 +220,16 @@ def prove(
             gguf = journal.folder / GGUF_FILE
             shrink = partial(quantise, whole, gguf, options.llm_quant, threads)
             journal.run("quantised language model", shrink, NoneType)
-            results += parity.answers(gguf, options.llm_quant, threads)
+            results += parity.answers(gguf, options.llm_quant, threads, num_tokens(gguf, options))
             if not options.allow_parity_failure:
                 require(results)
     return results
+
+
+def num_tokens(gguf: Path, options: ExportOptions) -> int:
+    """Answer tokens to compare: a file that memory cannot hold is read from the disk again for every token."""
+    fits = options.max_memory is None or gguf.stat().st_size < options.max_memory / 2
+    return MAX_ANSWER_TOKENS if fits else 1
 
 
 def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
