@@ -181,6 +181,13 @@ def test_damaged_weights_leave_nothing(options, exported_networks, monkeypatch):
     assert not list(options.out.parent.iterdir())
 
 
+def test_a_model_that_memory_cannot_hold_is_compared_on_first_tokens(options, tmp_path):
+    gguf = tmp_path / "llm.gguf"
+    gguf.write_bytes(bytes(100))
+    counts = [pipeline.num_tokens(gguf, replace(options, max_memory=limit)) for limit in (None, 201, 200)]
+    assert counts == [16, 16, 1]
+
+
 def test_memory_that_does_not_fit_is_refused_at_once(options):
     with pytest.raises(
         ConfigError, match=r"takes about \d+\.\d GB of memory and --max-memory allows 0\.0 GB"
