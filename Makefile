@@ -10,7 +10,7 @@ BIN := .venv/bin
 NANO := models/nano/checkpoint
 ARGS ?=
 
-.PHONY: help demo test test-slow lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
+.PHONY: help demo test test-slow test-golden lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,16 @@ demo: venv  ## inspect the built-in production line; overlays and records go to 
 	$(BIN)/agpt run --source demo --out out/demo $(ARGS)
 
 test: venv-dev  ## the tests that take minutes together
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not golden" $(ARGS)
 
 test-slow: venv-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? = 5 ]  # 5: none is marked slow
 
 # mypy cannot follow setup.py's package_dir: a folder of links shows it anomalygpt_edge as it is installed.
 TYPED := .mypy_cache/tree/anomalygpt_edge
+
+test-golden: venv-dev  ## the original's own results on full-size checkpoints (30 GB in AGPT_GOLDEN_CACHE)
+	$(BIN)/python -m pytest -m golden tests/golden $(ARGS)
 
 lint: venv-dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .

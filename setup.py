@@ -30,6 +30,9 @@ EXPORT = [
     "gguf>=0.17,<1",
     "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<1",
+    "open-clip-torch>=2.24,<4",  # holds CLIP's vocabulary file, the only thing read of it
+    "ftfy>=6.1,<7",
+    "regex>=2023.10,<2028",
 ]
 
 PYCUDA = "pycuda>=2024.1,<2027"

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ..runtime.errors import AgptError, ConfigError
-from .options import LLM_PRECISIONS, RESIZE_MODES, ExportOptions
+from .options import LLM_PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -21,18 +21,29 @@ def export(
     vicuna: Annotated[Path, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")],
     pandagpt: Annotated[Path, typer.Option(help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")],
     anomalygpt: Annotated[Path, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")],
-    text_features: Annotated[Path, typer.Option(help="npz: class name to [2, E] (normal, abnormal).")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")],
+    text_features: Annotated[
+        Path | None,
+        typer.Option(
+            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out."
+        ),
+    ] = None,
     about: Annotated[Path | None, typer.Option(help="model.json: name, notices, region levels.")] = None,
     precision: Annotated[str, typer.Option(help="Of the networks: fp32.")] = "fp32",
     llm_quant: Annotated[
         str, typer.Option(help=f"Of the language model: {', '.join(LLM_PRECISIONS)}.")
     ] = "f16",
     engine: Annotated[str, typer.Option(help="Comma-separated: onnx.")] = "onnx",
-    classes: Annotated[str, typer.Option(help="Comma-separated class names; all when left out.")] = "",
+    classes: Annotated[
+        str,
+        typer.Option(help="Comma-separated class names, with the text tower any; all known when left out."),
+    ] = "",
     resize: Annotated[
         str, typer.Option(help=f"How frames become square: {' or '.join(RESIZE_MODES)}.")
     ] = "crop",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Refuse at once what would take more memory, for example 8G.")
+    ] = None,
     allow_parity_failure: Annotated[
         bool, typer.Option("--allow-parity-failure", help="Publish, marked, what fails the comparison.")
     ] = False,
@@ -52,6 +63,7 @@ def export(
         classes=split(classes),
         resize=resize,  # type: ignore[arg-type]  # checked by ExportOptions
         allow_parity_failure=allow_parity_failure,
+        max_memory=parse_size(max_memory) if max_memory else None,
     )
     try:
         from .pipeline import export_bundle, print_report

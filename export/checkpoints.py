@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,20 @@ from ..models.original_names import (
     LORA_ALPHA,
     LORA_KEY,
     PATCH_KERNEL,
+    TEXT_KEY,
+    TEXT_MASK,
+    TEXT_SCALE,
     VISION_KEY,
+    original_text_name,
     original_vision_name,
 )
 from ..models.prompt_learner import PromptLearner, PromptLearnerConfig
+from ..models.text_tower import TextConfig, TextEncoder
 from .tensor_files import CheckpointError, Shape, Tensors, open_tensor_folder, open_tensors, read_json
 
 SIZES = {4096: "7B", 5120: "13B"}  # LLaMA's width → the name users know
+SIZE_LAYERS = {"7B": 32, "13B": 40}
+DELTA_NORM = 0.1  # the final norm's mean weight is about 1 in a LLaMA, and the difference of two is near 0
 NUM_META_CONVS = 6
 IGNORED_LLAMA_KEY = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -84,7 +91,8 @@ class Checkpoints:
     llama: LlamaSource
     pandagpt: Tensors
     anomalygpt: Tensors
-    text_features: dict[str, np.ndarray]
+    text_features: Mapping[str, np.ndarray] = field(default_factory=dict)  # empty until read or computed
+    text: TextConfig | None = None  # None: the features come from a file
 
     def vision_state(self) -> dict[str, Tensor]:
         """State dict of ``VisionEncoder``, float32."""
@@ -92,6 +100,21 @@ class Checkpoints:
         state = {name: self.imagebind[original_vision_name(name)].float() for name in names}
         state["patch_embedding.weight"] = fold_video_kernel(state["patch_embedding.weight"])
         return state
+
+    def text_encoder(self) -> TextEncoder:
+        """The text tower, float32; a float32 checkpoint's weights stay in the mapped file.
+
+        Raises:
+            CheckpointError: a weight is damaged, or ``open_checkpoints`` was given text features instead.
+        """
+        if self.text is None:
+            raise CheckpointError(f"{self.imagebind.path}: its text tower was not opened")
+        with torch.device("meta"):
+            encoder = TextEncoder(self.text)
+        names = module_shapes(TextEncoder, self.text)
+        state = {name: self.imagebind[original_text_name(name)].float() for name in names}
+        encoder.load_state_dict(state, assign=True)
+        return encoder.eval().requires_grad_(False)
 
     def delta_state(self, module: str) -> dict[str, Tensor]:
         """State dict of ``image_decoder``, ``prompt_learner`` or ``llama_proj``, float32."""
@@ -101,13 +124,24 @@ class Checkpoints:
 
 
 def open_checkpoints(
-    imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path, text_features: Path
+    imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path, text_features: Path | None = None
 ) -> Checkpoints:
-    """Open all the files, check each one and that they fit together; no weight is read yet.
+    """Open all the files, check each one and that they fit together; hardly a weight is read yet.
+
+    Without ``text_features`` the ImageBind file must hold the text tower that they are computed with.
 
     Raises:
         CheckpointError: the first thing that is wrong, in one sentence.
     """
+    checkpoints = open_networks(imagebind, vicuna, pandagpt, anomalygpt)
+    embed_dim = checkpoints.config.vision.embed_dim
+    if text_features is None:
+        return replace(checkpoints, text=read_text_config(checkpoints.imagebind, embed_dim))
+    return replace(checkpoints, text_features=read_text_features(text_features, embed_dim))
+
+
+def open_networks(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> Checkpoints:
+    """The same for the four checkpoints alone, as yet without text features or text tower."""
     sources = (open_tensors(imagebind), open_tensors(pandagpt), open_tensors(anomalygpt))
     for tensors, role in zip(sources, ("ImageBind", "PandaGPT", "AnomalyGPT"), strict=True):
         check_role(tensors, role)
@@ -118,9 +152,8 @@ def open_checkpoints(
     config = AnomalyGPTConfig(vision, learner, llama_config)
     lora = read_lora(panda_file, llama_config)
     check_fit(config, panda_file, anomaly_file)
-    features = read_text_features(text_features, vision.embed_dim)
     llama = LlamaSource(vicuna, llama_config, llama_tensors, lora)
-    return Checkpoints(config, vision_file, llama, panda_file, anomaly_file, features)
+    return Checkpoints(config, vision_file, llama, panda_file, anomaly_file)
 
 
 def load_model(checkpoints: Checkpoints, *, with_llama: bool = True) -> AnomalyGPT:
@@ -238,6 +271,55 @@ def vision_shapes(config: VisionConfig) -> dict[str, Shape]:
     return shapes
 
 
+def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
+    """Dimensions of the text tower from the shapes; its heads from the file's metadata or else ImageBind-Huge's.
+
+    Raises:
+        CheckpointError: no text tower, an incomplete one, or one that is not ImageBind's.
+    """
+    if not has_text_tower(tensors):
+        raise CheckpointError(f"{tensors.path} holds no text tower: give --text-features as well")
+    rows, width = shape_of(tensors, original_text_name("token_embedding.weight"), dims=2)
+    positions = shape_of(tensors, original_text_name("pos_embed"), dims=3)
+    head = shape_of(tensors, original_text_name("head.weight"), dims=2)
+    mlp = shape_of(tensors, original_text_name("blocks.0.mlp.fc1.weight"), dims=2)
+    config = TextConfig(
+        vocab_size=rows,
+        context_length=positions[1],
+        width=width,
+        depth=count_layers(tensors, re.escape(original_text_name("blocks."))),
+        heads=int(read_metadata(tensors, "text_heads", TextConfig.heads)),
+        mlp_width=mlp[0],
+        embed_dim=head[0],
+    )
+    if config.heads < 1 or width % config.heads:
+        raise CheckpointError(
+            f"{tensors.path}: text width {width} does not divide into {config.heads} heads: "
+            "a tower other than ImageBind-Huge needs its 'text_heads' in the file's metadata"
+        )
+    if config.embed_dim != embed_dim:
+        raise CheckpointError(
+            f"{tensors.path}: text embeddings are {config.embed_dim} wide but image embeddings {embed_dim}: "
+            "the towers are of different models"
+        )
+    present = {key: shape for key, shape in tensors.shapes.items() if TEXT_KEY.match(key)}
+    expected = text_shapes(config)
+    buffers = {TEXT_MASK: (positions[1], positions[1]), TEXT_SCALE: ()}
+    expected |= {key: shape for key, shape in buffers.items() if key in present}
+    check_keys(tensors.path, present, expected, "the file is not the unmodified imagebind_huge.pth")
+    return config
+
+
+def has_text_tower(tensors: Tensors) -> bool:
+    """Whether any weight of it is there (its buffers alone are none)."""
+    return any(TEXT_KEY.match(key) and key not in (TEXT_MASK, TEXT_SCALE) for key in tensors)
+
+
+def text_shapes(config: TextConfig) -> dict[str, Shape]:
+    """ImageBind's text keys and shapes for these dimensions."""
+    return {original_text_name(name): shape for name, shape in module_shapes(TextEncoder, config).items()}
+
+
 # -- the language model --------------------------------------------------------------------------------------
 
 
@@ -256,6 +338,11 @@ def open_llama(folder: Path) -> tuple[LlamaConfig, Tensors]:
     present = {key: shape for key, shape in tensors.shapes.items() if not IGNORED_LLAMA_KEY.match(key)}
     hint = "the folder is not a complete merged LLaMA (Vicuna) in Hugging Face's format"
     check_keys(folder, present, module_shapes(Llama, config), hint)
+    if tensors["model.norm.weight"].float().abs().mean() < DELTA_NORM:
+        raise CheckpointError(
+            f"{folder} holds the differences to LLaMA that Vicuna v0 is published as, not Vicuna: "
+            "add LLaMA's weights to them first (fastchat.model.apply_delta) and give the result"
+        )
     return config, tensors
 
 
@@ -326,9 +413,10 @@ def check_lora_shapes(tensors: Tensors, factors: dict[str, dict[str, str]], llam
     """The rank that all pairs share; an error names the layer, side or shape that is wrong."""
     layers = 1 + max(int(name.split(".")[2]) for name in factors)
     if layers != llama.num_hidden_layers:
+        delta, model = layers_name(layers), layers_name(llama.num_hidden_layers)
         raise CheckpointError(
-            f"{tensors.path} has LoRA for {layers} layers but the language model has "
-            f"{llama.num_hidden_layers}: the two are of different sizes (7B has 32 layers, 13B has 40)"
+            f"{tensors.path} has LoRA for {layers} layers{delta} but the language model has "
+            f"{llama.num_hidden_layers}{model}: give the delta and the Vicuna of the same size"
         )
     for layer in range(layers):
         for projection in PROJECTIONS:
@@ -480,3 +568,8 @@ def read_metadata(tensors: Tensors, key: str, default: Any) -> Any:
 def size_name(width: int) -> str:
     """A space and the size in brackets for a width that users know by name, else nothing."""
     return f" ({SIZES[width]})" if width in SIZES else ""
+
+
+def layers_name(layers: int) -> str:
+    """ " (13B)" for 40 layers, nothing for a number that is neither size's."""
+    return next((f" ({size})" for size, known in SIZE_LAYERS.items() if known == layers), "")

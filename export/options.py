@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ ENGINES = ("onnx",)
 PRECISIONS = ("fp32",)
 LLM_PRECISIONS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 RESIZE_MODES = ("crop", "stretch")
+MAX_CLASS_LENGTH = 64
 
 Resize = Literal["crop", "stretch"]
 
@@ -29,15 +31,16 @@ class ExportOptions:
     vicuna: Path
     pandagpt: Path
     anomalygpt: Path
-    text_features: Path
+    text_features: Path | None  # None: computed with ImageBind's text tower
     out: Path
     about: Path | None = None
     precision: str = "fp32"
     llm_quant: str = "f16"
     engines: tuple[str, ...] = ENGINES
-    classes: tuple[str, ...] = ()  # empty: the model's own, else all that the text features have
+    classes: tuple[str, ...] = ()  # empty: the model's own, else the file's, else the original's 30
     resize: Resize = "crop"
     allow_parity_failure: bool = False
+    max_memory: int | None = None  # bytes
 
     def __post_init__(self) -> None:
         choose("--precision", self.precision, PRECISIONS)
@@ -45,12 +48,36 @@ class ExportOptions:
         choose("--resize", self.resize, RESIZE_MODES)
         for engine in self.engines:
             choose("--engine", engine, ENGINES)
+        for name in self.classes:
+            check_class(name)
         check_target(self.out)
 
 
 def choose(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{option} {value} is not available: choose {' or '.join(known)}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "8G", "512M" or a plain number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise ConfigError(f"--max-memory {text} is no size: give a number with K, M, G or T, for example 8G")
+    return size
+
+
+def check_class(name: str) -> None:
+    """A class is a few plain words: it is put into sentences and names an array in a file."""
+    if len(name) > MAX_CLASS_LENGTH or not name.isprintable() or set(name) & set("/\\"):
+        raise ConfigError(
+            f"--classes: {name[:MAX_CLASS_LENGTH]!r} is no class name: "
+            f"give plain words, at most {MAX_CLASS_LENGTH} characters, without / or \\"
+        )
 
 
 def check_target(out: Path) -> None:

@@ -108,9 +108,11 @@ class Parity:
             if stage in self.expected
         ]
 
-    def answers(self, gguf: Path, precision: str, threads: int) -> list[StageResult]:
+    def answers(
+        self, gguf: Path, precision: str, threads: int, max_tokens: int = MAX_ANSWER_TOKENS
+    ) -> list[StageResult]:
         """First-token logits and greedy tokens of a GGUF file, the bundle's own embeddings injected."""
-        answers = self._ask(gguf, threads)
+        answers = self._ask(gguf, threads, max_tokens)
         expected = self._reference_logits(answers.token_ids)
         tolerance = Tolerance("relative", ANSWER_LIMITS[precision], MERGE)
         first = compare(
@@ -169,12 +171,12 @@ class Parity:
             add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map))
         return stages
 
-    def _ask(self, gguf: Path, threads: int) -> Answers:
+    def _ask(self, gguf: Path, threads: int, max_tokens: int) -> Answers:
         manifest = self._manifest
         model = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads)
         try:
             answers = [
-                model.answer(embedding[0], prompts[0], max_tokens=MAX_ANSWER_TOKENS)
+                model.answer(embedding[0], prompts[0], max_tokens=max_tokens)
                 for embedding, prompts in zip(
                     self.bundle["image_embedding"], self.bundle["prompt_embeddings"], strict=True
                 )

@@ -1,18 +1,19 @@
 """Checkpoints to a bundle: check, export, compare, publish. The bundle is whole or absent.
 
-The stages, in order: open and check the checkpoints; networks to ONNX; language model to GGUF; parity with the
-torch reference; quantise and compare again; seal and rename.
+The stages, in order: open and check the checkpoints; text features; networks to ONNX; language model to GGUF;
+parity with the torch reference; quantise and compare again; seal and rename. Finished files outlive an
+interruption; the comparison is made again on whatever is published.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ..models import prompts
+from ..models.clip_tokens import ClipTokenizer, open_tokenizer
 from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundle import (
     TEXT_FEATURES_FILE,
@@ -45,18 +47,24 @@ from ..runtime.bundle import (
     publish,
     seal,
 )
-from ..runtime.errors import ConfigError
-from .checkpoints import SIZES, Checkpoints, open_checkpoints
+from ..runtime.errors import AgptError, ConfigError
+from .checkpoints import SIZES, Checkpoints, open_checkpoints, read_text_features
 from .gguf_llm import quantise, write_gguf
+from .journal import Journal
 from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
-from .parity import Parity, StageResult, require, sample_cases, summary
+from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
 from .reference import Reference
+from .survey import needs_of
 from .tensor_files import CheckpointError, read_json
+from .text_features import add_text_features
 
 PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
 PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
 GGUF_FILE = "llm.gguf"
+WHOLE_FILE = "llm.f16.gguf"  # what is quantised, and then removed
+GB = 1e9
+NoneType = type(None)
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python", "numpy")
 ORIGINAL_NOTICES = (
     "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial "
@@ -132,72 +140,139 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
         ConfigError: a class has no text features, or the bundle cannot be written.
     """
     start = time.monotonic()
-    with Steps(console or Console(quiet=True)) as steps, staging_folder(options.out) as folder:
+    with Steps(console or Console(quiet=True)) as steps:
         with steps.step("Check the checkpoints"):
             checkpoints = open_checkpoints(
                 options.imagebind, options.vicuna, options.pandagpt, options.anomalygpt, options.text_features
             )
             about = read_about(options.about, checkpoints)
             classes = choose_classes(options, about, checkpoints)
+            tokenizer = open_tokenizer() if checkpoints.text else None
+            check_memory(options, checkpoints)
+        with steps.step("Digest the checkpoints"):
+            sources = digest_sources(options)
+        with staging(options, sources=sources, about=about, classes=classes) as journal:
+            folder = journal.folder
+            with steps.step("Text features", total=len(classes)) as step:
+                checkpoints = settle_text_features(checkpoints, tokenizer, classes, journal, step)
             reference = Reference(checkpoints)
-        with steps.step("Networks to ONNX", total=3) as step:
-            components = export_networks(reference, folder, step)
-        save_text_features(checkpoints, classes, folder)
-        manifest = describe(options, about, classes, checkpoints, components)
-        num_tensors = 3 + 9 * checkpoints.config.llama.num_hidden_layers
-        with steps.step("Language model to GGUF", total=num_tensors) as step:
-            write_gguf(checkpoints.llama, folder / GGUF_FILE, about.name, step.advance)
-        results = prove(reference, folder, manifest, options, steps)
-        with steps.step("Seal and publish"):
-            manifest = msgspec.structs.replace(
-                manifest, parity=summary(results, len(sample_cases())), sources=digest_sources(options)
-            )
-            manifest = seal(folder, manifest)
-            publish(folder, options.out)
+            with steps.step("Networks to ONNX", total=3) as step:
+                components = journal.run(
+                    "networks", partial(export_networks, reference, folder, step), dict[str, Component]
+                )
+            manifest = describe(options, about, classes, checkpoints, components)
+            num_tensors = 3 + 9 * checkpoints.config.llama.num_hidden_layers
+            with steps.step("Language model to GGUF", total=num_tensors) as step:
+                whole = folder / (GGUF_FILE if options.llm_quant == "f16" else WHOLE_FILE)
+                merge = partial(write_gguf, checkpoints.llama, whole, about.name, step.advance)
+                journal.run("language model", merge, NoneType)
+            results = prove(reference, whole, manifest, options, steps, journal)
+            with steps.step("Seal and publish"):
+                if options.llm_quant != "f16":
+                    whole.unlink()
+                figures = summary(results, len(sample_cases()))
+                manifest = seal(folder, msgspec.structs.replace(manifest, parity=figures, sources=sources))
+                publish(folder, options.out)
     return Report(options.out, manifest, results, time.monotonic() - start)
 
 
+def settle_text_features(
+    checkpoints: Checkpoints,
+    tokenizer: ClipTokenizer | None,
+    classes: list[str],
+    journal: Journal,
+    step: Step,
+) -> Checkpoints:
+    """The checkpoints with the text features that the bundle gets, from their file or the text tower."""
+
+    def make() -> None:
+        known = checkpoints
+        if tokenizer:
+            known = add_text_features(checkpoints, tokenizer, classes, step.advance)
+        save_text_features(known, classes, journal.folder)
+
+    journal.run("text features", make, NoneType)
+    features = read_text_features(journal.folder / TEXT_FEATURES_FILE, checkpoints.config.vision.embed_dim)
+    return replace(checkpoints, text_features=features)
+
+
 def prove(
-    reference: Reference, folder: Path, manifest: Manifest, options: ExportOptions, steps: Steps
+    reference: Reference,
+    whole: Path,
+    manifest: Manifest,
+    options: ExportOptions,
+    steps: Steps,
+    journal: Journal,
 ) -> list[StageResult]:
-    """Compare in float16 first, where a wrong merge cannot hide behind quantisation, then as shipped."""
+    """Compare in float16 first, where a wrong merge cannot hide behind quantisation, then as shipped.
+
+    Args:
+        whole: the language model in float16.
+    """
     threads = torch.get_num_threads()  # one setting for all: OMP_NUM_THREADS or the cores
-    gguf = folder / GGUF_FILE
     with steps.step("Parity with the checkpoints"):
-        parity = Parity(reference, folder, manifest, sample_cases())
-        results = parity.networks() + parity.answers(gguf, "f16", threads)
+        parity = Parity(reference, journal.folder, manifest, sample_cases())
+        results = parity.networks() + parity.answers(whole, "f16", threads, num_tokens(whole, options))
         if not options.allow_parity_failure:
             require(results)
     if options.llm_quant != "f16":
         with steps.step(f"Quantise to {options.llm_quant} and compare again"):
-            whole = gguf.rename(gguf.with_suffix(".f16"))
-            quantise(whole, gguf, options.llm_quant, threads)
-            whole.unlink()
-            results += parity.answers(gguf, options.llm_quant, threads)
+            gguf = journal.folder / GGUF_FILE
+            shrink = partial(quantise, whole, gguf, options.llm_quant, threads)
+            journal.run("quantised language model", shrink, NoneType)
+            results += parity.answers(gguf, options.llm_quant, threads, num_tokens(gguf, options))
             if not options.allow_parity_failure:
                 require(results)
     return results
 
 
+def num_tokens(gguf: Path, options: ExportOptions) -> int:
+    """Answer tokens to compare: a file that memory cannot hold is read from the disk again for every token."""
+    fits = options.max_memory is None or gguf.stat().st_size < options.max_memory / 2
+    return MAX_ANSWER_TOKENS if fits else 1
+
+
+def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
+    """Refuse before the long work what would not fit.
+
+    Raises:
+        ConfigError: the export takes more memory than ``--max-memory`` allows.
+    """
+    needed = needs_of(checkpoints.config).memory
+    if options.max_memory is not None and needed > options.max_memory:
+        raise ConfigError(
+            f"exporting these checkpoints takes about {needed / GB:.1f} GB of memory and --max-memory allows "
+            f"{options.max_memory / GB:.1f} GB: allow more, or export on another machine and copy the bundle"
+        )
+
+
 @contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, so that publishing is a rename; removed whatever happens.
+def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
+    """A hidden folder beside the target, so that publishing is a rename, with the journal of what is finished.
+
+    It outlives an interruption and a full disk, and the same command goes on from it. A result that is wrong is
+    removed.
 
     Raises:
         ConfigError: nothing can be written there, or the disk is full.
     """
-    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
+    out = options.out.absolute()
+    folder = out.with_name(f".{out.name}.partial")
+    chosen = {"precision": options.precision, "llm_quant": options.llm_quant, "engines": options.engines}
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
-        folder.mkdir(parents=True)
-        yield folder
+        journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
+        try:
+            yield journal
+        except AgptError:
+            journal.discard()
+            raise
+        finally:
+            journal.close()
     except OSError as error:
         raise ConfigError(
-            f"could not write the bundle at {out} ({error.strerror or error}): "
-            "free space or choose another --out"
+            f"could not write the bundle at {options.out} ({error.strerror or error}): free space and run the "
+            "same command again, which goes on from the last finished stage, or choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
@@ -214,10 +289,11 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
 
 
 def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
-    """Those asked for, else the model's own, else all that have text features."""
+    """Those asked for, else the model's own, else all that have text features, else the original's."""
     known = checkpoints.text_features
-    chosen = list(options.classes or about.classes or known)
-    if unknown := [name for name in chosen if name not in known]:
+    chosen = list(options.classes or about.classes or known or prompts.ENSEMBLE_CLASSES)
+    unknown = [name for name in chosen if name not in known]
+    if unknown and checkpoints.text is None:
         raise ConfigError(
             f"class {unknown[0]!r} has no text features in {options.text_features}: "
             f"choose among {', '.join(known)}"
@@ -260,8 +336,13 @@ def describe(
         region_level=about.region_level,
         prompt=prompt_layout(),
         components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
-        tools={name: importlib.metadata.version(name) for name in TOOLS},
+        tools=tool_versions(),
     )
+
+
+def tool_versions() -> dict[str, str]:
+    """What the bundle was made with."""
+    return {name: importlib.metadata.version(name) for name in TOOLS}
 
 
 def prompt_layout() -> PromptLayout:
@@ -286,7 +367,7 @@ def digest_sources(options: ExportOptions) -> dict[str, str]:
         "vicuna": sorted(path for path in options.vicuna.iterdir() if path.is_file()),
         "pandagpt": [options.pandagpt],
         "anomalygpt": [options.anomalygpt],
-        "text_features": [options.text_features],
+        "text_features": [options.text_features] if options.text_features else [],
     }
     return {
         f"{role}/{path.name}": digest_file(path).sha256 for role, paths in files.items() for path in paths

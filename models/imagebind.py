@@ -1,4 +1,4 @@
-"""ImageBind's vision tower (ViT-H/14) with AnomalyGPT's four taps, at any size.
+"""ImageBind's vision tower (ViT-H/14) with AnomalyGPT's four taps, at any size (its text tower: text_tower.py).
 
 Source: ImageBind (Girdhar et al., CVPR 2023) and AnomalyGPT (Gu et al., AAAI 2024). The original repeats the
 image to two video frames and applies a Conv3d with kernel (2, 14, 14); both frames are equal, so a Conv2d with
@@ -41,11 +41,15 @@ class VisionConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with ImageBind's parameter names (packed q, k, v rows)."""
+    """Multi-head self-attention with ImageBind's parameter names (packed q, k, v rows).
 
-    def __init__(self, width: int, heads: int) -> None:
+    The text tower's is causal: its mask of -inf above the diagonal is the same for every length.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -55,7 +59,7 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -72,10 +76,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, causal: bool = False) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, causal)
         self.norm_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width, mlp_width)
 

@@ -22,7 +22,19 @@ VISION_PREFIXES = (
     ("modality_heads.vision.2.", "head."),
 )
 
+# The same for TextEncoder.
+TEXT_PREFIXES = (
+    ("modality_preprocessors.text.token_embedding.", "token_embedding."),
+    ("modality_preprocessors.text.pos_embed", "pos_embed"),
+    ("modality_trunks.text.blocks.", "blocks."),
+    ("modality_heads.text.proj.0.", "head_norm."),
+    ("modality_heads.text.proj.1.", "head."),
+)
+TEXT_MASK = "modality_preprocessors.text.mask"  # a buffer: 0, and -inf above the diagonal
+TEXT_SCALE = "modality_postprocessors.text.1.log_logit_scale"  # a common factor of all sentences: it cancels
+
 VISION_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.vision\.")
+TEXT_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.text\.")
 IMAGEBIND_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.\w+\.")
 LORA_KEY = re.compile(  # peft drops or keeps ".default" depending on its version
     r"layers\.(?P<layer>\d+)\.self_attn\.(?P<proj>[qkvo]_proj)\.lora_(?P<side>[AB])(\.default)?\.weight$"
@@ -32,7 +44,16 @@ LORA_ALPHA = 32  # PandaGPT's and AnomalyGPT's configuration; the scaling is alp
 
 def original_vision_name(name: str) -> str:
     """VisionEncoder's parameter name → ImageBind's key."""
-    for original, ours in VISION_PREFIXES:
+    return _original_name(name, VISION_PREFIXES)
+
+
+def original_text_name(name: str) -> str:
+    """TextEncoder's parameter name → ImageBind's key."""
+    return _original_name(name, TEXT_PREFIXES)
+
+
+def _original_name(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
+    for original, ours in prefixes:
         if name.startswith(ours):
             return original + name[len(ours) :]
     raise KeyError(name)

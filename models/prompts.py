@@ -11,6 +11,18 @@ CLASS_NAMES = (
     "pcb", "pipe fryum",
 )  # fmt: skip
 
+# The original's 30 objects: MVTec-AD's, 'object' for anything else, VisA's; the last seven are VisA's own names,
+# which its prompts never reach.
+ENSEMBLE_CLASSES = (*CLASS_NAMES, "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "capsules")
+
+# The sentences whose text features stand for "normal" and "abnormal" in the zero-shot map.
+NORMAL_STATES = (
+    "{}", "flawless {}", "perfect {}", "unblemished {}",
+    "{} without flaw", "{} without defect", "{} without damage",
+)  # fmt: skip
+ABNORMAL_STATES = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
+TEMPLATES = ("a photo of a {}.", "a photo of the {}.")
+
 # <bos> PIECE_BEFORE_IMAGE [image embedding] PIECE_AFTER_IMAGE [18 prompt embeddings] question PIECE_ASSISTANT
 PIECE_BEFORE_IMAGE = "### Human: <Img>"
 PIECE_AFTER_IMAGE = "</Img> "
@@ -27,6 +39,15 @@ PLACES = (
     "left", "center", "right",
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
+
+
+def ensemble(class_name: str) -> tuple[list[str], list[str]]:
+    """The 14 normal and 10 abnormal sentences of a class, in the original's order (states outside)."""
+    normal, abnormal = (
+        [template.format(state.format(class_name)) for state in states for template in TEMPLATES]
+        for states in (NORMAL_STATES, ABNORMAL_STATES)
+    )
+    return normal, abnormal
 
 
 def place_name(row: float, column: float) -> str:

@@ -6,12 +6,15 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import AgptError, ConfigError
 from .printable import printable
+
+if TYPE_CHECKING:
+    from .doctor import Finding
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -166,6 +169,27 @@ def ask(
         print(printable(inspector.ask(frame, question).text))
 
 
+@app.command()
+def trace(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    image: Annotated[Path, typer.Argument(help="The image.")],
+    out: Annotated[Path, typer.Option(help="npz file to write.")],
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="How the image becomes square: crop or stretch; the bundle's if left out."),
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask; the bundle's own question if left out.")] = "",
+    threads: ThreadsOption = None,
+) -> None:
+    """Write every intermediate result of one inspection, to compare with another program."""
+    from .trace import TraceOptions, trace_image
+
+    options = TraceOptions(bundle, image, tuple(normal or ()), class_name, resize, question, threads)
+    trace_image(options, out)
+
+
 @app.command("eval")
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
@@ -209,12 +233,29 @@ def verify(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine can run, what is missing, and how to get it."""
+def doctor(
+    checkpoints: Annotated[
+        tuple[Path, Path, Path, Path] | None,
+        typer.Option(metavar="IMAGEBIND VICUNA PANDAGPT ANOMALYGPT", help="Check these before an export."),
+    ] = None,
+) -> None:
+    """Say what this machine can run, what is missing, and how to get it; or what a set of checkpoints is."""
     from .doctor import print_report
 
-    if not print_report():
+    if not print_report(survey(checkpoints) if checkpoints else None):
         raise typer.Exit(1)
+
+
+def survey(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
+    """Findings about the four checkpoints (needs the extra "export")."""
+    try:
+        from ..export.survey import survey as examine
+    except ImportError as error:
+        raise ConfigError(
+            f"looking into checkpoints needs a package that is not installed ({error.name}): "
+            "pip install 'anomalygpt-edge[export]'"
+        ) from error
+    return examine(*checkpoints)
 
 
 if __name__ == "__main__":

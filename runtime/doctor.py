@@ -15,6 +15,7 @@ import numpy as np
 from .bundle import default_bundle, open_bundle
 from .cameras.device import present_cameras
 from .errors import AgptError, BundleError
+from .printable import printable
 from .verdict import Status
 
 REQUIRED = ("numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python", "msgspec", "typer", "rich")
@@ -42,14 +43,14 @@ def examine() -> list[Finding]:
     return [_machine(), *_packages(), _providers(), _cameras(), _shipped_bundle(), *_extras()]
 
 
-def print_report() -> bool:
-    """Print the findings; true when nothing needed is missing."""
-    findings = examine()
+def print_report(findings: list[Finding] | None = None) -> bool:
+    """Print the findings, this machine's when none are given; true when nothing needed is missing."""
+    findings = findings or examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok  " if not finding.fix else ("MISS" if finding.needed else "--  ")
-        fix = f"  -> {finding.fix}" if finding.fix else ""
-        print(f"{mark}  {finding.name:<{width}}  {finding.found}{fix}")
+        fix = f"  -> {printable(finding.fix)}" if finding.fix else ""
+        print(f"{mark}  {finding.name:<{width}}  {printable(finding.found)}{fix}")
     return not any(finding.fix and finding.needed for finding in findings)
 
 
@@ -81,13 +82,12 @@ def verify_bundle(folder: Path | None) -> None:
 
 
 def _machine() -> Finding:
-    found = (
-        f"{platform.machine()}, {os.cpu_count()} CPU threads, {_memory_gib():.1f} GiB, {platform.system()}"
-    )
+    found = f"{platform.machine()}, {os.cpu_count()} CPU threads, {memory_gib():.1f} GiB, {platform.system()}"
     return Finding("machine", f"{found}, Python {platform.python_version()}")
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """The machine's memory in GiB; NaN where it cannot be told."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):

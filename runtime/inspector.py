@@ -185,6 +185,42 @@ class Inspector:
         prompt_embeddings = self._prompt(self._localise(patch_features))
         return self._language.answer(image_embedding[0], prompt_embeddings[0], question)
 
+    def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
+        """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.
+
+        Args:
+            frame: uint8 [H, W, 3] BGR.
+            question: "" asks the product's.
+            max_tokens: where an answer that does not stop is cut.
+
+        Returns:
+            float32 ``pixels`` [1, 3, S, S], ``image_embedding`` [D], ``patch_features`` [T, P, V] (raw taps without
+            CLS), ``text_features`` [2, E], ``anomaly_map`` [S, S], ``prompt_embeddings`` [num_prompts, D] and
+            ``answer_logits`` [vocab] at the last prompt position; int32 ``prompt_token_ids`` [L], -1 where an
+            embedding is injected, and ``answer_token_ids``, greedy, the stop token included.
+
+        Raises:
+            ImageError: not a frame.
+            ConfigError: the question is too long.
+        """
+        question = question or self.product.question
+        pixels = self._preprocess(check_frame(frame))
+        image_embedding, patch_features = self._encode(pixels)
+        anomaly_map = self._localise(patch_features)
+        prompt_embeddings = self._prompt(anomaly_map)
+        answer = self._language.answer(image_embedding[0], prompt_embeddings[0], question, max_tokens)
+        return {
+            "pixels": pixels,
+            "image_embedding": image_embedding[0],
+            "patch_features": patch_features[0],
+            "text_features": self.product.text_features,
+            "anomaly_map": anomaly_map[0],
+            "prompt_embeddings": prompt_embeddings[0],
+            "prompt_token_ids": np.asarray(self._language.prompt_token_ids(question), np.int32),
+            "answer_logits": answer.first_token_logits,
+            "answer_token_ids": np.asarray(answer.token_ids, np.int32),
+        }
+
     def _preprocess(self, frame: np.ndarray) -> np.ndarray:
         """→ float32 [1, 3, S, S]."""
         settings = self.bundle.manifest.preprocess

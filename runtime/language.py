@@ -23,6 +23,7 @@ MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
 MAX_ANSWER_TOKENS = 64
 MAX_CACHED_PIECES = 256
 NUM_MEASURED_STEPS = 3  # the fastest counts
+INJECTED = -1  # stands for an injected row among a prompt's token ids
 SHARED_STEP_SECONDS = 0.003  # a shorter step is not worth sharing between threads
 
 
@@ -56,6 +57,7 @@ class LanguageModel:
         self._session = session
         self._embed = embed
         self._layout = layout
+        self._bos = bos
         self._eos = eos
         self._pieces: dict[str, np.ndarray] = {}
         self._before_image = np.concatenate([embed([bos]), self._piece(layout.before_image)])
@@ -143,6 +145,22 @@ class LanguageModel:
             first_token_logits=first_logits,
             num_passes=len(tokens),
         )
+
+    def prompt_token_ids(self, question: str = "") -> list[int]:
+        """The whole prompt as ``answer`` feeds it, position by position; ``INJECTED`` where an embedding goes in.
+
+        Args:
+            question: "" asks the bundle's own.
+        """
+        layout, tokenise = self._layout, self._session.tokenise
+        return [
+            self._bos,
+            *tokenise(layout.before_image),
+            INJECTED,
+            *tokenise(layout.after_image),
+            *[INJECTED] * layout.num_prompts,
+            *tokenise((question or layout.question) + layout.assistant),
+        ]
 
     def _prefill(self, image_embedding: np.ndarray, prompt_embeddings: np.ndarray, question: str) -> int:
         """Put the prompt into the cache; the constant first piece stays there from answer to answer."""

@@ -16,6 +16,7 @@ import sentencepiece
 import torch
 from torch import Tensor, nn
 
+from anomalygpt_edge.export import pipeline
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import Report, export_bundle
 from anomalygpt_edge.models import prompts
@@ -24,6 +25,7 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
 from anomalygpt_edge.models.nano.save import llama_config_json, save_checkpoint, vision_tensors
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
+from anomalygpt_edge.runtime.bundle import Component
 
 LORA_RANK = 8
 NUM_PIECES = 400
@@ -142,6 +144,19 @@ def small(originals: Originals, nano_folder: Path, nano_config: AnomalyGPTConfig
 def exported(small: Originals, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """A published bundle of ``small``; tests must not change it."""
     return export_bundle(ExportOptions(*small.paths, out=tmp_path_factory.mktemp("exported") / "bundle"))
+
+
+@pytest.fixture
+def exported_networks(exported: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the ONNX files from the session's bundle: tests of the pipeline need not trace again."""
+
+    def copy(reference: object, folder: Path, step: object) -> dict[str, Component]:
+        components = {k: v for k, v in exported.manifest.components.items() if k != "language_model"}
+        for component in components.values():
+            shutil.copy(exported.bundle / component.file, folder)
+        return components
+
+    monkeypatch.setattr(pipeline, "export_networks", copy)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from anomalygpt_edge.export.checkpoints import (
     read_vision_config,
     vision_shapes,
 )
+from anomalygpt_edge.export.gguf_llm import read_vocabulary
 from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors, open_tensors
 from anomalygpt_edge.models.anomalygpt import AnomalyGPTConfig
 from anomalygpt_edge.models.imagebind import VisionConfig
@@ -268,7 +269,9 @@ def test_imagebind_huge_is_recognised_by_its_shapes():
 
 def test_13b_delta_on_a_7b_vicuna_is_named():
     panda = header_only("pandagpt.pt", lora_shapes(layers=40, width=5120))
-    with pytest.raises(CheckpointError, match="LoRA for 40 layers but the language model has 32"):
+    with pytest.raises(
+        CheckpointError, match=r"LoRA for 40 layers \(13B\) but the language model has 32 \(7B\)"
+    ):
         read_lora(panda, LlamaConfig())
     lora = read_lora(header_only("pandagpt.pt", lora_shapes(layers=32, width=4096)), LlamaConfig())
     assert lora is not None
@@ -278,3 +281,43 @@ def test_13b_delta_on_a_7b_vicuna_is_named():
     }
     with pytest.raises(CheckpointError, match=r"PandaGPT delta for width 5120 \(13B\).* 4096 wide \(7B\)"):
         check_fit(AnomalyGPTConfig(), panda, header_only("anomalygpt.pt", learner))
+
+
+@pytest.mark.parametrize("extra_rows", [0, 1])
+def test_sharded_safetensors_and_any_number_of_rows(nano_folder, tmp_path, extra_rows):
+    """LLaMA has as many rows as pieces, Vicuna v0 one more; shards come as .bin or as safetensors."""
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_folder, folder)
+    vicuna = folder / "vicuna"
+    tensors = load_file(vicuna / "model.safetensors")
+    (vicuna / "model.safetensors").unlink()
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[key] = torch.cat([tensors[key], tensors[key][:extra_rows]])
+    halves = [
+        {k: t for k, t in tensors.items() if k.startswith("model.layers.0.") == half} for half in (0, 1)
+    ]
+    files = [f"model-0000{i + 1}-of-00002.safetensors" for i in range(2)]
+    for file, half in zip(files, halves, strict=True):
+        save_file(half, vicuna / file)
+    weight_map = {key: file for file, half in zip(files, halves, strict=True) for key in half}
+    (vicuna / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    checkpoints = open_checkpoint_folder(folder)
+    rows = len(tensors["lm_head.weight"])
+    assert checkpoints.config.llama.vocab_size == rows  # whatever config.json says
+    assert torch.equal(checkpoints.llama.merged("lm_head.weight"), tensors["lm_head.weight"].float())
+    whole = read_vocabulary(vicuna / "tokenizer.model", rows)
+    assert len(whole.pieces) == rows
+    assert whole.pieces[-1].startswith(b"[PAD") == bool(extra_rows)
+
+
+def test_rows_of_embedding_and_head_must_agree(nano_folder, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_folder, folder)
+    file = folder / "vicuna" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = torch.cat([tensors["lm_head.weight"], torch.ones(1, 64)])
+    save_file(tensors, file)
+    with pytest.raises(
+        CheckpointError, match=r"lm_head\.weight of another shape .* not a complete merged LLaMA"
+    ):
+        open_checkpoint_folder(folder)

@@ -14,7 +14,7 @@ import pytest
 from anomalygpt_edge.export import __main__ as command
 from anomalygpt_edge.export import pipeline
 from anomalygpt_edge.export.gguf_llm import write_gguf
-from anomalygpt_edge.export.options import ExportOptions
+from anomalygpt_edge.export.options import ExportOptions, parse_size
 from anomalygpt_edge.export.parity import ParityError, draw_part
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.tensor_files import CheckpointError
@@ -26,19 +26,6 @@ from anomalygpt_edge.runtime.inspector import Inspector
 @pytest.fixture
 def options(small, tmp_path) -> ExportOptions:
     return ExportOptions(*small.paths, out=tmp_path / "bundle")
-
-
-@pytest.fixture
-def exported_networks(exported, monkeypatch):
-    """Take the ONNX files from the session's bundle: tests of the pipeline need not trace again."""
-
-    def copy(reference, folder, step):
-        components = {k: v for k, v in exported.manifest.components.items() if k != "language_model"}
-        for component in components.values():
-            shutil.copy(exported.bundle / component.file, folder)
-        return components
-
-    monkeypatch.setattr(pipeline, "export_networks", copy)
 
 
 def test_bundle_opens_and_describes_itself(exported, small):
@@ -100,23 +87,117 @@ def test_wrong_merge_is_not_published_unless_allowed(options, exported_networks,
     assert open_bundle(options.out).manifest.parity["passed"] is False
 
 
+def stop(error: BaseException):
+    """A stage that writes half a file and ends so."""
+
+    def begin(source, path, *arguments):
+        path.write_bytes(b"half")
+        raise error
+
+    return begin
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "words"),
     [
         (KeyboardInterrupt(), KeyboardInterrupt, None),
-        (OSError(errno.ENOSPC, "No space left on device"), ConfigError, "No space left on device"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            ConfigError,
+            "No space left.*goes on from the last",
+        ),
     ],
 )
-def test_nothing_is_left_of_an_export_that_ends_early(
-    options, exported_networks, monkeypatch, error, expected, words
+def test_an_export_that_ends_early_goes_on(
+    options, exported, exported_networks, monkeypatch, error, expected, words
 ):
-    def fail(*arguments):
-        raise error
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pipeline, "write_gguf", stop(error))
+        with pytest.raises(expected, match=words):
+            export_bundle(options)
+    assert not options.out.exists()
+    monkeypatch.setattr(pipeline, "export_networks", stop(AssertionError("made twice")))
+    export_bundle(options)
+    assert open_bundle(options.out).manifest.files == exported.manifest.files  # the half file is gone
+    assert list(options.out.parent.iterdir()) == [options.out]
 
-    monkeypatch.setattr(pipeline, "write_gguf", fail)
-    with pytest.raises(expected, match=words):
+
+def test_a_quantisation_that_ends_early_goes_on(options, exported_networks, monkeypatch):
+    options = replace(options, llm_quant="q8_0")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pipeline, "quantise", stop(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(options)
+    monkeypatch.setattr(pipeline, "write_gguf", stop(AssertionError("made twice")))
+    report = export_bundle(options)
+    assert "answer_logits f16" in [result.stage for result in report.parity]  # the proof is made again
+    assert not list(options.out.glob("*f16*"))
+
+
+@pytest.mark.parametrize("change", ["option", "input", "damage"])
+def test_what_changed_is_made_anew(
+    options, originals, copy_of, exported_networks, tmp_path, monkeypatch, change
+):
+    def interrupt() -> None:
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(pipeline, "quantise", stop(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                export_bundle(options)
+
+    options = replace(options, llm_quant="q8_0")
+    interrupt()
+    staged = next(options.out.parent.glob(".*.partial"))
+    if change == "option":
+        options = replace(options, llm_quant="q4_0")
+    elif change == "input":
+        delta = tmp_path / "other.pt"
+        delta.write_bytes(options.pandagpt.read_bytes() + b"\0")
+        options = replace(options, pandagpt=delta)
+    else:
+        damaged = bytearray((staged / "llm.f16.gguf").read_bytes())
+        damaged[-1] ^= 1
+        (staged / "llm.f16.gguf").write_bytes(damaged)
+    made = []
+    monkeypatch.setattr(pipeline, "write_gguf", lambda *given: (made.append(given), write_gguf(*given))[0])
+    interrupt()
+    assert len(made) == 1
+
+
+def test_a_mistake_on_the_way_keeps_what_is_finished(options, exported_networks, monkeypatch, tmp_path):
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(pipeline, "write_gguf", stop(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(options)
+    with pytest.raises(CheckpointError, match="is not there"):
+        export_bundle(replace(options, pandagpt=tmp_path / "none.pt"))
+    monkeypatch.setattr(pipeline, "export_networks", stop(AssertionError("made twice")))
+    export_bundle(options)
+
+
+def test_damaged_weights_leave_nothing(options, exported_networks, monkeypatch):
+    monkeypatch.setattr(pipeline, "write_gguf", stop(CheckpointError("a weight holds NaN")))
+    with pytest.raises(CheckpointError, match="holds NaN"):
         export_bundle(options)
     assert not list(options.out.parent.iterdir())
+
+
+def test_a_model_that_memory_cannot_hold_is_compared_on_first_tokens(options, tmp_path):
+    gguf = tmp_path / "llm.gguf"
+    gguf.write_bytes(bytes(100))
+    counts = [pipeline.num_tokens(gguf, replace(options, max_memory=limit)) for limit in (None, 201, 200)]
+    assert counts == [16, 16, 1]
+
+
+def test_memory_that_does_not_fit_is_refused_at_once(options):
+    with pytest.raises(
+        ConfigError, match=r"takes about \d+\.\d GB of memory and --max-memory allows 0\.0 GB"
+    ):
+        export_bundle(replace(options, max_memory=1000))
+    assert not list(options.out.parent.iterdir())
+    assert [parse_size(text) for text in ("8G", "1.5g", "512MB", "100")] == [8e9, 1.5e9, 512e6, 100]
+    for text in ("8X", "", "-1G", "0"):
+        with pytest.raises(ConfigError, match="is no size"):
+            parse_size(text)
 
 
 def test_bundle_is_replaced_but_nothing_else(options, exported, exported_networks):
