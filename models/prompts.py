@@ -50,13 +50,18 @@ def ensemble(class_name: str) -> tuple[list[str], list[str]]:
     return normal, abnormal
 
 
-def place_name(row: float, column: float) -> str:
-    """The 3×3 cell's name for a point in 0..1 (limits 1/3 and 2/3 belong to the lower cell)."""
+def place_number(row: float, column: float) -> int:
+    """The 3×3 cell of a point in 0..1, in reading order (limits 1/3 and 2/3 belong to the lower cell)."""
 
     def third(x: float) -> int:
         return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2
 
-    return PLACES[3 * third(row) + third(column)]
+    return 3 * third(row) + third(column)
+
+
+def place_name(row: float, column: float) -> str:
+    """The 3×3 cell's name."""
+    return PLACES[place_number(row, column)]
 
 
 def answer(places: list[str]) -> str:

@@ -55,21 +55,24 @@ def training_group(seed: int, index: int) -> list[Sample]:
     return [_flip(s, flips) for flips in [int(rng.integers(0, 4))] for s in samples]
 
 
+def mirror_defects(defects: list[Defect], left_right: bool, up_down: bool) -> list[Defect]:
+    """The same defects in the mirrored image."""
+
+    def center(d: Defect) -> tuple[float, float]:
+        row, column = d.center
+        return (1 - row if up_down else row, 1 - column if left_right else column)
+
+    return [Defect(d.name, center(d), d.area) for d in defects]
+
+
 def _flip(sample: Sample, flips: int) -> Sample:
     """The same mirror for a whole group (bit 0: left-right, bit 1: up-down)."""
-    step_y, step_x = (-1 if flips & 2 else 1), (-1 if flips & 1 else 1)
-    defects = [
-        Defect(
-            d.name,
-            (1 - d.center[0] if flips & 2 else d.center[0], 1 - d.center[1] if flips & 1 else d.center[1]),
-            d.area,
-        )
-        for d in sample.defects
-    ]
+    left_right, up_down = bool(flips & 1), bool(flips & 2)
+    rows, columns = slice(None, None, -1 if up_down else 1), slice(None, None, -1 if left_right else 1)
     return Sample(
-        np.ascontiguousarray(sample.pixels[::step_y, ::step_x]),
-        np.ascontiguousarray(sample.mask[::step_y, ::step_x]),
-        defects,
+        np.ascontiguousarray(sample.pixels[rows, columns]),
+        np.ascontiguousarray(sample.mask[rows, columns]),
+        mirror_defects(sample.defects, left_right, up_down),
         sample.kind,
     )
 

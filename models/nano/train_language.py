@@ -30,8 +30,7 @@ from ..prompts import (
     answer,
 )
 from .config import Recipe
-from .data import held_out_families, held_out_samples, normalise
-from .defects import Defect
+from .data import held_out_families, held_out_samples, mirror_defects, normalise
 from .gallery import NO_MAP, Gallery, zero_shot_margins
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import dialogue, places
@@ -64,14 +63,6 @@ class Vocabulary:
             ids += asked + told
             labels += [IGNORE] * len(asked) + told
         return ids, labels
-
-
-def mirror_defects(defects: list[Defect], left_right: bool, up_down: bool) -> list[Defect]:
-    def center(d: Defect) -> tuple[float, float]:
-        row, column = d.center
-        return (1 - row if up_down else row, 1 - column if left_right else column)
-
-    return [Defect(d.name, center(d), d.area) for d in defects]
 
 
 def draw_map(gallery: Gallery, index: int, rng: Generator) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from numpy.random import Generator, default_rng
 
-from ..prompts import DEFAULT_QUESTION, answer, place_name
+from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
 from .defects import Defect
 from .products import KINDS
 
@@ -55,12 +55,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 def places(defects: list[Defect]) -> list[str]:
     """The 3×3 place of every defect, in reading order."""
-    cells = sorted((_cell(d.center[0]), _cell(d.center[1]), d.center) for d in defects)
-    return [place_name(*center) for _, _, center in cells]
-
-
-def _cell(x: float) -> int:
-    return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2
+    centers = sorted((d.center for d in defects), key=lambda center: (place_number(*center), center))
+    return [place_name(*center) for center in centers]
 
 
 def noun_phrase(kind: str) -> str:

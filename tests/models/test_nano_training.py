@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalygpt_edge.models.nano import train_language, train_vision
 from anomalygpt_edge.models.nano.config import Recipe
-from anomalygpt_edge.models.nano.data import training_group
+from anomalygpt_edge.models.nano.data import mirror_defects, training_group
 from anomalygpt_edge.models.nano.evaluate import auroc
 from anomalygpt_edge.models.nano.gallery import Gallery, build_gallery
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
@@ -120,7 +120,7 @@ def test_gallery_survives_the_disk(tmp_path: Path) -> None:
 
 def test_mirrored_maps_and_places_agree() -> None:
     sample = training_group(1, 1)[2]
-    mirrored = train_language.mirror_defects(sample.defects, True, False)
+    mirrored = mirror_defects(sample.defects, True, False)
     assert {
         p.replace("left", "x").replace("right", "left").replace("x", "right") for p in places(sample.defects)
     } == set(places(mirrored))
