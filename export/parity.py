@@ -54,8 +54,10 @@ TOLERANCES = {
     "prompt_embeddings": Tolerance("relative", 1e-4, "the prompt learner's graph is not these checkpoints'"),
 }
 # First answer logits, relative to the largest. A greedy token may differ from the reference's only where the
-# reference itself is that close to a tie.
-ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 3e-2, "q6_k": 0.06, "q5_k_m": 0.10, "q4_k_m": 0.20, "q4_0": 0.25}
+# reference itself is that close to a tie. The quantised ones are half as much again as was measured on the golden
+# checkpoints (7B's width, random weights: the worst case, no logit stands out): 0.037, 0.089, 0.17, 0.32, 0.36. They
+# only catch a broken quantiser; a wrong merge has failed before, in float16.
+ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 0.06, "q6_k": 0.14, "q5_k_m": 0.26, "q4_k_m": 0.48, "q4_0": 0.55}
 
 
 @dataclass(frozen=True)
