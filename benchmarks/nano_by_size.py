@@ -8,6 +8,8 @@ frame that is defective, and the share of good parts that are called defective.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +33,7 @@ def main() -> None:
             caught += [inspector.inspect(part.pixels).status == Status.FAIL for part in bad]
             areas += [part.mask.mean() for part in bad]
     table = Table("defective share of the frame", "parts", "caught", title="nano, 1 normal sample")
-    for low, high in zip(EDGES, EDGES[1:], strict=False):
+    for low, high in itertools.pairwise(EDGES):
         inside = (np.array(areas) >= low) & (np.array(areas) < high)
         table.add_row(f"{low:.1%} to {high:.1%}", str(inside.sum()), f"{np.array(caught)[inside].mean():.0%}")
     table.add_row("good parts called defective", str(len(false_alarms)), f"{np.mean(false_alarms):.1%}")
