@@ -36,6 +36,9 @@ GB = 1e9
 
 def main() -> None:
     options = parse_options()
+    if options.checkpoints is None:
+        print("skipped: give the folder of generated checkpoints (see the top of this file)")
+        return
     figures = measure(options)
     name = f"{figures['layers']} layers, {options.llm_quant}"
     path = options.results / "export.json"
@@ -48,7 +51,7 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoints", type=Path, help="folder written by tools.random_checkpoints")
+    parser.add_argument("checkpoints", type=Path, nargs="?", help="folder written by tools.random_checkpoints")
     parser.add_argument("--llm-quant", default="f16")
     parser.add_argument("--max-memory", help="given to the export, for example 8G")
     parser.add_argument("--classes", default="object,bottle")
