@@ -51,7 +51,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoints", type=Path, nargs="?", help="folder written by tools.random_checkpoints")
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="?", help="folder written by tools.random_checkpoints"
+    )
     parser.add_argument("--llm-quant", default="f16")
     parser.add_argument("--max-memory", help="given to the export, for example 8G")
     parser.add_argument("--classes", default="object,bottle")
