@@ -169,11 +169,6 @@ def load_model(checkpoints: Checkpoints, *, with_llama: bool = True) -> AnomalyG
     return model.eval().requires_grad_(False)
 
 
-def load_checkpoint(folder: Path) -> AnomalyGPT:
-    """The torch model of a folder written by ``models.nano.save.save_checkpoint``."""
-    return load_model(open_checkpoint_folder(folder))
-
-
 def open_checkpoint_folder(folder: Path) -> Checkpoints:
     """Open a folder written by ``models.nano.save.save_checkpoint``."""
     return open_checkpoints(

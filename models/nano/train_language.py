@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
-from ..anomalygpt import AnomalyGPT, upsample_map
+from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
 from ..prompts import (
     AFFIRMATIVE,
     DEFAULT_QUESTION,
@@ -31,7 +31,7 @@ from ..prompts import (
 )
 from .config import Recipe
 from .data import held_out_families, held_out_samples, mirror_defects, normalise
-from .gallery import NO_MAP, Gallery, zero_shot_margins
+from .gallery import NO_MAP, Gallery
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import dialogue, places
 
@@ -111,19 +111,13 @@ def language_loss(
 
 
 def _logits(model: AnomalyGPT, words: Vocabulary, maps: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
-    batch, llama = len(maps), model.llama
-
-    def fixed(piece: list[int]) -> Tensor:
-        return llama.embed(torch.tensor([piece], device=ids.device)).expand(batch, -1, -1)
-
-    prompt = [
-        fixed(words.before),
-        model.llama_proj(embedding)[:, None],
-        fixed(words.after),
-        model.prompt_learner(maps),
-        llama.embed(ids),
-    ]
-    return llama(torch.cat(prompt, dim=1))
+    pieces = (
+        torch.tensor(words.before, device=ids.device),
+        torch.tensor(words.after, device=ids.device),
+        ids,
+    )
+    prompt = assemble_prompt(model.llama, pieces, model.llama_proj(embedding), model.prompt_learner(maps))
+    return model.llama(prompt)
 
 
 @torch.no_grad()
@@ -159,11 +153,8 @@ def evaluate_language(
         reference, good, bad = held_out_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
         vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
-        bank = F.normalize(taps[:1], dim=-1)
-        similarity = (F.normalize(taps[1:], dim=-1) @ bank.transpose(-1, -2)).amax(dim=-1)
-        one_shot = upsample_map(1 - similarity.mean(dim=1))
-        margins = zero_shot_margins(vision.decoder, taps[1:], text)
-        zero = upsample_map(margins.flatten(0, 1)).sigmoid().unflatten(0, margins.shape[:2]).mean(dim=1)
+        one_shot = upsample_map(few_shot_distance(taps[1:], taps[:1].expand(len(taps) - 1, -1, -1, -1)))
+        zero = vision.decoder(taps[1:], text)
         truth = np.array([0] * len(good) + [1] * len(bad))
         shuffled = one_shot[torch.from_numpy(default_rng(family.seed).permutation(len(truth)))]
         for name, maps in (("one_shot", one_shot), ("zero_shot", zero), ("shuffled", shuffled)):

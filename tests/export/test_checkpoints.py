@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from anomalygpt_edge.export.checkpoints import (
     check_fit,
-    load_checkpoint,
     load_model,
     module_shapes,
     open_checkpoint_folder,
@@ -48,7 +47,7 @@ def edit_pickle(path: Path, change) -> None:
 
 
 def test_nano_round_trip_is_identical(nano_model, nano_folder):
-    loaded = load_checkpoint(nano_folder)
+    loaded = load_model(open_checkpoint_folder(nano_folder))
     saved = nano_model.state_dict()
     assert loaded.config == nano_model.config
     assert loaded.state_dict().keys() == saved.keys()
