@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..kernels.dequantise import ROW_TYPES, dequantise
 from .bundle import FIX, Language
 from .errors import BundleError
 
@@ -109,39 +109,20 @@ class TokenEmbeddings:
     def __init__(self, path: Path, table: TensorInfo) -> None:
         """
         Raises:
-            BundleError: the table's type is not F32, F16, BF16 or Q8_0.
+            BundleError: the table's type is none that ``dequantise`` reads.
         """
-        if table.type not in _DEQUANTISE:
-            known = ", ".join(_DEQUANTISE)
+        if table.type not in ROW_TYPES:
+            known = ", ".join(ROW_TYPES)
             raise BundleError(
                 f"{path} keeps token embeddings as {table.type}: re-run agpt export with one of {known}"
             )
         rows = table.shape[0]
         self._rows = np.memmap(path, np.uint8, "r", table.offset, (rows, table.num_bytes // rows))
-        self._dequantise = _DEQUANTISE[table.type]
+        self._type = table.type
 
     def __call__(self, token_ids: list[int]) -> np.ndarray:
         """int [L] → float32 [L, D]."""
-        return self._dequantise(np.ascontiguousarray(self._rows[token_ids]))
-
-
-def _dequantise_bf16(rows: np.ndarray) -> np.ndarray:
-    return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _dequantise_q8_0(rows: np.ndarray) -> np.ndarray:
-    """Blocks of a float16 scale and 32 signed bytes."""
-    blocks = rows.reshape(len(rows), -1, 34)
-    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float32)
-    return (scales * blocks[..., 2:].view(np.int8)).reshape(len(rows), -1)
-
-
-_DEQUANTISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "F32": lambda rows: rows.view("<f4"),
-    "F16": lambda rows: rows.view("<f2").astype(np.float32),
-    "BF16": _dequantise_bf16,
-    "Q8_0": _dequantise_q8_0,
-}
+        return dequantise(self._rows[token_ids], self._type)
 
 
 class _Reader:

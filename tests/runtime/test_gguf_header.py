@@ -28,13 +28,21 @@ def write_model(path: Path, kind: str = "F16", architecture: str = "llama", **me
     for key, value in metadata.items():
         writer.add_string(key.replace("__", "."), value)
     qtype = gguf.GGMLQuantizationType[kind]
-    writer.add_tensor("token_embd.weight", gguf.quants.quantize(TABLE, qtype), raw_dtype=qtype)
+    writer.add_tensor("token_embd.weight", stored_table(qtype), raw_dtype=qtype)
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def stored_table(qtype: gguf.GGMLQuantizationType) -> np.ndarray:
+    """``TABLE`` in a type; zeros in one that the gguf package only reads."""
+    try:
+        return gguf.quants.quantize(TABLE, qtype)
+    except NotImplementedError:
+        return np.zeros(gguf.quant_shape_to_byte_shape(TABLE.shape, qtype), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def test_reads_what_the_gguf_package_wrote(model: Path) -> None:
     check_language_model(model, header, EXPECTED)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
 def test_rows_are_dequantised_as_gguf_does(tmp_path: Path, kind: str) -> None:
     path = write_model(tmp_path / "model.gguf", kind)
     qtype = gguf.GGMLQuantizationType[kind]
@@ -67,8 +75,8 @@ def test_rows_are_dequantised_as_gguf_does(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_table_of_another_type_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "model.gguf", "Q4_0")
-    with pytest.raises(BundleError, match="Q4_0"):
+    path = write_model(tmp_path / "model.gguf", "IQ4_NL")
+    with pytest.raises(BundleError, match="IQ4_NL"):
         TokenEmbeddings(path, read_header(path).tensors["token_embd.weight"])
 
 
