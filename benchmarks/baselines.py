@@ -132,7 +132,7 @@ def evaluate(category: Category, method: Method, shots: list[int], seed: int) ->
 
 def load(path: Path) -> np.ndarray:
     """float32 [3, 224, 224], RGB in 0..1, cropped as the bundled model's pixels are."""
-    return preprocess(read_image(path), SIZE, RESIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return preprocess(read_image(path), SIZE, RESIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0]
 
 
 def as_verdict(anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> Verdict:

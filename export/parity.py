@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import match, normalise, preprocess, upsample
+from ..kernels import match, preprocess, upsample
 from ..runtime.bundle import Bundle, Manifest
 from ..runtime.engines import open_engine
 from ..runtime.errors import AgptError
@@ -126,7 +126,7 @@ class Parity:
     def _pixels(self, frame: np.ndarray) -> np.ndarray:
         """uint8 BGR [H, W, 3] → float32 [1, 3, S, S]; one kernel serves both sides."""
         spec = self._manifest.preprocess
-        return preprocess(frame, spec.size, spec.resize, tuple(spec.mean), tuple(spec.std))[None]
+        return preprocess(frame, spec.size, spec.resize, spec.mean, spec.std)
 
     def _run_bundle(self, bundle: Bundle) -> Stages:
         manifest = bundle.manifest
@@ -144,7 +144,7 @@ class Parity:
                 pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
                 normal = engines["encoder"].run(pixels=pixels)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
-                distance = match(features, normalise(bank))
+                distance = match(features, bank)
                 anomaly_map = upsample(distance, manifest.preprocess.size)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:

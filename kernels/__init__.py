@@ -1,5 +1,41 @@
-"""The hot loops around the networks: pixels in, features matched, maps out."""
+"""The hot loops around the networks: pixels in, features matched, maps out.
 
-from .reference import Window, match, normalise, preprocess, resize_window, upsample
+Every operation has a NumPy reference (``reference/``) and compiled kernels with the same results, chosen at run
+time (``choice``): ``available()`` lists what runs here, ``AGPT_KERNELS`` forces one.
+"""
 
-__all__ = ["Window", "match", "normalise", "preprocess", "resize_window", "upsample"]
+from .choice import active, available, using
+from .geometry import Box, Window, resize_window, tile_grid
+from .maps import Component, Summary, components, localise, project, summarise, upsample
+from .matching import Bank, coreset, match, most_like, normalise, prepare_bank
+from .pixels import FORMATS, PixelFormat, frame_size, preprocess
+from .prompts import INJECTED, pack_prompt
+
+__all__ = [
+    "FORMATS",
+    "INJECTED",
+    "Bank",
+    "Box",
+    "Component",
+    "PixelFormat",
+    "Summary",
+    "Window",
+    "active",
+    "available",
+    "components",
+    "coreset",
+    "frame_size",
+    "localise",
+    "match",
+    "most_like",
+    "normalise",
+    "pack_prompt",
+    "prepare_bank",
+    "preprocess",
+    "project",
+    "resize_window",
+    "summarise",
+    "tile_grid",
+    "upsample",
+    "using",
+]

@@ -123,3 +123,4 @@ _FORMATS: dict[str, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
     "Q6_K": (256, 210, _q6_k),
 }
 ROW_TYPES = tuple(_FORMATS)
+BLOCKS = {name: (values, size) for name, (values, size, _) in _FORMATS.items()}  # values and bytes of a block

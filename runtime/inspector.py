@@ -224,10 +224,7 @@ class Inspector:
     def _preprocess(self, frame: np.ndarray) -> np.ndarray:
         """→ float32 [1, 3, S, S]."""
         settings = self.bundle.manifest.preprocess
-        pixels = preprocess(
-            frame, settings.size, self.product.resize, tuple(settings.mean), tuple(settings.std)
-        )
-        return pixels[None]
+        return preprocess(frame, settings.size, self.product.resize, settings.mean, settings.std)
 
     def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """→ image embedding [1, D] in the language model's width, taps [1, T, P, V]."""
@@ -237,7 +234,7 @@ class Inspector:
     def _localise(self, patch_features: np.ndarray) -> np.ndarray:
         """→ anomaly map [1, S, S]: distance to the normal samples, or text features without any."""
         if self.product.bank is not None:
-            distance = match(patch_features, self.product.bank.features)
+            distance = match(patch_features, self.product.bank.prepared)
             return upsample(distance, self.bundle.manifest.preprocess.size)
         inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
         return self._networks["decoder"].run(**inputs)["anomaly_map"]

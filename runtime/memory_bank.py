@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..kernels import normalise
+from ..kernels import Bank, normalise, prepare_bank
 from .bundle import Bundle, digest_file
 from .errors import RecipeError
 from .recipe import MemoryBankRecord, write_whole
@@ -25,6 +26,11 @@ class MemoryBank:
     features: np.ndarray
     num_samples: int
     encoder_sha256: str
+
+    @cached_property
+    def prepared(self) -> Bank:
+        """As the kernels match with it."""
+        return prepare_bank(self.features)
 
     @classmethod
     def from_features(cls, patch_features: np.ndarray, encoder_sha256: str) -> MemoryBank:

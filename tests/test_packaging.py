@@ -269,7 +269,9 @@ def test_make_targets() -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    result = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert {line.split()[1] for line in result.stdout.splitlines()} == make_targets()
 
 

@@ -56,7 +56,7 @@ def columns_first(image: Image.Image, target: tuple[int, int]) -> Image.Image:
 )
 def test_preprocess_equals_pillow(shape: tuple[int, int], resize: str) -> None:
     frame = noise(*shape)
-    pixels = preprocess(frame, 224, resize, MEAN, STD)  # type: ignore[arg-type]
+    pixels = preprocess(frame, 224, resize, MEAN, STD)[0]  # type: ignore[arg-type]
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(grey_levels(pixels), pillow(frame, 224, resize), err_msg=PIL.__version__)
 
@@ -65,7 +65,7 @@ def test_preprocess_equals_pillow(shape: tuple[int, int], resize: str) -> None:
 @given(SIDES, SIDES, st.sampled_from([7, 32, 56]), st.sampled_from(["crop", "stretch"]), st.integers(0, 9))
 def test_preprocess_equals_pillow_at_any_size(h: int, w: int, size: int, resize: str, seed: int) -> None:
     frame = noise(h, w, seed)
-    pixels = preprocess(frame, size, resize, MEAN, STD)  # type: ignore[arg-type]
+    pixels = preprocess(frame, size, resize, MEAN, STD)[0]  # type: ignore[arg-type]
     np.testing.assert_array_equal(grey_levels(pixels), pillow(frame, size, resize))
 
 
@@ -73,7 +73,7 @@ def test_preprocess_normalises_as_torch_does() -> None:
     frame = noise(32, 32)
     expected = torch.tensor(frame[:, :, ::-1].copy()).permute(2, 0, 1).float().div(255)
     expected = (expected - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    np.testing.assert_array_equal(preprocess(frame, 32, "crop", MEAN, STD), expected.numpy())
+    np.testing.assert_array_equal(preprocess(frame, 32, "crop", MEAN, STD)[0], expected.numpy())
 
 
 def test_preprocess_takes_views() -> None:

@@ -167,7 +167,7 @@ def test_masks_go_where_the_pixels_go(tmp_path, shape, resize):
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     sample = Sample(tmp_path / "image.png", "dent", tmp_path / "mask.png")
     seen = mask_as_seen(sample, shape, 224, resize)
-    pixels = preprocess(cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR), 224, resize, (0, 0, 0), (1, 1, 1))[0]
+    pixels = preprocess(cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR), 224, resize, (0, 0, 0), (1, 1, 1))[0, 0]
     differing = (seen != (pixels > 0.5)).sum()
     outline = ((pixels > 0.02) & (pixels < 0.98)).sum()
     assert 0 < seen.sum() < 224 * 224

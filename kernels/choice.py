@@ -1,0 +1,80 @@
+"""Which implementation does the work: the fastest that runs here, or the one that ``AGPT_KERNELS`` names."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from . import reference
+
+VARIABLE = "AGPT_KERNELS"  # the one environment variable of this package: a name of available()
+
+
+@lru_cache(maxsize=1)
+def _found() -> dict[str, Any]:
+    """Implementations by name, the fastest first."""
+    found: dict[str, Any] = {}
+    found[reference.name] = reference
+    return found
+
+
+def available() -> tuple[str, ...]:
+    """Names of the implementations that run on this machine, the fastest first; "reference" is always among them."""
+    return tuple(_found())
+
+
+def active() -> str:
+    """The name of the one in use."""
+    return _order()[0].name
+
+
+def implementation(operation: str) -> Any:
+    """The best implementation that offers an operation."""
+    return next(each for each in _order() if hasattr(each, operation))
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Force one implementation inside a ``with`` block, for tests and benchmarks; not for several threads.
+
+    Raises:
+        ValueError: it does not run on this machine.
+    """
+    global _forced
+    before = _forced
+    _forced = _preferring(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+_forced: list[Any] | None = None
+
+
+def _order() -> list[Any]:
+    return _forced if _forced is not None else _chosen()
+
+
+@lru_cache(maxsize=1)
+def _chosen() -> list[Any]:
+    name = os.environ.get(VARIABLE, "").strip()
+    if not name:
+        return list(_found().values())
+    try:
+        return _preferring(name)
+    except ValueError as error:
+        warnings.warn(f"{VARIABLE}: {error}; it is ignored", RuntimeWarning, stacklevel=4)
+        return list(_found().values())
+
+
+def _preferring(name: str) -> list[Any]:
+    """All implementations, the named one first and the reference next: nothing in between is used unasked."""
+    found = _found()
+    if name not in found:
+        raise ValueError(f"kernels {name!r} do not run here, {', '.join(found)} do")
+    return [found[name], reference]

@@ -1,0 +1,168 @@
+"""From patches to maps, from maps to frames, from frames to regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .choice import implementation
+from .geometry import Box, Resize, check_box, placements
+
+TOP_FRACTION = 0.01
+MAX_MAP_SIDE = 1 << 14
+
+
+class Summary(NamedTuple):
+    """Figures of one map; all NaN when a value of it is not finite."""
+
+    peak: float
+    lowest: float
+    median: float
+    top_mean: float  # mean of the highest 1 %: steadier than the peak
+
+
+class Component(NamedTuple):
+    """Pixels of a map at or above a level that touch each other, at corners too."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int  # pixels
+    peak: float
+
+
+def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
+    """The original's zero-shot map: upsample (bilinear, corners aligned), softmax of two classes, mean of the taps.
+
+    The softmax of two classes depends on their difference only, and so it is the difference that is upsampled.
+
+    Args:
+        logits: float32 [B, T, G * G, 2], each patch against the normal and the abnormal text.
+        size: side S of the map in pixels.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [B, S, S], 1 = abnormal; all NaN for an image with a logit that is not finite.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if logits.ndim != 4 or logits.shape[-1] != 2 or logits.dtype != np.float32 or 0 in logits.shape:
+        raise ValueError(f"localise takes float32 logits [B, T, G * G, 2], not {_found(logits)}")
+    _check_sides(logits.shape[2], size)
+    out = np.empty((len(logits), size, size), np.float32)
+    implementation("localise").localise(np.ascontiguousarray(logits), out, threads)
+    return out
+
+
+def upsample(patch_map: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
+    """Bilinear with aligned corners, as the original's few-shot map.
+
+    Args:
+        patch_map: float32 [B, G * G].
+        size: side S of the map in pixels.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [B, S, S]; all NaN for an image with a value that is not finite.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if patch_map.ndim != 2 or patch_map.dtype != np.float32 or 0 in patch_map.shape:
+        raise ValueError(f"upsample takes float32 [B, G * G], not {_found(patch_map)}")
+    _check_sides(patch_map.shape[1], size)
+    out = np.empty((len(patch_map), size, size), np.float32)
+    implementation("upsample").upsample(np.ascontiguousarray(patch_map), out, threads)
+    return out
+
+
+def project(
+    maps: np.ndarray,
+    boxes: Sequence[Box] | None,
+    resize: Resize,
+    frame_size: tuple[int, int],
+    *,
+    outside: float = 0.0,
+    threads: int = 1,
+) -> np.ndarray:
+    """Maps of boxes back onto their frame, bilinear, overlaps blended.
+
+    Where maps overlap, each counts by the product of its pixel's distances to the nearer side edge and to the
+    nearer upper or lower edge: a tile fades out where its neighbour begins.
+
+    Args:
+        maps: float32 [M, S, S].
+        boxes: where each map's pixels came from, as given to ``preprocess``; the whole frame when None (M = 1).
+        resize: as given to ``preprocess``.
+        frame_size: (height, width) of the frame in pixels.
+        outside: value of pixels that no map covers.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [H, W].
+
+    Raises:
+        ValueError: another shape or type, or a box that does not lie in the frame.
+    """
+    height, width = frame_size
+    if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.dtype != np.float32 or 0 in maps.shape:
+        raise ValueError(f"project takes float32 maps [M, S, S], not {_found(maps)}")
+    if min(height, width) < 1:
+        raise ValueError(f"project needs a frame of at least one pixel, not {width} x {height}")
+    whole = (Box(0, 0, width, height),)
+    checked = whole if boxes is None else tuple(check_box(Box(*box), height, width) for box in boxes)
+    if len(checked) != len(maps):
+        raise ValueError(f"project takes one box a map, not {len(checked)} boxes and {len(maps)} maps")
+    out = np.full((height, width), outside, np.float32)
+    places = placements(checked, maps.shape[1], resize)
+    implementation("project").project(np.ascontiguousarray(maps), places, out, threads)
+    return out
+
+
+def summarise(anomaly_map: np.ndarray) -> Summary:
+    """Peak, lowest value, median and mean of the highest 1 % (at least one pixel) of a float32 map [H, W].
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    _check_map("summarise", anomaly_map)
+    count = max(1, round(TOP_FRACTION * anomaly_map.size))
+    figures = implementation("summarise").summarise(np.ascontiguousarray(anomaly_map), count)
+    return Summary(*map(float, figures))
+
+
+def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
+    """Connected regions (8 neighbours) of ``map >= level``, in the order of their first pixel, row by row.
+
+    Args:
+        anomaly_map: float32 [H, W]; NaN is below every level.
+        level: in the map's own values.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    _check_map("components", anomaly_map)
+    rows, peaks = implementation("components").components(np.ascontiguousarray(anomaly_map), float(level))
+    return [
+        Component(*map(int, row), peak=float(peak)) for row, peak in zip(rows.tolist(), peaks, strict=True)
+    ]
+
+
+def _check_map(what: str, anomaly_map: np.ndarray) -> None:
+    if anomaly_map.ndim != 2 or anomaly_map.dtype != np.float32 or 0 in anomaly_map.shape:
+        raise ValueError(f"{what} takes a float32 map [H, W], not {_found(anomaly_map)}")
+
+
+def _check_sides(patches: int, size: int) -> None:
+    if round(patches**0.5) ** 2 != patches:
+        raise ValueError(f"{patches} patches do not form a square grid [G * G]")
+    if not 1 <= size <= MAX_MAP_SIDE:
+        raise ValueError(f"a map has a side of 1 to {MAX_MAP_SIDE} pixels, not {size}")
+
+
+def _found(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"

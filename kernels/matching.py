@@ -1,0 +1,162 @@
+"""Patch features of a part against those of normal samples: the original's few-shot distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from .choice import implementation
+
+COSINE_EPSILON = 1e-8  # torch's: a shorter vector counts as zero, similar to nothing
+STORAGE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Normal patches ready to be matched; ``prepare_bank`` makes it.
+
+    Attributes:
+        rows: float32, float16 or int8 [T, N, V]: unit length; int8 times ``scales``.
+        scales: float32 [T, N], 1 unless int8.
+    """
+
+    rows: np.ndarray
+    scales: np.ndarray
+    _packed: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def packed_for(self, chosen: Any) -> Any:
+        """The rows as one implementation reads them, laid out once."""
+        if chosen.name not in self._packed:
+            self._packed[chosen.name] = chosen.pack_bank(self)
+        return self._packed[chosen.name]
+
+    def to_float(self) -> np.ndarray:
+        """float32 [T, N, V] of (nearly, when rounded) unit length."""
+        return self.rows.astype(np.float32) * self.scales[..., None]
+
+
+def normalise(features: np.ndarray) -> np.ndarray:
+    """Unit length along the last axis: float32 [..., V] → float32 [..., V]; a zero vector stays zero."""
+    length = np.sqrt(np.einsum("...v,...v->...", features, features, dtype=np.float64))[..., None]
+    return (features / np.maximum(length, COSINE_EPSILON)).astype(np.float32)
+
+
+def prepare_bank(features: np.ndarray, dtype: Any = np.float32) -> Bank:
+    """Normalise the patches of normal samples once, and round them for storage.
+
+    Args:
+        features: float [T, N, V], raw or normalised.
+        dtype: float32; float16 (half the memory, distances to 1e-3); int8 (a quarter; each row in 127ths of its
+            largest value, map correlation ≥ 0.9995).
+
+    Raises:
+        ValueError: another shape, no patch, or a feature that is not finite.
+    """
+    dtype = np.dtype(dtype)
+    if features.ndim != 3 or 0 in features.shape or features.dtype.kind != "f":
+        raise ValueError(
+            f"a bank is made of float features [T, N, V] with N >= 1, not {features.dtype} {list(features.shape)}"
+        )
+    if dtype not in STORAGE:
+        raise ValueError(f"a bank is stored as float32, float16 or int8, not {dtype}")
+    if not np.isfinite(features).all():
+        raise ValueError("a bank's features must be finite: leave out the sample that gives others")
+    unit = normalise(features.astype(np.float32))
+    scales = np.ones(unit.shape[:2], np.float32)
+    if dtype == np.int8:
+        scales = np.maximum(np.abs(unit).max(axis=-1) / np.float32(127), np.float32(1e-30))
+        unit = np.rint(unit / scales[..., None])
+    return Bank(np.ascontiguousarray(unit, dtype), scales.astype(np.float32))
+
+
+@overload
+def match(
+    patch_features: np.ndarray, bank: Bank | np.ndarray, *, indices: Literal[False] = False, threads: int = 1
+) -> np.ndarray: ...
+
+
+@overload
+def match(
+    patch_features: np.ndarray, bank: Bank | np.ndarray, *, indices: Literal[True], threads: int = 1
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def match(
+    patch_features: np.ndarray, bank: Bank | np.ndarray, *, indices: bool = False, threads: int = 1
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """The original's few-shot distance: 1 − max cosine similarity with any normal patch, mean over the taps.
+
+    Args:
+        patch_features: float32 [B, T, P, V], raw taps of the queries. With an int8 bank each patch is rounded to
+            127ths of its largest value, too.
+        bank: ``prepare_bank``'s; an array [T, N, V] is prepared on every call.
+        indices: also return which patch of the bank was nearest.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [B, P], 0 = identical to some normal patch; NaN where a feature is not finite. With ``indices``
+        also int32 [B, T, P]: row of the bank nearest in each tap, the lowest of equals, -1 where NaN;
+        ``most_like`` makes one of them.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    if isinstance(bank, np.ndarray):
+        bank = prepare_bank(bank)
+    taps, _, width = bank.rows.shape
+    if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
+        raise ValueError(
+            f"match takes features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
+            f"not {list(patch_features.shape)} and {list(bank.rows.shape)}"
+        )
+    if patch_features.dtype != np.float32:
+        raise ValueError(f"match takes float32 features, not {patch_features.dtype}: convert them")
+    chosen = implementation("match")
+    batch, patches = patch_features.shape[0], patch_features.shape[2]
+    distance = np.empty((batch, patches), np.float32)
+    nearest = np.empty((batch, taps, patches), np.int32) if indices else None
+    features = np.ascontiguousarray(patch_features)
+    chosen.match(features, bank.packed_for(chosen), distance, nearest, threads)
+    return distance if nearest is None else (distance, nearest)
+
+
+def most_like(nearest: np.ndarray) -> int:
+    """One row of the bank for a patch, from its nearest rows in each tap, int32 [T].
+
+    The row that most taps name; of equals the deepest tap's, whose features mean most.
+    """
+    rows, counts = np.unique(nearest, return_counts=True)
+    often = set(rows[counts == counts.max()].tolist())
+    return next(int(row) for row in nearest[::-1] if int(row) in often)
+
+
+def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
+    """Choose the rows of a bank that cover the others best: greedy k-centre in each tap (PatchCore, Roth et al. 2022).
+
+    The first row is the one nearest the mean direction; each next one is the farthest, in cosine distance, from
+    those chosen; of equals the lowest.
+
+    Args:
+        features: float32 [T, N, V] of unit length (``normalise``).
+        size: rows to keep in each tap; all when there are no more.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        int32 [T, min(size, N)]: rows of each tap in the order they were chosen, so that a prefix is a smaller
+        coreset.
+
+    Raises:
+        ValueError: another shape, type or size.
+    """
+    if features.ndim != 3 or 0 in features.shape or features.dtype != np.float32 or size < 1:
+        raise ValueError(
+            f"coreset takes float32 [T, N, V] and a size of at least 1, "
+            f"not {features.dtype} {list(features.shape)} and {size}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("coreset takes finite features: leave out the sample that gives others")
+    chosen = np.empty((features.shape[0], min(size, features.shape[1])), np.int32)
+    implementation("coreset").coreset(np.ascontiguousarray(features), chosen, threads)
+    return chosen

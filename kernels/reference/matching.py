@@ -1,0 +1,69 @@
+"""Nearest normal patches in NumPy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..matching import Bank
+
+CHUNK = 4096  # bank rows of one product: the similarity matrix is never whole
+COSINE_EPSILON = 1e-8
+EXACT_WIDTH = 2**24 // 127**2  # up to here float32 sums of int8 products are exact
+SMALLEST = np.float32(1e-30)  # of a patch's largest value: below, it counts as zero
+
+
+def pack_bank(bank: Bank) -> Bank:
+    return bank
+
+
+def match(
+    features: np.ndarray, bank: Bank, distance: np.ndarray, nearest: np.ndarray | None, threads: int
+) -> None:
+    total = np.zeros(distance.shape, np.float32)
+    for tap, (rows, scales) in enumerate(zip(bank.rows, bank.scales, strict=True)):
+        best, index = _best(features[:, tap], rows, scales)
+        total += best
+        if nearest is not None:
+            nearest[:, tap] = np.where(np.isnan(best), -1, index)
+    distance[:] = 1 - total / np.float32(len(bank.rows))
+
+
+def _best(queries: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Largest cosine similarity of float32 [B, P, V] with rows [N, V], and where: [B, P] each."""
+    length = np.sqrt(np.einsum("bpv,bpv->bp", queries, queries, dtype=np.float64))
+    inverse = (1 / np.maximum(length, COSINE_EPSILON)).astype(np.float32)
+    valid = np.isfinite(queries).all(axis=-1)
+    queries = np.where(valid[..., None], queries, 0)
+    if rows.dtype == np.int8:
+        peak = np.abs(queries).max(axis=-1)
+        inverse = np.where(peak < SMALLEST, 0, inverse * (peak / np.float32(127)))
+        queries = np.rint(queries * (np.float32(127) / np.maximum(peak, SMALLEST))[..., None])
+        queries[peak < SMALLEST] = 0
+        if queries.shape[-1] > EXACT_WIDTH:
+            queries = queries.astype(np.float64)
+    else:
+        queries = queries * inverse[..., None]
+        inverse = np.ones_like(inverse)
+    best = np.full(length.shape, -np.inf, np.float32)
+    index = np.zeros(length.shape, np.int32)
+    for first in range(0, len(rows), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        similarity = (queries @ rows[chunk].astype(queries.dtype).T).astype(np.float32) * scales[chunk]
+        where = similarity.argmax(axis=-1)
+        value = np.take_along_axis(similarity, where[..., None], axis=-1)[..., 0]
+        index = np.where(value > best, first + where, index)
+        best = np.maximum(best, value)
+    return np.where(valid, best * inverse, np.float32(np.nan)).astype(np.float32), index
+
+
+def coreset(features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
+    for rows, picks in zip(features, chosen, strict=True):
+        picks[0] = (rows @ rows.mean(axis=0, dtype=np.float64).astype(np.float32)).argmax()
+        nearest = rows @ rows[picks[0]]
+        for step in range(1, len(picks)):
+            nearest[picks[step - 1]] = np.inf  # never twice
+            picks[step] = nearest.argmin()
+            np.maximum(nearest, rows @ rows[picks[step]], out=nearest)
