@@ -133,12 +133,12 @@ def strip_residue(model: onnx_ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def describe(path: Path) -> Component:
+def describe(path: Path, precision: str = "fp32") -> Component:
     """Names, dtypes and shapes of a graph file's inputs and outputs."""
     graph = onnx.load(path, load_external_data=False).graph
     return Component(
         file=path.name,
-        precision="fp32",
+        precision=precision,
         inputs=specs(graph.input),
         outputs=specs(graph.output),
     )

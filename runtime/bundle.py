@@ -24,7 +24,8 @@ from .errors import BundleError, ConfigError
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TEXT_FEATURES_FILE = "text_features.npz"
-COMPONENTS = ("encoder", "decoder", "prompt_learner", "language_model")
+NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's life
+COMPONENTS = (*NETWORKS, "language_model")
 MAX_MANIFEST_BYTES = 4 << 20
 HASH_CHUNK_BYTES = 1 << 20
 FIX = "copy the bundle again or re-run agpt export"
@@ -111,6 +112,28 @@ class Component(Schema, frozen=True):
     outputs: list[TensorSpec] = []
 
 
+class Plan(Schema, frozen=True, kw_only=True):
+    """A TensorRT engine built from a component's graph: native code, which runs where it was built for only."""
+
+    file: Name
+    engine: Literal["tensorrt", "tensorrt-rtx"]
+    version: Name  # of the TensorRT that built it
+    compute_capabilities: Annotated[list[Name], Meta(min_length=1)]  # of the GPUs it was built for, "8.9"
+    gpu: str = ""  # the model it is tied to; "" when it is not
+    platform: Name  # "linux-x86_64"
+    flags: list[Name] = []
+    max_batch: Count
+    graph_sha256: Sha256  # the graph it was built from
+
+    @property
+    def built_for(self) -> str:
+        """The machine it runs on, in words."""
+        gpu = f"{self.gpu}, " if self.gpu else ""
+        capabilities = " or ".join(self.compute_capabilities)
+        product = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[self.engine]
+        return f"{gpu}compute capability {capabilities}, {product} {self.version}, {self.platform}"
+
+
 class FileRecord(Schema, frozen=True):
     sha256: Sha256
     bytes: Annotated[int, Meta(ge=0)]
@@ -128,6 +151,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     region_level: RegionLevel
     prompt: PromptLayout
     components: dict[str, Component]
+    plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine
     files: dict[str, FileRecord] = {}
     parity: dict = {}
     tools: dict[str, str] = {}
@@ -138,6 +162,8 @@ class Manifest(Schema, frozen=True, kw_only=True):
             raise ValueError(f"component {missing[0]!r} is missing")
         if self.default_class not in self.classes:
             raise ValueError(f"default_class {self.default_class!r} is not among the classes")
+        if unknown := sorted(self.plans.keys() - set(NETWORKS)):
+            raise ValueError(f"there are plans of {unknown[0]!r}, which is no network")
 
 
 @dataclass(frozen=True)
@@ -151,10 +177,23 @@ class Bundle:
         """Path of a component's file ("encoder", "decoder", "prompt_learner", "language_model")."""
         return self.folder / self.manifest.components[component].file
 
+    def plan(self, component: str, engine: str) -> Plan | None:
+        """A component's plan for an engine ("tensorrt", "tensorrt-rtx"), if there is one."""
+        plans = self.manifest.plans.get(component, [])
+        return next((plan for plan in plans if plan.engine == engine), None)
+
+    def graph_sha256(self, component: str) -> str:
+        """Identifies a component's graph with its weights, which lie in a file of their own when large."""
+        name, files = self.manifest.components[component].file, self.manifest.files
+        weights = files.get(f"{name}.data")
+        if weights is None:
+            return files[name].sha256
+        return hashlib.sha256(f"{files[name].sha256} {weights.sha256}".encode()).hexdigest()
+
     @property
     def encoder_sha256(self) -> str:
         """Identifies the features a memory bank holds."""
-        return self.manifest.files[self.manifest.components["encoder"].file].sha256
+        return self.graph_sha256("encoder")
 
     def text_features(self, class_name: str | None = None) -> np.ndarray:
         """Normal (row 0) and abnormal (row 1) text features of a class: float32 [2, E], unit norm.
@@ -188,8 +227,11 @@ def default_bundle() -> Path:
     return Path(str(resources.files("anomalygpt_edge.models.nano") / "bundle"))
 
 
-def open_bundle(path: Path | str | None = None) -> Bundle:
+def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bundle:
     """Open a bundle folder (the shipped nano bundle when None) after checking every byte of it.
+
+    Args:
+        with_plans: False forgets the plans, in whatever state they are: they can be built again.
 
     Raises:
         BundleError: no folder, no or a malformed manifest, another schema version, a file missing, unlisted,
@@ -200,9 +242,24 @@ def open_bundle(path: Path | str | None = None) -> Bundle:
         raise BundleError(f"no bundle at {folder}: give a folder made by agpt export")
     manifest = read_manifest(folder)
     _check_names(folder, manifest)
+    plans = {plan.file: plan for plans in manifest.plans.values() for plan in plans}
+    if not with_plans:
+        files = {name: record for name, record in manifest.files.items() if name not in plans}
+        manifest = msgspec.structs.replace(manifest, plans={}, files=files)
     for name, record in manifest.files.items():
-        _check_file(folder / name, record)
+        _check_file(folder / name, record, rebuild_hint(folder, plans[name]) if name in plans else FIX)
     return Bundle(folder, manifest)
+
+
+def rebuild_hint(folder: Path, plan: Plan) -> str:
+    """What a plan was built for, and the command that builds it anew."""
+    return (
+        f"it was built for {plan.built_for}; build it on this machine: {rebuild_command(folder, plan.engine)}"
+    )
+
+
+def rebuild_command(folder: Path, engine: str) -> str:
+    return f"agpt export --resume --engine {engine} {folder}"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -227,6 +284,24 @@ def read_manifest(folder: Path) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is malformed ({error}): {FIX}") from error
+
+
+def read_plan(folder: Path, manifest: Manifest, plan: Plan) -> bytes:
+    """A plan's bytes, whose digest is checked: the bytes that are hashed are the bytes that will run.
+
+    Raises:
+        BundleError: the file is not there or was altered.
+    """
+    path, record = folder / plan.file, manifest.files[plan.file]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): {rebuild_hint(folder, plan)}"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise BundleError(f"{path} was altered: {rebuild_hint(folder, plan)}")
+    return data
 
 
 def digest_file(path: Path) -> FileRecord:
@@ -286,7 +361,8 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if name in ("", ".", "..", MANIFEST_FILE) or Path(name).name != name or "\\" in name or "\0" in name:
             raise BundleError(f"{folder / MANIFEST_FILE} lists {name!r}, which is not a plain file name")
-    needed = [TEXT_FEATURES_FILE, *(component.file for component in manifest.components.values())]
+    plans = [plan.file for plans in manifest.plans.values() for plan in plans]
+    needed = [TEXT_FEATURES_FILE, *(component.file for component in manifest.components.values()), *plans]
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST_FILE} does not list {name!r}: re-run agpt export")
@@ -295,17 +371,17 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
         raise BundleError(f"{folder / unknown[0]} is not part of the bundle: remove it")
 
 
-def _check_file(path: Path, record: FileRecord) -> None:
+def _check_file(path: Path, record: FileRecord, fix: str) -> None:
     if not path.exists():
-        raise BundleError(f"{path} is missing: {FIX}")
+        raise BundleError(f"{path} is missing: {fix}")
     if not _is_plain_file(path):
         raise BundleError(f"{path} is a link or not a regular file: copy the file itself into the bundle")
     size = path.stat().st_size
     if size != record.bytes:
-        raise BundleError(f"{path} was altered: {size} bytes instead of {record.bytes}; {FIX}")
+        raise BundleError(f"{path} was altered: {size} bytes instead of {record.bytes}; {fix}")
     found = digest_file(path).sha256
     if found != record.sha256:
-        raise BundleError(f"{path} was altered: sha256 {found[:12]}… instead of {record.sha256[:12]}…; {FIX}")
+        raise BundleError(f"{path} was altered: sha256 {found[:12]}… instead of {record.sha256[:12]}…; {fix}")
 
 
 def _is_plain_file(path: Path) -> bool:

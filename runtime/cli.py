@@ -40,6 +40,14 @@ NormalOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores when left out.")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What runs the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
+        "onnxruntime (CPU); auto takes the best that this machine can run.",
+    ),
+]
 OverlayChoice = Annotated[
     str, typer.Option("--overlays", help="Which parts get a picture: all, reject or none.")
 ]
@@ -106,6 +114,7 @@ def run(
     parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="What passes on the demo line.")] = 0,
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Inspect what a source delivers: a live table, records, overlays, and a summary."""
     from .run import RunOptions, run_line
@@ -122,6 +131,7 @@ def run(
             parts=parts,
             seed=seed,
             threads=threads,
+            engine=engine,
         )
     )
 
@@ -135,6 +145,7 @@ def enroll(
     class_name: ClassOption = None,
     description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Make a product's recipe from pictures of good parts."""
     from .enroll import enroll as make_recipe
@@ -143,7 +154,7 @@ def enroll(
     from .run import image_paths
 
     frames = [read_image(path) for path in image_paths(normal)]
-    with Inspector.open(bundle, class_name=class_name, threads=threads) as inspector:
+    with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
         make_recipe(inspector, frames, out, name=name, class_name=class_name, description=description)
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
 
@@ -157,6 +168,7 @@ def ask(
     normal: NormalOption = None,
     class_name: ClassOption = None,
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Ask about an image."""
     from .images import read_image
@@ -165,7 +177,7 @@ def ask(
     if not question.strip():
         raise ConfigError("the question is empty: ask something")
     frame = read_image(image)
-    with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads) as inspector:
+    with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads, engine) as inspector:
         print(printable(inspector.ask(frame, question).text))
 
 
@@ -182,11 +194,12 @@ def trace(
     ] = None,
     question: Annotated[str, typer.Option(help="What to ask; the bundle's own question if left out.")] = "",
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Write every intermediate result of one inspection, to compare with another program."""
     from .trace import TraceOptions, trace_image
 
-    options = TraceOptions(bundle, image, tuple(normal or ()), class_name, resize, question, threads)
+    options = TraceOptions(bundle, image, tuple(normal or ()), class_name, resize, question, threads, engine)
     trace_image(options, out)
 
 
@@ -199,11 +212,12 @@ def evaluate(
     class_name: ClassOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Which normal samples are taken.")] = 0,
     threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Measure a bundle on labelled images: image and pixel AUROC, verdict accuracy."""
     from .evaluation import evaluate_folder, parse_shots, print_table, write_json
 
-    results = evaluate_folder(bundle, folder, parse_shots(shots), class_name, seed, threads)
+    results = evaluate_folder(bundle, folder, parse_shots(shots), class_name, seed, threads, engine)
     print_table(results)
     if json is not None:
         write_json(results, json)
@@ -225,11 +239,12 @@ def verify(
     bundle: Annotated[
         Path | None, typer.Argument(help="Bundle folder; the one that ships when left out.")
     ] = None,
+    engine: EngineOption = "auto",
 ) -> None:
     """Check a bundle: every file's digest, then one inspection on this machine."""
     from .doctor import verify_bundle
 
-    verify_bundle(bundle)
+    verify_bundle(bundle, engine)
 
 
 @app.command()

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundle import default_bundle, open_bundle
+from .bundle import Bundle, default_bundle, open_bundle
 from .cameras.device import present_cameras
+from .engines import AUTO, BACKENDS
+from .engines.agreement import compare_with_cpu
+from .engines.gpu import find_gpu
+from .engines.plans import inspect_plan
 from .errors import AgptError, BundleError
 from .printable import printable
 from .verdict import Status
@@ -22,9 +26,8 @@ REQUIRED = ("numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python"
 # Import name, what it is for, and the extra that brings it.
 OPTIONAL = (
     ("torch", "agpt export", "export"),
-    ("pycuda", "CUDA kernels", "cuda"),
-    ("tensorrt", "TensorRT engines", "tensorrt"),
-    ("tensorrt_rtx", "TensorRT-RTX engines", "tensorrt-rtx"),
+    ("tensorrt_rtx", "building TensorRT-RTX plans, without a GPU too", "tensorrt-rtx"),
+    ("pycuda", "CUDA kernels and TensorRT's buffers", "cuda"),
 )
 
 
@@ -40,7 +43,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything the report says, most needed first."""
-    return [_machine(), *_packages(), _providers(), _cameras(), _shipped_bundle(), *_extras()]
+    return [_machine(), _gpu(), *_packages(), *_engines(), _cameras(), _shipped_bundle(), *_extras()]
 
 
 def print_report(findings: list[Finding] | None = None) -> bool:
@@ -54,11 +57,15 @@ def print_report(findings: list[Finding] | None = None) -> bool:
     return not any(finding.fix and finding.needed for finding in findings)
 
 
-def verify_bundle(folder: Path | None) -> None:
-    """Check every digest, open the bundle and inspect one grey frame with it.
+def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
+    """Check every digest and every plan, open the bundle and inspect one grey frame with it.
+
+    A plan of an engine that this machine cannot run is looked at as far as that goes without loading it. An engine
+    other than the CPU's is compared with that one, by the tolerances in the manifest.
 
     Raises:
         BundleError: altered, incomplete, or it does not work on this machine.
+        ConfigError: the engine cannot run here.
     """
     from .inspector import Inspector
 
@@ -66,19 +73,41 @@ def verify_bundle(folder: Path | None) -> None:
     manifest = bundle.manifest
     print(f"bundle {manifest.name} at {bundle.folder}")
     for name, record in sorted(manifest.files.items()):
-        print(f"  {name:<24} {record.bytes:>12,} bytes  sha256 {record.sha256[:16]}…  ok")
+        print(f"  {name:<28} {record.bytes:>14,} bytes  sha256 {record.sha256[:16]}…  ok")
     for component, entry in manifest.components.items():
-        print(f"  {component:<24} {entry.precision}")
+        print(f"  {component:<28} {entry.precision}")
+    _verify_plans(bundle)
     for notice in manifest.notices:
         print(f"  notice: {notice}")
-    with Inspector.open(bundle.folder) as inspector:
+    with Inspector.open(bundle.folder, engine=engine) as inspector:
         started = time.perf_counter()
         verdict = inspector.inspect(np.full((480, 640, 3), 128, np.uint8))
-    if verdict.status == Status.NO_RESULT:
-        raise BundleError(
-            f"{bundle.folder} opens but gives no verdict here ({verdict.reason}): run agpt doctor"
-        )
-    print(f"  one inspection           {(time.perf_counter() - started) * 1e3:12.1f} ms     ok")
+        if verdict.status == Status.NO_RESULT:
+            raise BundleError(
+                f"{bundle.folder} opens but gives no verdict here ({verdict.reason}): run agpt doctor"
+            )
+        milliseconds = (time.perf_counter() - started) * 1e3
+        print(f"  one inspection by {inspector.engine:<19} {milliseconds:>8.1f} ms     ok")
+        for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.networks):
+            print(f"  {stage:<28} {error:.1e} from onnxruntime on the CPU, {limit:.0e} allowed  ok")
+
+
+def _verify_plans(bundle: Bundle) -> None:
+    """Raises BundleError for a plan that is not what the manifest says; says which would run here."""
+    for component, plans in bundle.manifest.plans.items():
+        for plan in plans:
+            inspect_plan(bundle, component, plan)
+            obstacle = BACKENDS[plan.engine].obstacle(bundle)
+            verdict = f"cannot run here: {obstacle}" if obstacle else "runs here"
+            print(f"  {plan.file:<28} for {plan.built_for}: whole; {verdict}")
+
+
+def _gpu() -> Finding:
+    gpu = find_gpu()
+    if gpu is None:
+        fix = "install its driver; without one everything runs on the CPU"
+        return Finding("GPU", "no NVIDIA GPU that this process can use", fix=fix, needed=False)
+    return Finding("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}", needed=False)
 
 
 def _machine() -> Finding:
@@ -104,13 +133,18 @@ def _packages() -> list[Finding]:
     return findings
 
 
-def _providers() -> Finding:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        return Finding("onnxruntime runs on", f"does not import ({error})", fix="pip install onnxruntime")
-    names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
-    return Finding("onnxruntime runs on", ", ".join(names))
+def _engines() -> list[Finding]:
+    """What could run a bundle's networks on this machine, and what would by itself."""
+    findings = []
+    for name, backend in BACKENDS.items():
+        try:
+            obstacle = backend.obstacle(None)
+        except (ImportError, AgptError) as error:
+            obstacle = str(error)
+        reason, _, fix = obstacle.partition(": ")
+        found = reason or "runs here"
+        findings.append(Finding(f"engine {name}", found, fix=fix, needed=name == "onnxruntime"))
+    return findings
 
 
 def _cameras() -> Finding:

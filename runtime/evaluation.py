@@ -20,7 +20,7 @@ from rich.table import Table
 from ..kernels import resize_window
 from .bundle import MANIFEST_FILE, digest_file
 from .datasets import Category, Sample, find_categories
-from .engines import Engine
+from .engines import AUTO, Engine
 from .errors import ConfigError, ImageError
 from .images import read_image
 from .inspector import Inspector
@@ -83,6 +83,7 @@ def evaluate_folder(
     class_name: str | None = None,
     seed: int = 0,
     threads: int | None = None,
+    engine: str = AUTO,
 ) -> Evaluation:
     """Evaluate every category under a folder.
 
@@ -98,7 +99,7 @@ def evaluate_folder(
     """
     started = time.monotonic()
     categories = find_categories(folder)
-    with Inspector.open(bundle, class_name=class_name, threads=threads) as inspector:
+    with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
         encode_once(inspector)
         found = {}
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -174,6 +175,9 @@ class _RememberLast:
             self._outputs = self._engine.run(**inputs)
             self._inputs = inputs
         return self._outputs
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 class Scores:

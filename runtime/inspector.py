@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from ..kernels import match, preprocess, upsample
 from .bundle import Bundle, open_bundle
-from .engines import Engine, open_engine
+from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel
@@ -54,9 +54,15 @@ class Inspector:
     """
 
     def __init__(
-        self, bundle: Bundle, networks: dict[str, Engine], language: LanguageModel, product: Product
+        self,
+        bundle: Bundle,
+        engine: str,
+        networks: dict[str, Engine],
+        language: LanguageModel,
+        product: Product,
     ) -> None:
         self.bundle = bundle
+        self.engine = engine
         self.product = product
         self._networks = networks
         self._language = language
@@ -71,6 +77,7 @@ class Inspector:
         normals: Sequence[np.ndarray] | None = None,
         class_name: str | None = None,
         threads: int | None = None,
+        engine: str = AUTO,
     ) -> Inspector:
         """Verify a bundle, load its networks, and run them once.
 
@@ -80,6 +87,7 @@ class Inspector:
             normals: normal frames, uint8 [H, W, 3] BGR: a memory bank for this session only.
             class_name: overrides the recipe's.
             threads: CPU threads; as many as this process may use when None, at most 8.
+            engine: what runs the networks; the best that this machine can run when "auto".
 
         Raises:
             BundleError, RecipeError, ConfigError, ImageError: one sentence that names the fix.
@@ -88,22 +96,27 @@ class Inspector:
         manifest = opened.manifest
         product = prepare_product(opened, recipe, class_name)
         threads = threads or default_threads()
-        networks = {
-            name: open_engine(opened.component_file(name), manifest.components[name], threads=threads)
-            for name in ("encoder", "decoder", "prompt_learner")
-        }
+        engine = choose_engine(opened, engine)
+        networks = open_networks(opened, engine, threads)
         language = LanguageModel.open(
             opened.component_file("language_model"), manifest.prompt, manifest.language, threads
         )
-        inspector = cls(opened, networks, language, product)
+        inspector = cls(opened, engine, networks, language, product)
         inspector._warm_up()
         if normals is not None:
             inspector.use(inspector.make_bank(normals))
         return inspector
 
+    @property
+    def networks(self) -> dict[str, Engine]:
+        """Encoder, decoder and prompt learner as they are open here."""
+        return self._networks
+
     def close(self) -> None:
-        """Free the language model's native memory and give NumPy its threads back."""
+        """Free the models' native memory and give NumPy its threads back."""
         self._language.close()
+        for network in self._networks.values():
+            network.close()
         self._blas.restore_original_limits()
 
     def __enter__(self) -> Inspector:

@@ -14,6 +14,7 @@ from .bundle import MANIFEST_FILE, Bundle, digest_file
 from .cameras import Frame, open_camera
 from .cameras.folder import is_image
 from .display import open_display
+from .engines import AUTO
 from .errors import ConfigError, ImageError
 from .images import read_image
 from .line import Line
@@ -41,6 +42,7 @@ class RunOptions:
     parts: int | None = None
     seed: int = 0
     threads: int | None = None
+    engine: str = AUTO
 
     def __post_init__(self) -> None:
         if self.overlays not in OVERLAY_CHOICES:
@@ -72,12 +74,15 @@ def open_inspector(
     normals: tuple[Path, ...],
     class_name: str | None,
     threads: int | None,
+    engine: str = AUTO,
 ) -> Inspector:
     """An inspector from what a command line names."""
     from .inspector import Inspector
 
     frames = [read_image(path) for path in image_paths(normals)]
-    return Inspector.open(bundle, recipe, normals=frames or None, class_name=class_name, threads=threads)
+    return Inspector.open(
+        bundle, recipe, normals=frames or None, class_name=class_name, threads=threads, engine=engine
+    )
 
 
 def summary(line: Line, options: RunOptions) -> list[str]:
@@ -118,7 +123,12 @@ def run_line(options: RunOptions) -> None:
         with Console(stderr=True).status("loading the model and the good parts"):  # shown on a terminal only
             inspector = opened.enter_context(
                 open_inspector(
-                    options.bundle, options.recipe, options.normals, options.class_name, options.threads
+                    options.bundle,
+                    options.recipe,
+                    options.normals,
+                    options.class_name,
+                    options.threads,
+                    options.engine,
                 )
             )
             choose_recipe = _recipe_chooser(inspector, options)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .engines import AUTO
 from .errors import ConfigError
 from .images import read_image
 from .inspector import Inspector
@@ -30,6 +31,7 @@ class TraceOptions:
     resize: str | None = None
     question: str = ""
     threads: int | None = None
+    engine: str = AUTO
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize not in RESIZE_MODES:
@@ -45,7 +47,9 @@ def trace_image(options: TraceOptions, out: Path) -> None:
     """
     frame = read_image(options.image)
     normals = [read_image(path) for path in image_paths(options.normals)]
-    with Inspector.open(options.bundle, class_name=options.class_name, threads=options.threads) as inspector:
+    with Inspector.open(
+        options.bundle, class_name=options.class_name, threads=options.threads, engine=options.engine
+    ) as inspector:
         arrays = trace_frame(inspector, frame, normals, options.resize, options.question)
     partial = out.with_name(f".{out.name}.partial")
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,6 +28,17 @@ torch.set_num_threads(1)
 TINY_ANSWER = "Yes, at the top left."  # what tiny_bundle says of every image
 TINY_CLASSES = ("object", "pcb")
 NUM_PIECES = 400
+
+
+@pytest.fixture(scope="session")
+def fakes() -> ModuleType:
+    """``fake_gpu.py``: a driver, pycuda and TensorRT made of NumPy."""
+    spec = importlib.util.spec_from_file_location("fake_gpu", Path(__file__).with_name("fake_gpu.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

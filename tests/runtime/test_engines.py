@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import Component, TensorSpec, open_bundle
-from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, Component, TensorSpec, open_bundle
+from anomalygpt_edge.runtime.engines import BACKENDS, Backend, choose_engine, open_engine, open_networks
+from anomalygpt_edge.runtime.engines import onnxruntime as backend
+from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu
 from anomalygpt_edge.runtime.errors import BundleError, ConfigError
 
 
@@ -73,9 +75,101 @@ def test_a_file_that_is_no_network_is_refused(decoder: tuple[Path, Component], t
         open_engine(tmp_path / "decoder.onnx", decoder[1])
 
 
-def test_unknown_engines_and_providers_are_refused(decoder: tuple[Path, Component], tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused(decoder: tuple[Path, Component], tmp_path: Path) -> None:
     other = shutil.copy(decoder[0], tmp_path / "decoder.mlmodel")
     with pytest.raises(BundleError, match="no engine runs"):
         open_engine(Path(other), decoder[1])
-    with pytest.raises(ConfigError, match="choose one of cpu"):
-        open_engine(*decoder, provider="abacus")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+def test_without_a_gpu_the_cpu_is_chosen(bundle: Bundle) -> None:
+    assert choose_engine(bundle) == "onnxruntime"
+    assert choose_engine(bundle, "onnxruntime") == "onnxruntime"
+    for engine in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt"):
+        with pytest.raises(ConfigError, match=f"--engine {engine} cannot run here: .*install"):
+            choose_engine(bundle, engine)
+    with pytest.raises(ConfigError, match="--engine 'abacus' is not known: choose one of auto, tensorrt"):
+        choose_engine(bundle, "abacus")
+
+
+def test_the_best_engine_that_can_run_is_chosen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    can_run: set[str] = set()
+
+    def obstacle(self: Backend, _: Bundle | None) -> str:
+        return "" if self in {BACKENDS[name] for name in can_run} else "not here: do something"
+
+    monkeypatch.setattr(Backend, "obstacle", obstacle)
+    for engine in ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
+        can_run |= {engine, "onnxruntime-tensorrt"}  # the last builds for minutes: never by itself
+        assert choose_engine(bundle) == engine
+    assert choose_engine(bundle, "onnxruntime-tensorrt") == "onnxruntime-tensorrt"
+
+
+def test_providers_and_their_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AGPT_CACHE", str(tmp_path / "cache"))
+    assert backend.provider_options("cpu") == [("CPUExecutionProvider", {})]
+    assert [name for name, _ in backend.provider_options("cuda")] == [
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    first, options = backend.provider_options("tensorrt")[0]
+    assert first == "TensorrtExecutionProvider"
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+
+
+def test_a_provider_that_does_not_start_is_refused(
+    decoder: tuple[Path, Component], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would run on the CPU instead and not say so."""
+    monkeypatch.setattr(backend, "provider_options", lambda variant: [("CPUExecutionProvider", {})])
+    with pytest.raises(ConfigError, match="CUDAExecutionProvider does not start here"):
+        backend.open_graph(*decoder, "cuda", 1)
+
+
+def test_buffers_on_a_device_are_allocated_once(
+    decoder: tuple[Path, Component], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine that binds device memory, its device being the CPU: the same results, and they stay."""
+    path, component = decoder
+    plain = open_engine(path, component)
+    session = backend._open_session(path, "cpu", 1)
+    engine = backend.DeviceEngine(session, component, device="cpu")
+    first = engine.run(**inputs(2))["anomaly_map"]
+    kept = first.copy()
+    monkeypatch.setattr(engine, "_allocate", None)  # a second allocation would fail
+    other = {name: array[..., ::-1].copy() for name, array in inputs(2).items()}
+    second = engine.run(**other)["anomaly_map"]
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, plain.run(**inputs(2))["anomaly_map"])
+    np.testing.assert_array_equal(second, plain.run(**other)["anomaly_map"])
+    engine.close()
+
+
+def test_an_engine_is_compared_with_the_cpu(bundle: Bundle) -> None:
+    assert compare_with_cpu(bundle, "onnxruntime", {}) == []
+    networks = open_networks(bundle, "onnxruntime")
+    results = compare_with_cpu(bundle, "other", networks)
+    assert [stage for stage, _, _ in results] == [
+        "image_embedding", "patch_features", "zero_shot_map", "prompt_embeddings",
+    ]  # fmt: skip
+    assert all(error <= limit for _, error, limit in results)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_engine_that_computes_something_else_is_refused(bundle: Bundle, network: str) -> None:
+    networks = open_networks(bundle, "onnxruntime")
+    right = networks[network]
+
+    class Wrong:
+        def run(self, **given: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: array * 1.01 for name, array in right.run(**given).items()}
+
+        def close(self) -> None: ...
+
+    networks[network] = Wrong()
+    with pytest.raises(BundleError, match=r"other does not compute what this bundle says: .* from onnx"):
+        compare_with_cpu(bundle, "other", networks)
