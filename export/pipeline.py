@@ -36,6 +36,7 @@ from ..models.clip_tokens import ClipTokenizer, open_tokenizer
 from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundle import (
     TEXT_FEATURES_FILE,
+    AnswerForms,
     Component,
     Language,
     Manifest,
@@ -357,6 +358,12 @@ def prompt_layout() -> PromptLayout:
         negative=prompts.NEGATIVE,
         stop_piece=prompts.STOP_PIECE,
         turn_end=prompts.STOP_STRING,
+        answers=AnswerForms(
+            none=[prompts.ANSWER_NONE],
+            one=[prompts.ANSWER_ONE],
+            several=[prompts.ANSWER_SEVERAL],
+            places=list(prompts.PLACES),
+        ),
     )
 
 

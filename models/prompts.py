@@ -34,6 +34,10 @@ DEFAULT_QUESTION = "Is there any anomaly in the image?"
 AFFIRMATIVE = "Yes"
 NEGATIVE = "No"
 
+ANSWER_NONE = "No, there is no anomaly in the image."
+ANSWER_ONE = "Yes, there is an anomaly in the image, at the {place} of the image."
+ANSWER_SEVERAL = "Yes, there are {count} anomalies in the image, they are at the {places} of the image."
+
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",
@@ -67,9 +71,9 @@ def place_name(row: float, column: float) -> str:
 def answer(places: list[str]) -> str:
     """The original's training answer for defects centred in these places (in order, repeats named once)."""
     if not places:
-        return "No, there is no anomaly in the image."
+        return ANSWER_NONE
     if len(places) == 1:
-        return f"Yes, there is an anomaly in the image, at the {places[0]} of the image."
+        return ANSWER_ONE.format(place=places[0])
     named = list(dict.fromkeys(places))
     where = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
-    return f"Yes, there are {len(places)} anomalies in the image, they are at the {where} of the image."
+    return ANSWER_SEVERAL.format(count=len(places), places=where)

@@ -77,11 +77,29 @@ class RegionLevel(Schema, frozen=True):
     zero_shot: float | None = None
 
 
+class AnswerForms(Schema, frozen=True):
+    """The sentences that the model was taught, as templates: no anomaly, one with its ``{place}``, several with
+    their ``{count}`` and ``{places}`` ("left, center and right"); ``places`` in reading order."""
+
+    none: Annotated[list[Name], Meta(min_length=1)]
+    one: Annotated[list[Name], Meta(min_length=1)]
+    several: list[Name]
+    places: Annotated[list[Name], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        needed = [("one", "{place}"), ("several", "{count}"), ("several", "{places}")]
+        for forms, field in needed:
+            for form in getattr(self, forms):
+                if field not in form:
+                    raise ValueError(f"answer form {form!r} has no {field}")
+
+
 class PromptLayout(Schema, frozen=True):
     """``<bos> before_image [image] after_image [num_prompts rows] question+assistant``; the answer's words.
 
     Each piece is tokenised on its own. ``stop_piece`` ends an answer when its token appears; ``turn_end`` is
-    the text that closes a turn ("\\n###") and is cut from the answer.
+    the text that closes a turn ("\\n###") and is cut from the answer. ``answers`` are what to expect, for speed
+    and for p(anomaly); without them everything is slower and the same.
     """
 
     before_image: str
@@ -93,6 +111,7 @@ class PromptLayout(Schema, frozen=True):
     negative: Name
     stop_piece: Name
     turn_end: Name
+    answers: AnswerForms | None = None
 
 
 class TensorSpec(Schema, frozen=True):

@@ -1,12 +1,18 @@
 """One llama.cpp model with one context, through llama-cpp-python's low-level functions.
 
-Only what judging needs: tokens and text, embeddings or a token in, logits out, the cache cut back. Everything
-that knows about prompts and answers is in ``language.py``. Not thread-safe: one session, one thread.
+Only what judging needs: tokens and text, rows of embeddings in, logits out, the cache cut back and shared between
+sequences. Everything that knows about prompts and answers is in ``language.py``. Not thread-safe: one session,
+one thread.
+
+A cached position belongs to one or several sequences, and a row sees the earlier positions of its first
+sequence. So branches that continue one text share its positions, and a whole tree goes through in one pass.
+llama.cpp ends the process where a size is wrong (GGML_ASSERT): every size is checked here first.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -15,6 +21,10 @@ import numpy as np
 from .errors import BundleError
 
 ERROR_LEVEL = 4  # ggml_log_level
+MAX_SEQUENCES = 64  # llama.cpp allows 256
+MAX_OUTPUTS = (
+    256  # logits of one pass: room for them is kept, a megabyte for eight rows of LLaMA's vocabulary
+)
 _last_error = ""
 
 
@@ -27,14 +37,15 @@ def _keep_errors(level: int, text: bytes, _user_data: int) -> None:
 
 
 class LlamaSession:
-    """Prefill with embeddings, continue with tokens, all in sequence 0."""
+    """Rows of embeddings in, logits out; the cache holds ``num_sequences`` sequences in one pool of positions."""
 
-    def __init__(self, path: Path, num_context: int, width: int) -> None:
+    def __init__(self, path: Path, num_context: int, width: int, num_sequences: int = 1) -> None:
         """
         Args:
             path: a GGUF file that passed ``gguf_header``.
-            num_context: positions that the cache holds; also the most that one prefill takes.
+            num_context: positions that the cache holds, all sequences together; also the most rows of a pass.
             width: the model's embedding width D.
+            num_sequences: at most ``MAX_SEQUENCES``.
 
         Raises:
             BundleError: llama.cpp refuses the file.
@@ -47,6 +58,8 @@ class LlamaSession:
             raise BundleError(f"llama.cpp cannot load {path} ({_last_error}): re-run agpt export")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = num_context
+        params.n_seq_max, params.kv_unified = num_sequences, True
+        params.n_outputs_max = self.max_outputs = min(num_context, MAX_OUTPUTS)
         params.no_perf = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
@@ -55,24 +68,29 @@ class LlamaSession:
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
         self.num_context = num_context
-        self._embeddings = llama_cpp.llama_batch_init(num_context, width, 1)
-        self._token = llama_cpp.llama_batch_init(1, 0, 1)
-        self._rows = np.ctypeslib.as_array(self._embeddings.embd, (num_context, width))
-        self._positions = np.ctypeslib.as_array(self._embeddings.pos, (num_context,))
-        self._wanted = np.ctypeslib.as_array(self._embeddings.logits, (num_context,))
-        self._wanted[:] = 0
-        for batch, size in ((self._embeddings, num_context), (self._token, 1)):
-            for i in range(size):
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = 0
-        self._token.n_tokens = 1
-        self._token.logits[0] = 1
+        self.num_sequences = num_sequences
+        self._make_batch(num_context, width)
+
+    def _make_batch(self, size: int, width: int) -> None:
+        """A ``llama_batch`` over NumPy's memory; a row's sequences are a stretch of 0, 1, 2 …"""
+        self._rows = np.zeros((size, width), np.float32)
+        self._positions = np.zeros(size, np.int32)
+        self._num_sequences_of = np.ones(size, np.int32)
+        self._all_sequences = np.arange(self.num_sequences, dtype=np.int32)
+        self._sequences_of = np.zeros(size, np.uintp)
+        self._wanted = np.zeros(size, np.int8)
+        batch = self._batch = llama_cpp.llama_batch()
+        batch.embd = self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        batch.pos = self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos))
+        batch.n_seq_id = self._num_sequences_of.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = self._sequences_of.ctypes.data_as(
+            ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id))
+        )
+        batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
     def close(self) -> None:
         """Free the native memory; the session cannot be used afterwards."""
         if self.context:
-            llama_cpp.llama_batch_free(self._embeddings)
-            llama_cpp.llama_batch_free(self._token)
             llama_cpp.llama_free(self.context)
             llama_cpp.llama_model_free(self.model)
             self.context = self.model = None
@@ -104,43 +122,60 @@ class LlamaSession:
                 return token
         return None
 
-    def prefill(self, rows: list[np.ndarray], start: int) -> int:
-        """Append embeddings at position ``start`` as one batch; what was cached from there on is forgotten.
+    def decode(
+        self,
+        rows: Sequence[np.ndarray],
+        positions: np.ndarray,
+        first_sequence: np.ndarray | int,
+        num_sequences: np.ndarray | int,
+        wanted: np.ndarray,
+    ) -> np.ndarray:
+        """One pass of the model.
 
         Args:
-            rows: float32 [n, D] each.
-            start: positions to keep.
+            rows: float32 [n, D] each, n_total rows together.
+            positions: int [n_total], each one behind the last of its sequences.
+            first_sequence: int [n_total] or one for all: a row belongs to the sequences
+                ``first_sequence … first_sequence + num_sequences - 1``.
+            num_sequences: likewise, at least 1.
+            wanted: int [num_wanted], the rows whose logits are asked for, ascending.
 
         Returns:
-            The position after the last row; ``logits`` are that row's.
+            float32 [num_wanted, vocab], a view that the next pass overwrites.
+
+        Raises:
+            ValueError: more rows, sequences or wanted logits than the session has room for.
+            RuntimeError: llama.cpp failed.
         """
-        llama_cpp.llama_memory_seq_rm(self.memory, 0, start, -1)
-        count = sum(map(len, rows))
+        count = len(positions)
+        last_sequence = int(np.max(np.add(first_sequence, num_sequences)))
+        if count > self.num_context or last_sequence > self.num_sequences or len(wanted) > self.max_outputs:
+            raise ValueError(
+                f"a pass of {count} rows, {last_sequence} sequences and {len(wanted)} logits is over "
+                f"{self.num_context}, {self.num_sequences} and {self.max_outputs}"
+            )
         np.concatenate(rows, out=self._rows[:count])
-        self._positions[:count] = np.arange(start, start + count)
-        self._wanted[count - 1] = 1
-        self._embeddings.n_tokens = count
-        try:
-            self._decode(self._embeddings)
-        finally:
-            self._wanted[count - 1] = 0
-        return start + count
+        self._positions[:count] = positions
+        self._num_sequences_of[:count] = num_sequences
+        self._sequences_of[:count] = self._all_sequences.ctypes.data + 4 * np.asarray(
+            first_sequence, np.uintp
+        )
+        self._wanted[:count] = 0
+        self._wanted[wanted] = 1
+        self._batch.n_tokens = count
+        if status := llama_cpp.llama_decode(self.context, self._batch):
+            raise RuntimeError(f"llama_decode returned {status} ({_last_error})")
+        pointer = llama_cpp.llama_get_logits(self.context)
+        return np.ctypeslib.as_array(pointer, (len(wanted), self.num_vocab))
 
-    def step(self, token: int, position: int) -> None:
-        """Append one token."""
-        self._token.token[0] = token
-        self._token.pos[0] = position
-        self._decode(self._token)
+    def forget(self, start: int, sequence: int = -1) -> None:
+        """Drop positions from ``start`` on from one sequence, or from all (-1)."""
+        llama_cpp.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
-    def logits(self) -> np.ndarray:
-        """Logits after the last position: float32 [vocab], a view that the next call overwrites."""
-        pointer = llama_cpp.llama_get_logits_ith(self.context, -1)
-        return np.ctypeslib.as_array(pointer, (self.num_vocab,))
+    def share(self, source: int, target: int, start: int, end: int = -1) -> None:
+        """Let ``target`` too have what ``source`` holds in positions [start, end)."""
+        llama_cpp.llama_memory_seq_cp(self.memory, source, target, start, end)
 
     def set_threads(self, threads: int) -> None:
         """CPU threads of every later pass."""
         llama_cpp.llama_set_n_threads(self.context, threads, threads)
-
-    def _decode(self, batch: llama_cpp.llama_batch) -> None:
-        if status := llama_cpp.llama_decode(self.context, batch):
-            raise RuntimeError(f"llama_decode returned {status} ({_last_error})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -23,6 +24,26 @@ _PLACE_WORDS = re.compile(r"\b(?:" + "|".join(sorted(PLACES, key=len, reverse=Tr
 TOP_FRACTION = 0.01
 MIN_REGION_FRACTION = 0.0002  # of the map: about 10 pixels of 224 × 224, less than a twentieth of a patch
 MAX_REGIONS = 16
+
+
+@dataclass(frozen=True)
+class MapReading:
+    """A map in the words of an answer: what an answer can be expected to say."""
+
+    score: float
+    peak_place: str
+    places: tuple[str, ...]  # of the regions, strongest first
+
+
+def read_map(anomaly_map: np.ndarray, regions: tuple[Region, ...]) -> MapReading:
+    """Score, the peak's place, the regions' places of a map [S, S]."""
+    size = anomaly_map.shape[0]
+    row, column = divmod(int(anomaly_map.argmax()), size)
+    return MapReading(
+        score=top_mean(anomaly_map),
+        peak_place=place_name((row + 0.5) / size, (column + 0.5) / size),
+        places=tuple(region.place for region in regions),
+    )
 
 
 def top_mean(anomaly_map: np.ndarray) -> float:

@@ -69,7 +69,7 @@ def test_prompt_is_the_originals_token_by_token(language, case):
 def test_no_word_is_cut_from_an_answer(language):
     """The original cuts the last two tokens from every answer, also from one that did not end in a stop."""
     for case in CASES.values():
-        ids, text = case["greedy_ids"], language._session.text
+        ids, text = case["greedy_ids"], language.session.text
         assert text(ids[:-2]).strip() == case["output_text"].strip()
         assert len(text(ids)) > len(text(ids[:-2]))
 

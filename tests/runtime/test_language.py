@@ -131,7 +131,9 @@ def test_nothing_of_one_answer_reaches_the_next(language: LanguageModel) -> None
 
 def test_p_anomaly_is_the_softmax_of_two_logits(language: LanguageModel) -> None:
     answer = language.answer(*injected(0), max_tokens=1)
-    yes, no = answer.first_token_logits[[language.affirmative_id, language.negative_id]].astype(np.float64)
+    yes, no = answer.first_token_logits[[*language.affirmative_ids, *language.negative_ids]].astype(
+        np.float64
+    )
     assert answer.p_anomaly == pytest.approx(np.exp(yes) / (np.exp(yes) + np.exp(no)))
 
 
