@@ -54,9 +54,10 @@ class DraftTree:
             )
         }
         path: list[int] = []
-        node: int | None = ROOT
-        while (node := children.get((node, int(best[node + 1])))) is not None:
+        node = children.get((ROOT, int(best[0])))
+        while node is not None:
             path.append(node)
+            node = children.get((node, int(best[node + 1])))
         return path
 
 
@@ -100,10 +101,12 @@ class PrefixTree:
 
     def find(self, spoken: Sequence[int]) -> int | None:
         """The node where these first tokens end; None when no answer begins so."""
-        node: int | None = ROOT
+        node = ROOT
         for token in spoken:
-            if (node := self._children.get((node, token))) is None:
+            child = self._children.get((node, token))
+            if child is None:
                 return None
+            node = child
         return node
 
     def chances(self, node: int, path_chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

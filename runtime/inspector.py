@@ -20,10 +20,10 @@ from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel
-from .localise import find_regions, half_way_level, places_agree, top_mean
+from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
 from .memory_bank import MemoryBank, load_bank
 from .recipe import Recipe, load_recipe
-from .verdict import Status, Verdict
+from .verdict import Region, Status, Verdict
 
 MAX_DEFAULT_THREADS = 8
 WARM_UP_RUNS = 2
@@ -173,15 +173,19 @@ class Inspector:
             with stages.timed("localise"):
                 anomaly_map = self._localise(patch_features)
                 found.update(anomaly_map=anomaly_map[0], **_summary(anomaly_map[0]))
+                regions = self._regions(anomaly_map[0], frame.shape[:2])
             with stages.timed("prompt"):
                 prompt_embeddings = self._prompt(anomaly_map)
             with stages.timed("judge"):
                 answer = self._language.answer(
-                    image_embedding[0], prompt_embeddings[0], self.product.question
+                    image_embedding[0],
+                    prompt_embeddings[0],
+                    self.product.question,
+                    reading=read_map(anomaly_map[0], regions),
                 )
                 found.update(sentence=answer.text, p_anomaly=answer.p_anomaly)
             with stages.timed("decide"):
-                found.update(self._decide(answer, anomaly_map[0], frame.shape[:2]))
+                found.update(self._decide(answer, regions))
         except Exception as error:
             found.update(status=Status.NO_RESULT, reason=_reason(error))
         size = frame.shape[:2] if isinstance(frame, np.ndarray) and frame.ndim >= 2 else (0, 0)
@@ -256,7 +260,18 @@ class Inspector:
         """→ prompt embeddings [1, num_prompts, D]."""
         return self._networks["prompt_learner"].run(anomaly_map=anomaly_map)["prompt_embeddings"]
 
-    def _decide(self, answer: Answer, anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> dict[str, Any]:
+    def _regions(self, anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> tuple[Region, ...]:
+        """What stands out at the product's operating level, or half way to the peak where none was chosen."""
+        level = self._level
+        level = half_way_level(anomaly_map) if level is None else level
+        return find_regions(anomaly_map, level, frame_size, self.product.resize)
+
+    @property
+    def _level(self) -> float | None:
+        levels = self.bundle.manifest.region_level
+        return levels.zero_shot if self.product.bank is None else levels.few_shot
+
+    def _decide(self, answer: Answer, regions: tuple[Region, ...]) -> dict[str, Any]:
         """The greedy answer is the verdict, no threshold is tuned; the map only says where."""
         if answer.affirmative is None:
             return {
@@ -264,15 +279,10 @@ class Inspector:
                 "reason": f"the answer is neither yes nor no: {answer.text!r}",
             }
         words = self.bundle.manifest.prompt
-        levels = self.bundle.manifest.region_level
-        level = levels.zero_shot if self.product.bank is None else levels.few_shot
-        if level is None and answer.affirmative:
-            level = half_way_level(anomaly_map)
-        regions = () if level is None else find_regions(anomaly_map, level, frame_size, self.product.resize)
         return {
             "status": Status.FAIL if answer.affirmative else Status.PASS,
             "reason": f"answered {words.affirmative if answer.affirmative else words.negative}",
-            "regions": regions,
+            "regions": () if self._level is None and not answer.affirmative else regions,
             "agreement": places_agree(answer.text, regions) if answer.affirmative else None,
         }
 

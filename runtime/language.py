@@ -265,7 +265,7 @@ class LanguageModel:
         _check_rows("prompt embeddings", prompt_embeddings, (self.layout.num_prompts, self._width))
         return np.concatenate([image_embedding[None], self._after_image, prompt_embeddings])
 
-    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
+    def embed(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """int [n] → float32 [n, D]."""
         return self._embed(list(token_ids))
 

@@ -79,14 +79,13 @@ class LlamaSession:
         self._all_sequences = np.arange(self.num_sequences, dtype=np.int32)
         self._sequences_of = np.zeros(size, np.uintp)
         self._wanted = np.zeros(size, np.int8)
-        batch = self._batch = llama_cpp.llama_batch()
-        batch.embd = self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        batch.pos = self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos))
-        batch.n_seq_id = self._num_sequences_of.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        batch.seq_id = self._sequences_of.ctypes.data_as(
-            ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id))
+        self._batch = llama_cpp.llama_batch(
+            embd=self._rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_pos)),
+            n_seq_id=self._num_sequences_of.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._sequences_of.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(llama_cpp.llama_seq_id))),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
     def close(self) -> None:
         """Free the native memory; the session cannot be used afterwards."""

@@ -53,7 +53,9 @@ def altered(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def swap_words(manifest: Manifest) -> object:
     words = manifest.prompt
-    return msgspec.structs.replace(words, affirmative=words.negative, negative=words.affirmative)
+    return msgspec.structs.replace(
+        words, affirmative=words.negative, negative=words.affirmative, answers=None
+    )
 
 
 def test_a_frame_becomes_a_whole_verdict(zero_shot: Inspector) -> None:
@@ -103,7 +105,9 @@ def test_the_negative_answer_is_a_pass(altered: Callable[..., Path], tiny_bundle
 
 
 def test_any_other_answer_is_no_result(altered: Callable[..., Path], tiny_bundle: Path) -> None:
-    words = msgspec.structs.replace(read_manifest(tiny_bundle).prompt, affirmative="there", negative="image")
+    words = msgspec.structs.replace(
+        read_manifest(tiny_bundle).prompt, affirmative="there", negative="image", answers=None
+    )
     with Inspector.open(altered(prompt=words), threads=1) as inspector:
         verdict = inspector.inspect(frame())
     assert verdict.status is Status.NO_RESULT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from anomalygpt_edge.export.checkpoints import open_checkpoint_folder
 from anomalygpt_edge.export.gguf_llm import write_gguf
@@ -21,8 +23,11 @@ from anomalygpt_edge.models.llama import LlamaConfig
 from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 from anomalygpt_edge.runtime.bundle import Language, PromptLayout, read_manifest
+from anomalygpt_edge.runtime.draft_tree import PrefixTree
 from anomalygpt_edge.runtime.errors import BundleError, ConfigError
-from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.language import Answer, LanguageModel, Part
+from anomalygpt_edge.runtime.pass_cost import fixed_costs
+from anomalygpt_edge.runtime.sampling import Sampling
 
 WIDTH = 128
 MAX_RELATIVE_ERROR = 1e-2  # float16 weights and cache against float32 arithmetic
@@ -172,6 +177,7 @@ def test_a_taught_answer_is_said_and_stopped(tiny_bundle: Path, tiny_tokenizer: 
     manifest = read_manifest(tiny_bundle)
     model = LanguageModel.open(tiny_bundle / "llm.gguf", manifest.prompt, manifest.language, threads=1)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
+    model.drafting = False
     answer = model.answer(np.zeros(64, np.float32), np.zeros((18, 64), np.float32))
     assert answer.text == "Yes, at the top left."
     assert answer.affirmative is True
@@ -182,6 +188,11 @@ def test_a_taught_answer_is_said_and_stopped(tiny_bundle: Path, tiny_tokenizer: 
     ]
     assert list(answer.token_ids) == spoken
     assert answer.num_passes == len(spoken)
+    model.drafting, model.costs = True, fixed_costs([(1, 1.0), (1000, 1.0)])
+    again = model.answer(np.zeros(64, np.float32), np.zeros((18, 64), np.float32))
+    assert again.token_ids == answer.token_ids
+    assert again.num_passes == 1, "what was said lately is expected"
+    assert again.num_accepted == len(spoken) - 1
     model.close()
 
 
@@ -217,3 +228,129 @@ def test_the_file_may_move_while_the_model_is_open(
     assert model.answer(*injected(0), "Another question?", max_tokens=2).token_ids
     assert model.answer(*injected(0), max_tokens=2).token_ids == before
     model.close()
+
+
+def plain(language: LanguageModel, seed: int, max_tokens: int) -> Answer:
+    language.drafting = False
+    try:
+        return language.answer(*injected(seed), max_tokens=max_tokens)
+    finally:
+        language.drafting = True
+
+
+def drafted_from(language: LanguageModel, paths: list[list[int]], seed: int, max_tokens: int) -> Answer:
+    """The answer when exactly these token paths are drafted, at every pass."""
+    tree = PrefixTree(paths)
+
+    def expect(question: str, reading: object, spoken: Sequence[int] = ()) -> object:
+        node = tree.find(spoken)
+        if node is None:
+            node = -1  # nonsense here: whatever is drafted, the answer stays the same
+        below, chances = tree.chances(node, np.full(len(paths), 1 / max(1, len(paths))))
+        return tree, node, below, chances
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language.drafter, "expect", expect)
+        patch.setattr(language, "costs", fixed_costs([(1, 1.0), (1000, 1.0)]))  # every draft pays
+        return language.answer(*injected(seed), max_tokens=max_tokens)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_drafted_the_answer_is_plain_decodings(
+    language: LanguageModel, data: st.DataObject
+) -> None:
+    """Paths made of the true answer: cut, wrong from some token on, one the beginning of another, empty, random."""
+    seed, length = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 14))
+    wanted = plain(language, seed, length)
+    vocab = language.session.num_vocab
+    token = st.integers(0, vocab - 1)
+    true = list(wanted.token_ids)
+    cut = st.integers(0, len(true)).map(lambda n: true[:n])
+    wrong = st.tuples(cut, st.lists(token, max_size=6)).map(lambda pair: pair[0] + pair[1])
+    paths = data.draw(st.lists(st.one_of(cut, wrong, st.lists(token, max_size=6)), max_size=12))
+    answer = drafted_from(language, paths, seed, length)
+    assert answer.token_ids == wanted.token_ids
+    assert answer.text == wanted.text
+    assert answer.p_anomaly == pytest.approx(wanted.p_anomaly, abs=language.noise)
+    assert answer.num_accepted <= answer.num_tokens_drafted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_right_draft_is_one_pass(language: LanguageModel, seed: int) -> None:
+    wanted = plain(language, seed, 12)
+    answer = drafted_from(language, [list(wanted.token_ids)[:-1], [5, 6, 7]], seed, 12)
+    assert answer.token_ids == wanted.token_ids
+    assert answer.settled or answer.num_passes == 1
+    assert answer.num_accepted == len(wanted.token_ids) - 1
+
+
+def test_a_tie_is_settled_by_plain_decoding(language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = plain(language, 0, 6)
+    monkeypatch.setattr(language, "noise", 1e9)  # everything is a tie
+    answer = drafted_from(language, [list(wanted.token_ids)], 0, 6)
+    assert answer.settled
+    assert answer.complete
+    assert answer.token_ids == wanted.token_ids
+    np.testing.assert_array_equal(answer.first_token_logits, wanted.first_token_logits)
+
+
+def test_stop_is_asked_between_passes(language: LanguageModel) -> None:
+    wanted = plain(language, 0, 8)
+    language.drafting = False
+    answers = iter([False, False, True])
+    answer = language.answer(*injected(0), max_tokens=8, stop=lambda: next(answers))
+    language.drafting = True
+    assert not answer.complete
+    assert answer.token_ids == wanted.token_ids[:3]
+    assert answer.p_anomaly == wanted.p_anomaly
+    assert plain(language, 0, 8).token_ids == wanted.token_ids
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_several_parts_together_are_answered_as_one_by_one(language: LanguageModel, count: int) -> None:
+    parts = [Part(*injected(seed), question=f"Is {seed} right?") for seed in range(count)]
+    alone = [
+        language.answer(part.image_embedding, part.prompt_embeddings, part.question, 10) for part in parts
+    ]
+    for drafting in (False, True):
+        language.drafting = drafting
+        together = language.answer_all(parts, 10)
+        assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.p_anomaly == pytest.approx(other.p_anomaly, abs=language.noise)
+    assert sum(answer.num_passes for answer in together) < sum(answer.num_passes for answer in alone) * count
+
+
+def test_more_parts_than_the_context_holds_are_taken_in_turn(gguf_file: Path, expected: Language) -> None:
+    model = LanguageModel.open(gguf_file, LAYOUT, expected, threads=1, max_context=160)
+    parts = [Part(*injected(seed)) for seed in range(5)]
+    together = model.answer_all(parts, 6)
+    assert [a.token_ids for a in together] == [
+        model.answer(p.image_embedding, p.prompt_embeddings, max_tokens=6).token_ids for p in parts
+    ]
+    model.close()
+
+
+def test_sampling_is_plain_and_repeatable(language: LanguageModel) -> None:
+    greedy = plain(language, 0, 8)
+    nearly = language.answer(*injected(0), max_tokens=8, sampling=Sampling(top_p=1e-9))
+    assert nearly.token_ids == greedy.token_ids
+    assert nearly.num_tokens_drafted == 0
+    hot = [
+        language.answer(*injected(0), max_tokens=8, sampling=Sampling(temperature=50, seed=seed)).token_ids
+        for seed in (1, 1, 2)
+    ]
+    assert hot[0] == hot[1] != hot[2]
+    with pytest.raises(ConfigError, match="temperature"):
+        Sampling(temperature=0)
+
+
+def test_the_noise_bound_holds_on_drafted_passes(language: LanguageModel) -> None:
+    """Logits of the first token, with and without a draft beside them."""
+    assert 0 < language.noise < 0.5
+    for seed in range(6):
+        alone = plain(language, seed, 1).first_token_logits
+        beside = drafted_from(language, [[i, i, i] for i in range(20)], seed, 4).first_token_logits
+        top = np.argsort(alone)[-2:]
+        assert abs(np.diff(alone[top] - beside[top])[0]) < language.noise
