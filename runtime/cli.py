@@ -162,7 +162,12 @@ def enroll(
 @app.command()
 def ask(
     image: Annotated[Path, typer.Argument(help="The image.")],
-    question: Annotated[str, typer.Argument(help='What to ask, for example "Is there a crack?"')],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help='What to ask, for example "Is there a crack?"; left out, one question a line is read.'
+        ),
+    ] = None,
     bundle: BundleOption = None,
     recipe: RecipeOption = None,
     normal: NormalOption = None,
@@ -170,15 +175,16 @@ def ask(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
-    """Ask about an image."""
+    """Ask about an image: one question, or a dialogue, a line a question, until the input ends."""
+    from .ask import answer_lines
     from .images import read_image
     from .run import open_inspector
 
-    if not question.strip():
+    if question is not None and not question.strip():
         raise ConfigError("the question is empty: ask something")
     frame = read_image(image)
     with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads, engine) as inspector:
-        print(printable(inspector.ask(frame, question).text))
+        answer_lines(inspector.dialogue(frame), sys.stdin if question is None else [question])
 
 
 @app.command()

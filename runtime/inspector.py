@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from ..kernels import match, preprocess, upsample
 from .bundle import Bundle, open_bundle
+from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, RecipeError
 from .images import check_frame
@@ -201,6 +202,17 @@ class Inspector:
         image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
         prompt_embeddings = self._prompt(self._localise(patch_features))
         return self._language.answer(image_embedding[0], prompt_embeddings[0], question)
+
+    def dialogue(self, frame: np.ndarray) -> Dialogue:
+        """Questions about a frame, each seeing the turns before it.
+
+        Raises:
+            ImageError: not a frame.
+        """
+        image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
+        anomaly_map = self._localise(patch_features)
+        reading = read_map(anomaly_map[0], self._regions(anomaly_map[0], frame.shape[:2]))
+        return self._language.dialogue(image_embedding[0], self._prompt(anomaly_map)[0], reading)
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
         """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .bundle import FIX, Language, PromptLayout
+from .dialogue import Dialogue
 from .draft_tree import NO_DRAFT, DraftTree, PrefixTree
 from .errors import BundleError, ConfigError
 from .gguf_header import TokenEmbeddings, check_language_model, read_header
@@ -231,7 +232,7 @@ class LanguageModel:
         answers = []
         for group in self._groups(rows, max_tokens):
             turns = [
-                self._turn(rows[i], parts[i].question or self.layout.question, parts[i].reading, max_tokens)
+                self.turn(rows[i], parts[i].question or self.layout.question, parts[i].reading, max_tokens)
                 for i in group
             ]
             answers += self.say(turns, stop, sampling)
@@ -278,10 +279,23 @@ class LanguageModel:
             rows = self._pieces[text] = self._embed(self.session.tokenise(text))
         return rows
 
+    def dialogue(
+        self,
+        image_embedding: np.ndarray,
+        prompt_embeddings: np.ndarray,
+        reading: MapReading | None = None,
+    ) -> Dialogue:
+        """Questions about one image, each seeing the turns before it; arguments as for ``answer``."""
+        return Dialogue(self, image_embedding, prompt_embeddings, reading)
+
     def say(
-        self, turns: Sequence[Turn], stop: Callable[[], bool] = never, sampling: Sampling | None = None
+        self,
+        turns: Sequence[Turn],
+        stop: Callable[[], bool] = never,
+        sampling: Sampling | None = None,
+        owner: object = None,
     ) -> list[Answer]:
-        """Answers of turns whose earlier positions, if any, are in the cache."""
+        """Answers of turns whose earlier positions, if any, are in the cache, which is the owner's from now on."""
         block = self.session.num_sequences // len(turns)
         for index, turn in enumerate(turns):
             turn.sequence = index * block
@@ -291,11 +305,12 @@ class LanguageModel:
         if all(turn.position == self.num_prefix for turn in turns):
             self.session.forget(self.num_prefix)
         self._prefix_cached = False  # until all is said: after a failure the cache may hold anything
+        self.cache_owner = None
         self._finish(turns, block, stop, choose)
         for turn in turns:
             if turn.ties and not turn.plain and not choose and not stop():
                 self._settle(turn, stop)
-        self._prefix_cached = True
+        self._prefix_cached, self.cache_owner = True, owner
         return [self._conclude(turn, greedy=choose is None) for turn in turns]
 
     def _finish(
@@ -409,7 +424,7 @@ class LanguageModel:
 
     def _settle(self, turn: Turn, stop: Callable[[], bool]) -> None:
         """Decode plainly what came near a tie: the result is plain decoding's by construction."""
-        again = self._turn(turn.rows, turn.question, turn.reading, turn.limit)
+        again = self.turn(turn.rows, turn.question, turn.reading, turn.limit)
         self.session.forget(self.num_prefix)
         drafting, self.drafting = self.drafting, False
         try:
@@ -442,7 +457,7 @@ class LanguageModel:
             complete=turn.done and not unsettled,
         )
 
-    def _turn(
+    def turn(
         self, rows: np.ndarray, question: str, reading: MapReading | None, max_tokens: int, cached: int = 0
     ) -> Turn:
         """
@@ -528,7 +543,7 @@ class LanguageModel:
         whole vocabulary.
         """
         count = min(NUM_PROBED_ROWS, self.session.num_context - self.num_prefix) // 2
-        turn = self._turn(np.resize(self._after_image, (count, self._width)), "", None, NUM_PROBED_STEPS)
+        turn = self.turn(np.resize(self._after_image, (count, self._width)), "", None, NUM_PROBED_STEPS)
         self._run_rows(1)
         self.session.forget(self.num_prefix)
         single = [self._pass([turn], [NO_DRAFT])[0][0].copy()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -263,3 +264,16 @@ def test_doctor_names_what_is_there_and_how_to_get_the_rest(call, monkeypatch, t
     status, said, _ = call("doctor")
     assert status == 1
     assert "MISS" in said
+
+
+def test_a_dialogue_reads_a_question_a_line(call, tiny_bundle, parts, monkeypatch):
+    lines = ["Is there any anomaly in the image?\n", "\n", "too long " * 60 + "\n", *["And now?\n"] * 30]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(lines)))
+    status, said, complaint = call("ask", parts / "a.png", "--bundle", tiny_bundle)
+    assert status == 0
+    answers = said.splitlines()
+    assert answers[0] == "Yes, at the top left."
+    assert complaint.count("\n") == 1, "the long question is refused, the dialogue goes on"
+    assert "ask a shorter question" in complaint
+    assert len([line for line in answers if not line.startswith("(the context is full")]) == 31
+    assert any("questions are forgotten" in line for line in answers)

@@ -1,0 +1,102 @@
+"""Dialogues: the original's history, the cache reused, the oldest turns leaving when the context is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomalygpt_edge.runtime.bundle import open_bundle
+from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.language import LanguageModel
+
+QUESTIONS = ("", "Where is the anomaly?", "How many anomalies are there?", "What is in the image?")
+
+
+@pytest.fixture(scope="module")
+def injected() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    return rng.normal(size=128).astype(np.float32), rng.normal(size=(18, 128)).astype(np.float32)
+
+
+def open_nano(max_context: int = 1024) -> LanguageModel:
+    bundle = open_bundle()
+    manifest = bundle.manifest
+    path: Path = bundle.component_file("language_model")
+    return LanguageModel.open(path, manifest.prompt, manifest.language, 1, max_context)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[LanguageModel]:
+    model = open_nano()
+    yield model
+    model.close()
+
+
+def history(turns: list[tuple[str, str]], question: str) -> str:
+    """As the original's web demo writes it."""
+    text = ""
+    for index, (asked, answer) in enumerate(turns):
+        text += f"{' Human: ' if index else ''}{asked}\n### Assistant: {answer}\n###"
+    return text + (" Human: " if turns else "") + question
+
+
+@pytest.mark.parametrize("drafting", [False, True])
+def test_each_turn_is_the_answer_to_the_whole_history(nano, injected, drafting) -> None:
+    nano.drafting = drafting
+    dialogue = nano.dialogue(*injected)
+    answers = [dialogue.ask(question) for question in QUESTIONS]
+    turns: list[tuple[str, str]] = []
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        asked = question or nano.layout.question
+        nano.drafting = False
+        whole = nano.answer(*injected, history(turns, asked))
+        assert answer.token_ids == whole.token_ids
+        assert answer.text == whole.text
+        turns.append((asked, answer.text))
+    nano.drafting = True
+    assert dialogue.turns == turns
+
+
+def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
+    dialogue = nano.dialogue(*injected)
+    first = dialogue.ask()
+    assert first.token_ids[-1] in nano._stops
+    dialogue.ask("Where is it?")
+    new = nano.session.tokenise("x\n### Human: Where is it?\n### Assistant:")
+    assert dialogue.num_computed <= len(new)
+
+
+def test_another_image_between_two_turns_costs_time_only(nano, injected) -> None:
+    alone = nano.dialogue(*injected)
+    expected = [alone.ask(question).token_ids for question in QUESTIONS]
+    dialogue = nano.dialogue(*injected)
+    found = []
+    for question in QUESTIONS:
+        found.append(dialogue.ask(question).token_ids)
+        nano.answer(-injected[0], injected[1])
+    assert found == expected
+
+
+def test_the_oldest_turns_leave_and_the_answer_says_so(injected) -> None:
+    model = open_nano(160)
+    dialogue = model.dialogue(*injected)
+    dropped = []
+    for index in range(12):
+        answer = dialogue.ask(f"Is there anything wrong with this part, number {index}?", 20)
+        dropped.append(answer.num_turns_dropped)
+        kept = dialogue.turns[:-1] if answer.complete else dialogue.turns
+        model.drafting = False
+        whole = model.answer(
+            *injected, history(kept, f"Is there anything wrong with this part, number {index}?"), 20
+        )
+        model.drafting = True
+        assert answer.token_ids == whole.token_ids
+    assert dropped[0] == 0
+    assert dropped[-1] > 0
+    assert dropped == sorted(dropped)
+    with pytest.raises(ConfigError, match="positions"):
+        dialogue.ask("too long " * 200)
+    model.close()
