@@ -46,6 +46,8 @@ EXTRAS = {
     "web": ["starlette>=1.3.1,<2", "uvicorn>=0.30,<1"],
     "dev": [
         *EXPORT,
+        # 228 MB installed, no CUDA needed: tests build plans with it, without a GPU.
+        "tensorrt-rtx>=1.7.1,<2; platform_machine == 'x86_64' and sys_platform == 'linux'",
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
         "ruff>=0.6,<1",

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 
+from ..runtime.bundle import NETWORKS
 from ..runtime.errors import AgptError, ConfigError
-from .options import LLM_PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
+from .options import ENGINES, LLM_PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
+from .tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
 def export(
-    imagebind: Annotated[Path, typer.Option(help="imagebind_huge.pth, or a tower saved in its key names.")],
-    vicuna: Annotated[Path, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")],
-    pandagpt: Annotated[Path, typer.Option(help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")],
-    anomalygpt: Annotated[Path, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="With --resume: the bundle that gets the plans of --engine.")
+    ] = None,
+    imagebind: Annotated[
+        Path | None, typer.Option(help="imagebind_huge.pth, or a tower saved in its key names.")
+    ] = None,
+    vicuna: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")
+    ] = None,
+    pandagpt: Annotated[
+        Path | None, typer.Option(help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")
+    ] = None,
+    anomalygpt: Annotated[
+        Path | None, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Build plans from a bundle's own graphs, on the device: no checkpoints, no torch.",
+        ),
+    ] = False,
     text_features: Annotated[
         Path | None,
         typer.Option(
@@ -33,7 +57,21 @@ def export(
     llm_quant: Annotated[
         str, typer.Option(help=f"Of the language model: {', '.join(LLM_PRECISIONS)}.")
     ] = "f16",
-    engine: Annotated[str, typer.Option(help="Comma-separated: onnx.")] = "onnx",
+    engine: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(ENGINES)}.")] = "onnx",
+    compute_capability: Annotated[
+        str,
+        typer.Option(
+            help="For tensorrt-rtx, comma-separated, for example 8.9; this GPU's or the usual ones."
+        ),
+    ] = "",
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of plans.")] = 4,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans for later TensorRTs of the major version too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        typer.Option("--hardware-compatible", help="Plans for other GPUs from 8.0 on too; not on Jetson."),
+    ] = False,
     classes: Annotated[
         str,
         typer.Option(help="Comma-separated class names, with the text tower any; all known when left out."),
@@ -49,6 +87,26 @@ def export(
     ] = False,
 ) -> None:
     """Turn checkpoints into a bundle, compare it with them, and publish it whole or not at all."""
+    plans = plan_options(
+        split(engine), split(compute_capability), max_batch, version_compatible, hardware_compatible
+    )
+    needed = {
+        "imagebind": imagebind,
+        "vicuna": vicuna,
+        "pandagpt": pandagpt,
+        "anomalygpt": anomalygpt,
+        "out": out,
+    }
+    if resume or bundle is not None:
+        build_plans_of(
+            bundle, resume, plans, [name for name, path in needed.items() if path], allow_parity_failure
+        )
+        return
+    if imagebind is None or vicuna is None or pandagpt is None or anomalygpt is None or out is None:
+        missing = ", ".join(f"--{name}" for name, path in needed.items() if path is None)
+        raise ConfigError(
+            f"agpt export needs {missing}: give it, or agpt export --resume --engine … BUNDLE for plans alone"
+        )
     options = ExportOptions(
         imagebind=imagebind,
         vicuna=vicuna,
@@ -60,6 +118,7 @@ def export(
         precision=precision,
         llm_quant=llm_quant,
         engines=split(engine),
+        plans=plans,
         classes=split(classes),
         resize=resize,  # type: ignore[arg-type]  # checked by ExportOptions
         allow_parity_failure=allow_parity_failure,
@@ -74,6 +133,68 @@ def export(
         ) from error
     console = Console()
     print_report(export_bundle(options, console), console)
+
+
+def plan_options(
+    engines: tuple[str, ...],
+    capabilities: tuple[str, ...],
+    max_batch: int,
+    version_compatible: bool,
+    hardware_compatible: bool,
+) -> tuple[PlanOptions, ...]:
+    """What each engine's plans are built for. An option that only one of two engines has goes to that one.
+
+    Raises:
+        ConfigError: an option that none of them has.
+    """
+    several = len(set(engines) & set(PLAN_ENGINES)) > 1
+    return tuple(
+        PlanOptions(
+            engine=engine,
+            capabilities=() if several and engine == "tensorrt" else capabilities,
+            max_batch=max_batch,
+            version_compatible=version_compatible and not (several and engine == "tensorrt-rtx"),
+            hardware_compatible=hardware_compatible and not (several and engine == "tensorrt-rtx"),
+        )
+        for engine in PLAN_ENGINES
+        if engine in engines
+    )
+
+
+def build_plans_of(
+    bundle: Path | None,
+    resume: bool,
+    plans: tuple[PlanOptions, ...],
+    checkpoints: list[str],
+    allow_failure: bool,
+) -> None:
+    """``--resume``: plans from a bundle's own graphs.
+
+    Raises:
+        ConfigError: the options do not fit together, or an engine cannot build here.
+    """
+    if bundle is None or not resume:
+        raise ConfigError("--resume builds plans of a bundle: agpt export --resume --engine tensorrt BUNDLE")
+    if checkpoints:
+        raise ConfigError(f"--resume needs the bundle alone: leave out --{checkpoints[0]}")
+    if not plans:
+        raise ConfigError(f"--resume builds plans: give --engine {' or '.join(PLAN_ENGINES)}")
+    console = Console()
+    started = time.monotonic()
+    total = len(NETWORKS) * len(plans)
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("Build plans", total=total)
+        manifest = rebuild(bundle, plans, lambda: progress.advance(task), allow_failure)
+    for network in NETWORKS:
+        for plan in manifest.plans[network]:
+            size = manifest.files[plan.file].bytes / 1e6
+            console.print(f"{plan.file}: {size:.1f} MB, for {plan.built_for}", highlight=False)
+    for engine, report in manifest.parity["engines"].items():
+        words = report.get("reason", "computes what the graphs say")
+        console.print(
+            f"{engine}: {'compared' if report['compared'] else 'not compared'}, {words}", highlight=False
+        )
+    console.print(f"{bundle}: {total} plans in {time.monotonic() - started:.0f} s", highlight=False)
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Literal
 
 from ..runtime.bundle import MANIFEST_FILE
 from ..runtime.errors import ConfigError
+from .tensorrt_plan import PlanOptions
 
-ENGINES = ("onnx",)
+ENGINES = ("onnx", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32",)
 LLM_PRECISIONS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 RESIZE_MODES = ("crop", "stretch")
@@ -36,7 +37,8 @@ class ExportOptions:
     about: Path | None = None
     precision: str = "fp32"
     llm_quant: str = "f16"
-    engines: tuple[str, ...] = ENGINES
+    engines: tuple[str, ...] = ("onnx",)  # onnx is in every bundle
+    plans: tuple[PlanOptions, ...] = ()  # of the engines among them that have plans
     classes: tuple[str, ...] = ()  # empty: the model's own, else the file's, else the original's 30
     resize: Resize = "crop"
     allow_parity_failure: bool = False

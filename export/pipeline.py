@@ -35,11 +35,14 @@ from ..models import prompts
 from ..models.clip_tokens import ClipTokenizer, open_tokenizer
 from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundle import (
+    NETWORKS,
     TEXT_FEATURES_FILE,
     AnswerForms,
+    Bundle,
     Component,
     Language,
     Manifest,
+    Plan,
     Preprocess,
     PromptLayout,
     RegionLevel,
@@ -58,6 +61,7 @@ from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_case
 from .reference import Reference
 from .survey import needs_of
 from .tensor_files import CheckpointError, read_json
+from .tensorrt_plan import build_plans, check_can_build, merge, prove_plans
 from .text_features import add_text_features
 
 PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
@@ -150,6 +154,8 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
             classes = choose_classes(options, about, checkpoints)
             tokenizer = open_tokenizer() if checkpoints.text else None
             check_memory(options, checkpoints)
+            for plans in options.plans:
+                check_can_build(plans)
         with steps.step("Digest the checkpoints"):
             sources = digest_sources(options)
         with staging(options, sources=sources, about=about, classes=classes) as journal:
@@ -168,11 +174,15 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
                 merge = partial(write_gguf, checkpoints.llama, whole, about.name, step.advance)
                 journal.run("language model", merge, NoneType)
             results = prove(reference, whole, manifest, options, steps, journal)
+            manifest = add_plans(manifest, options, steps, journal)
             with steps.step("Seal and publish"):
                 if options.llm_quant != "f16":
                     whole.unlink()
                 figures = summary(results, len(sample_cases()))
                 manifest = seal(folder, msgspec.structs.replace(manifest, parity=figures, sources=sources))
+                if options.plans:
+                    bundle = Bundle(folder, manifest)
+                    manifest = seal(folder, prove_plans(bundle, options.plans, options.allow_parity_failure))
                 publish(folder, options.out)
     return Report(options.out, manifest, results, time.monotonic() - start)
 
@@ -227,6 +237,15 @@ def prove(
     return results
 
 
+def add_plans(manifest: Manifest, options: ExportOptions, steps: Steps, journal: Journal) -> Manifest:
+    """The manifest with the plans of every engine that was asked for, built from the graphs as they ship."""
+    for plans in options.plans:
+        with steps.step(f"Plans for {plans.engine}", total=len(NETWORKS)) as step:
+            build = partial(build_plans, journal.folder, manifest.components, plans, step.advance)
+            manifest = merge(manifest, journal.run(f"plans {plans.engine}", build, dict[str, Plan]))
+    return manifest
+
+
 def num_tokens(gguf: Path, options: ExportOptions) -> int:
     """Answer tokens to compare: a file that memory cannot hold is read from the disk again for every token."""
     fits = options.max_memory is None or gguf.stat().st_size < options.max_memory / 2
@@ -259,7 +278,12 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
     """
     out = options.out.absolute()
     folder = out.with_name(f".{out.name}.partial")
-    chosen = {"precision": options.precision, "llm_quant": options.llm_quant, "engines": options.engines}
+    chosen = {
+        "precision": options.precision,
+        "llm_quant": options.llm_quant,
+        "engines": options.engines,
+        "plans": msgspec.to_builtins(options.plans),
+    }
     try:
         journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
         try:
@@ -386,6 +410,7 @@ def print_report(report: Report, console: Console) -> None:
     manifest = report.manifest
     files = Table("file", "precision", "MB", title=f"{report.bundle}: {manifest.name}")
     precision = {component.file: component.precision for component in manifest.components.values()}
+    precision |= {plan.file: plan.built_for for plans in manifest.plans.values() for plan in plans}
     for name, record in manifest.files.items():
         files.add_row(name, precision.get(name, ""), f"{record.bytes / 1e6:.1f}")
     stages = Table("stage", "error", "allowed", "", title="Parity with the checkpoints")
@@ -395,6 +420,11 @@ def print_report(report: Report, console: Console) -> None:
         stages.add_row(result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", verdict)
     total = sum(record.bytes for record in manifest.files.values()) / 1e6
     console.print(files, stages)
+    for engine, figures in manifest.parity.get("engines", {}).items():
+        if not figures["compared"]:
+            console.print(
+                f"plans for {engine} were not compared: {figures['reason']}; agpt verify does, on the device"
+            )
     console.print(
         f"{total:.0f} MB in {report.seconds:.0f} s; {len(manifest.classes)} classes; runs with onnxruntime and "
         f"llama-cpp-python, without torch: agpt run --bundle {report.bundle}"

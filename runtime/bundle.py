@@ -202,12 +202,8 @@ class Bundle:
         return next((plan for plan in plans if plan.engine == engine), None)
 
     def graph_sha256(self, component: str) -> str:
-        """Identifies a component's graph with its weights, which lie in a file of their own when large."""
-        name, files = self.manifest.components[component].file, self.manifest.files
-        weights = files.get(f"{name}.data")
-        if weights is None:
-            return files[name].sha256
-        return hashlib.sha256(f"{files[name].sha256} {weights.sha256}".encode()).hexdigest()
+        """Identifies a component's graph with its weights."""
+        return graph_digest(self.manifest.components[component].file, self.manifest.files)
 
     @property
     def encoder_sha256(self) -> str:
@@ -268,6 +264,14 @@ def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bund
     for name, record in manifest.files.items():
         _check_file(folder / name, record, rebuild_hint(folder, plans[name]) if name in plans else FIX)
     return Bundle(folder, manifest)
+
+
+def graph_digest(name: str, files: dict[str, FileRecord]) -> str:
+    """sha256 of a graph file with its weights, which lie in a file of their own beside it when they are large."""
+    weights = files.get(f"{name}.data")
+    if weights is None:
+        return files[name].sha256
+    return hashlib.sha256(f"{files[name].sha256} {weights.sha256}".encode()).hexdigest()
 
 
 def rebuild_hint(folder: Path, plan: Plan) -> str:

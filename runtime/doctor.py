@@ -73,9 +73,9 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
     manifest = bundle.manifest
     print(f"bundle {manifest.name} at {bundle.folder}")
     for name, record in sorted(manifest.files.items()):
-        print(f"  {name:<28} {record.bytes:>14,} bytes  sha256 {record.sha256[:16]}…  ok")
+        print(f"  {name:<32} {record.bytes:>14,} bytes  sha256 {record.sha256[:16]}…  ok")
     for component, entry in manifest.components.items():
-        print(f"  {component:<28} {entry.precision}")
+        print(f"  {component:<32} {entry.precision}")
     _verify_plans(bundle)
     for notice in manifest.notices:
         print(f"  notice: {notice}")
@@ -87,9 +87,9 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
                 f"{bundle.folder} opens but gives no verdict here ({verdict.reason}): run agpt doctor"
             )
         milliseconds = (time.perf_counter() - started) * 1e3
-        print(f"  one inspection by {inspector.engine:<19} {milliseconds:>8.1f} ms     ok")
+        print(f"  one inspection by {inspector.engine:<23} {milliseconds:>8.1f} ms     ok")
         for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.networks):
-            print(f"  {stage:<28} {error:.1e} from onnxruntime on the CPU, {limit:.0e} allowed  ok")
+            print(f"  {stage:<32} {error:.1e} from onnxruntime on the CPU, {limit:.0e} allowed  ok")
 
 
 def _verify_plans(bundle: Bundle) -> None:
@@ -99,7 +99,7 @@ def _verify_plans(bundle: Bundle) -> None:
             inspect_plan(bundle, component, plan)
             obstacle = BACKENDS[plan.engine].obstacle(bundle)
             verdict = f"cannot run here: {obstacle}" if obstacle else "runs here"
-            print(f"  {plan.file:<28} for {plan.built_for}: whole; {verdict}")
+            print(f"  {plan.file:<32} for {plan.built_for}: whole; {verdict}")
 
 
 def _gpu() -> Finding:
