@@ -2,7 +2,7 @@
 //
 // Radix selection: a float's bits, ordered as unsigned integers, are fixed 8 at a time from the top; each pass counts
 // in 256 bins how many values share the bits fixed so far, for three ranks at once (the last of the highest 1 %, and
-// the two in the middle). 224 x 224: 0.2 MB from L2 in each of 5 launches: Orin about 5 x 5 us, mostly launches.
+// the two in the middle). 224 x 224: 0.2 MB from L2 in each of 6 launches: Orin about 6 x 5 us, mostly launches.
 // 3840 x 2160: 33 MB five times: Orin 0.8 ms, H200 35 us. Values that crowd into one bin queue for its counter, one
 // a clock and SM: 8.3 M / 16 SMs = 0.5 M clocks a rank at worst, 1.2 ms on Orin.
 //
@@ -15,7 +15,6 @@ constexpr int RANKS = 3;  // counted from the highest value, which is 0
 constexpr int MAX_BLOCKS = 256;
 constexpr float LARGEST = 3.402823466e38f;
 
-/// Zeroed, and given its ranks, before the first pass.
 struct State {
     unsigned ranks[RANKS];      // among the values that share `prefix`
     uint32_t prefix[RANKS];     // bits fixed so far
@@ -23,8 +22,8 @@ struct State {
     unsigned broken, tickets;   // a value is not finite; blocks that are through
     unsigned histograms[RANKS][BINS];
     double sums[MAX_BLOCKS];    // of values above the first rank's, block by block
-    float figures[4];           // peak, lowest, median, mean of the highest
 };
+static_assert(sizeof(State) == 5160, "stages.py allocates it");
 
 /// Whether this block is the last one through; what the others wrote before is visible to it.
 __device__ bool is_last_block(State *state) {
@@ -61,7 +60,18 @@ __device__ void narrow(State *state) {
     }
 }
 
-/// Grid: at most 256 blocks of 256 threads, which share the values. Pass 0, 1, 2, 3 in order.
+/// First: nothing counted yet. Grid: one block. Args: count: how many of the highest values the mean is of.
+extern "C" __global__ void __launch_bounds__(THREADS) summarise_begin(State *state, int num_values, int count) {
+    for (int rank = 0; rank < RANKS; rank++) state->histograms[rank][threadIdx.x] = 0;
+    if (threadIdx.x > 0) return;
+    unsigned ranks[RANKS] = {static_cast<unsigned>(count) - 1, static_cast<unsigned>(num_values) / 2,
+                             (static_cast<unsigned>(num_values) - 1) / 2};
+    for (int rank = 0; rank < RANKS; rank++) state->ranks[rank] = ranks[rank], state->prefix[rank] = 0;
+    state->highest = state->lowest = 0;
+    state->broken = state->tickets = 0;
+}
+
+/// Then pass 0, 1, 2, 3. Grid: at most 256 blocks of 256 threads, which share the values.
 extern "C" __global__ void __launch_bounds__(THREADS)
     summarise_pass(const float *__restrict__ values, State *state, int num_values, int pass) {
     __shared__ unsigned histograms[RANKS][BINS];
@@ -97,9 +107,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (is_last_block(state)) narrow(state);
 }
 
-/// After the passes: the figures. Args: count: how many values the mean is of. Grid: as above.
+/// Last: peak, lowest, median, mean of the highest `count`; NaN when a value is not finite. Grid: as above.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    summarise_figures(const float *__restrict__ values, State *state, int num_values, int count) {
+    summarise_figures(const float *__restrict__ values, State *state, float *figures, int num_values, int count) {
     __shared__ double sums[THREADS];
     uint32_t limit = state->prefix[0];
     double sum = 0;
@@ -108,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     sums[threadIdx.x] = sum;
     for (int reach = THREADS / 2; reach > 0; reach /= 2) {
         __syncthreads();
-        if (threadIdx.x < reach) sums[threadIdx.x] += sums[threadIdx.x + reach];
+        if (static_cast<int>(threadIdx.x) < reach) sums[threadIdx.x] += sums[threadIdx.x + reach];
     }
     if (threadIdx.x == 0) state->sums[blockIdx.x] = sums[0];
     if (!is_last_block(state) || threadIdx.x > 0) return;
@@ -117,8 +127,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int equal = static_cast<int>(state->ranks[0]) + 1;  // of the highest `count`, those equal to the lowest of them
     total += static_cast<double>(equal) * from_ordered(limit);
     float nan = __uint_as_float(0x7fc00000u);
-    state->figures[0] = state->broken ? nan : from_ordered(state->highest);
-    state->figures[1] = state->broken ? nan : from_ordered(~state->lowest);
-    state->figures[2] = state->broken ? nan : 0.5f * from_ordered(state->prefix[1]) + 0.5f * from_ordered(state->prefix[2]);
-    state->figures[3] = state->broken ? nan : static_cast<float>(total / count);
+    figures[0] = state->broken ? nan : from_ordered(state->highest);
+    figures[1] = state->broken ? nan : from_ordered(~state->lowest);
+    figures[2] = state->broken ? nan : 0.5f * from_ordered(state->prefix[1]) + 0.5f * from_ordered(state->prefix[2]);
+    figures[3] = state->broken ? nan : static_cast<float>(total / count);
 }

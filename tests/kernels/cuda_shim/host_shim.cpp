@@ -10,7 +10,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <random>
 #include <string>
@@ -34,6 +33,7 @@ extern char __start_shim_shared[] __attribute__((weak)), __stop_shim_shared[] __
 
 namespace {
 constexpr size_t STACK_BYTES = 256 << 10;
+constexpr size_t MAX_COPIES = 1024;  // under way in a thread
 constexpr unsigned NO_SYNC = 1;  // __tsan_switch_to_fiber_no_sync
 
 enum class State { Ready, AtBarrier, AtWarp, Done };
@@ -53,8 +53,9 @@ struct Fiber {
         const void *from;
         int bytes;
     };
-    std::deque<std::vector<Copy>> committed;
-    std::vector<Copy> open, ready;
+    std::vector<Copy> copies;   // asked for and not done, oldest first
+    std::vector<int> commits;   // how many of them each commit closed
+    int open = 0;               // how many no commit has closed
 #if !defined(__x86_64__)
     ucontext_t context;
 #endif
@@ -127,13 +128,14 @@ void fiber_main() {
 Fiber *make_fiber(unsigned index) {
     auto *fiber = new Fiber;
     fiber->index = index;
+    fiber->copies.reserve(MAX_COPIES);  // a fibre itself allocates nothing: ThreadSanitizer would see it
+    fiber->commits.reserve(MAX_COPIES);
     void *stack = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     fiber->stack = stack;
     fiber->stack_bytes = STACK_BYTES;
     if (__tsan_create_fiber) fiber->tsan = __tsan_create_fiber(0);
 #if defined(__x86_64__)
     auto *top = reinterpret_cast<void **>(static_cast<char *>(stack) + STACK_BYTES);
-    *--top = nullptr;
     *--top = nullptr;  // as a call leaves the stack: 8 bytes off a multiple of 16
     *--top = reinterpret_cast<void *>(fiber_main);
     for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -174,8 +176,9 @@ void run_block(unsigned seed, std::mt19937 &random) {
         order[i] = seed == 1 ? num_threads - 1 - i : i;
         fiber.state = State::Ready;
         fiber.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
-        fiber.committed.clear();
-        fiber.open.clear();
+        fiber.copies.clear();
+        fiber.commits.clear();
+        fiber.open = 0;
     }
     for (;;) {
         if (seed > 1)
@@ -231,6 +234,16 @@ void barrier() {
     acquire(&barrier_point);
 }
 
+int barrier_or(int value) {
+    static int any;
+    any |= value != 0;
+    barrier();
+    int result = any;
+    barrier();
+    any = 0;
+    return result;
+}
+
 void warp_meet(uint32_t mask, void *operands, void (*combine)(void **)) {
     unsigned first = current->index / WARP * WARP;
     current->operands = operands;
@@ -258,23 +271,24 @@ void warp_barrier(uint32_t mask) {
     acquire(point);
 }
 
-void async_copy(void *to, const void *from, int bytes) { current->open.push_back({to, from, bytes}); }
+void async_copy(void *to, const void *from, int bytes) {
+    if (current->copies.size() == MAX_COPIES) std::abort();
+    current->copies.push_back({to, from, bytes});
+    current->open++;
+}
 void async_commit() {
-    current->committed.push_back(std::move(current->open));
-    current->open.clear();
+    current->commits.push_back(current->open);
+    current->open = 0;
 }
 int async_ready(int newest_left) {
-    current->ready.clear();
-    while (int(current->committed.size()) > newest_left) {
-        auto &oldest = current->committed.front();
-        current->ready.insert(current->ready.end(), oldest.begin(), oldest.end());
-        current->committed.pop_front();
-    }
-    return current->ready.size();
+    int ready = 0, commits = int(current->commits.size()) - newest_left;
+    for (int i = 0; i < commits; i++) ready += current->commits[i];
+    if (commits > 0) current->commits.erase(current->commits.begin(), current->commits.begin() + commits);
+    return ready;
 }
 void async_take(void **to, const void **from, int *bytes) {
-    auto copy = current->ready.back();
-    current->ready.pop_back();
+    auto copy = current->copies.front();
+    current->copies.erase(current->copies.begin());
     *to = copy.to, *from = copy.from, *bytes = copy.bytes;
 }
 }  // namespace shim

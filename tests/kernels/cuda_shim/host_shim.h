@@ -44,6 +44,7 @@ const dim3 &block_idx();
 const dim3 &block_dim();
 const dim3 &grid_dim();
 void barrier();
+int barrier_or(int value);
 void warp_barrier(uint32_t mask);
 /// Meets the other lanes of `mask`; the last to come runs `combine` over all lanes' `operands` (null: not in mask).
 void warp_meet(uint32_t mask, void *operands, void (*combine)(void **lanes));
@@ -59,6 +60,7 @@ void async_take(void **to, const void **from, int *bytes);
 #define gridDim (shim::grid_dim())
 
 inline void __syncthreads() { shim::barrier(); }
+inline int __syncthreads_or(int value) { return shim::barrier_or(value); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { shim::warp_barrier(mask); }
 
 template <class T> T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
@@ -78,6 +80,7 @@ template <class T> T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
 }
 
 template <class T> T __ldg(const T *address) { return *address; }
+template <class T> T __ldcg(const T *address) { return *address; }
 inline float __expf(float x) { return std::exp(x); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline uint32_t __float_as_uint(float x) {
@@ -96,17 +99,27 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
-inline unsigned long long atomicMax(unsigned long long *address, unsigned long long value) {
-    unsigned long long old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old < value && !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+
+// Atomics order what comes before and after them, as the fences do that CUDA code needs beside them.
+template <class T> T atomicAdd(T *address, T value) { return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL); }
+template <class T> T atomicExch(T *address, T value) { return __atomic_exchange_n(address, value, __ATOMIC_ACQ_REL); }
+template <class T> T atomicMax(T *address, T value) {
+    T old = __atomic_load_n(address, __ATOMIC_ACQUIRE);
+    while (old < value &&
+           !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
     }
     return old;
 }
-inline int atomicAdd(int *address, int value) { return __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
+inline void __threadfence() {}
 
 /// IEEE binary16 by its bits, rounded to nearest even as the hardware does.
+struct __half_raw {
+    uint16_t x;
+};
 struct __half {
     uint16_t bits;
+    __half() = default;
+    __half(__half_raw raw) : bits(raw.x) {}
 };
 inline float __half2float(__half h) {
     uint32_t sign = uint32_t(h.bits & 0x8000) << 16, exponent = h.bits >> 10 & 31, fraction = h.bits & 1023;
@@ -118,19 +131,19 @@ inline __half __float2half_rn(float x) {
     uint32_t bits = __float_as_uint(x);
     uint16_t sign = bits >> 16 & 0x8000;
     float magnitude = std::fabs(x);
-    if (!(magnitude == magnitude)) return {uint16_t(sign | 0x7fff)};
-    if (magnitude >= 65520.0f) return {uint16_t(sign | 0x7c00)};
-    int exponent;
-    std::frexp(magnitude, &exponent);
+    if (!(magnitude == magnitude)) return __half_raw{uint16_t(sign | 0x7fff)};
+    if (magnitude >= 65520.0f) return __half_raw{uint16_t(sign | 0x7c00)};
+    int exponent = -13;
+    if (magnitude > 0) std::frexp(magnitude, &exponent);
     int unit = (exponent < -13 ? -13 : exponent) - 11;  // of the last place
     uint32_t steps = uint32_t(std::nearbyint(std::ldexp(magnitude, -unit)));
     // Subnormal: `steps` are the bits. Normal: the hidden bit in `steps` carries into the exponent.
-    return {uint16_t(sign | (unit == -24 && steps < 1024 ? steps : steps + (uint32_t(unit + 24) << 10)))};
+    return __half_raw{uint16_t(sign | (unit == -24 && steps < 1024 ? steps : steps + (uint32_t(unit + 24) << 10)))};
 }
 
 // What kernels/cuda/tensor_core.cuh wraps in PTX on a GPU. Operands lie among the lanes as PTX ISA 9.7.14 says.
-inline void cp_async_16(void *shared, const void *global, bool valid) {
-    shim::async_copy(shared, valid ? global : nullptr, 16);
+inline void cp_async_16(void *shared, const void *global) {
+    shim::async_copy(shared, global, 16);
 }
 inline void cp_async_commit() { shim::async_commit(); }
 template <int newest_left> void cp_async_wait() {
@@ -139,10 +152,7 @@ template <int newest_left> void cp_async_wait() {
         const void *from;
         int bytes;
         shim::async_take(&to, &from, &bytes);
-        if (from)
-            std::memcpy(to, from, bytes);
-        else
-            std::memset(to, 0, bytes);
+        std::memcpy(to, from, bytes);
     }
 }
 

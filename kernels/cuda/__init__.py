@@ -1,0 +1,158 @@
+"""CUDA kernels (``*.cu``) behind the functions of ``kernels``, for host arrays, and for device arrays.
+
+Host arrays: this module is an ``implementation.Implementation`` (``AGPT_KERNELS=cuda``); every call copies to the
+device and back. Device arrays, without copies: ``stages`` (one class an operation), ``driver`` (memory, stream),
+``graph`` (capture). pycuda is imported when the first of them needs it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import stages
+from .driver import Driver, get, open_device, put
+
+if TYPE_CHECKING:
+    from ..matching import Bank
+    from ..sampling import Sampling
+
+name = "cuda"
+
+MAX_STAGES = 16  # kept for calls of the same shapes
+
+_driver: Driver | None = None
+_stages: OrderedDict[Any, tuple[Any, Any]] = OrderedDict()
+_lock = Lock()  # a stage's buffers hold one call at a time
+
+
+def runs_here() -> bool:
+    """Whether pycuda loads and finds a GPU."""
+    try:
+        open_device()
+    except RuntimeError:
+        return False
+    return True
+
+
+def use_driver(driver: Driver | None) -> None:
+    """What ``driver`` the functions below work with: ``open_device``'s unless told otherwise."""
+    global _driver
+    _driver = driver
+    _stages.clear()
+
+
+def preprocess(
+    frame: np.ndarray,
+    format: str,
+    samplings: Sequence[Sampling],
+    table: np.ndarray,
+    out: np.ndarray,
+    threads: int,
+) -> None:
+    height, width = frame.shape[:2]
+    size = (height // 3 * 2 if format == "NV12" else height, width)
+    key = ("preprocess", size, format, *map(id, samplings), id(table), out.dtype)
+    with _lock:
+        stage = _kept(
+            key,
+            lambda driver: stages.Preprocess.of_tables(driver, size, format, samplings, table, out.dtype),
+            (tuple(samplings), table),
+        )
+        get_into(out, stage(put(_device(), frame)))
+
+
+def pack_bank(bank: Bank) -> stages.DeviceBank:
+    return stages.DeviceBank.of(_device(), bank)
+
+
+def match(
+    features: np.ndarray,
+    bank: stages.DeviceBank,
+    distance: np.ndarray,
+    nearest: np.ndarray | None,
+    threads: int,
+) -> None:
+    with _lock:
+        stage = _kept(
+            ("match", id(bank), features.shape, features.dtype),
+            lambda driver: stages.Match(driver, bank, features.shape, features.dtype),
+            bank,
+        )
+        get_into(distance, stage(put(_device(), features)))
+        if nearest is not None:
+            get_into(nearest, stage.nearest)
+
+
+def localise(logits: np.ndarray, out: np.ndarray, threads: int) -> None:
+    with _lock:
+        stage = _kept(
+            ("localise", logits.shape, out.shape),
+            lambda driver: stages.Localise(driver, logits.shape, out.shape[1], dtype=np.float32),
+        )
+        get_into(out, stage(put(_device(), logits)))
+
+
+def upsample(patch_map: np.ndarray, out: np.ndarray, threads: int) -> None:
+    with _lock:
+        stage = _kept(
+            ("upsample", patch_map.shape, out.shape),
+            lambda driver: stages.Upsample(driver, patch_map.shape, out.shape[1]),
+        )
+        get_into(out, stage(put(_device(), patch_map)))
+
+
+def project(maps: np.ndarray, places: np.ndarray, out: np.ndarray, threads: int) -> None:
+    outside = float(out[0, 0])  # out comes filled with one value
+    with _lock:
+        stage = _kept(
+            ("project", maps.shape, places.tobytes(), out.shape, outside),
+            lambda driver: stages.Project(driver, places, maps.shape[1], out.shape, outside=outside),
+        )
+        get_into(out, stage(put(_device(), maps)))
+
+
+def summarise(anomaly_map: np.ndarray, count: int) -> tuple[float, float, float, float]:
+    with _lock:
+        stage = _kept(
+            ("summarise", anomaly_map.size, count),
+            lambda driver: stages.Summarise(driver, anomaly_map.size, count),
+        )
+        peak, lowest, median, top_mean = get(_device(), stage(put(_device(), anomaly_map))).tolist()
+    return peak, lowest, median, top_mean
+
+
+def pack_prompt(
+    table: np.ndarray, type: str, token_ids: np.ndarray, injected: np.ndarray, out: np.ndarray, threads: int
+) -> None:
+    if len(token_ids) == 0:
+        return
+    own = token_ids >= 0
+    rows = table[token_ids[own]] if own.any() else table[:1]  # only the rows asked for travel
+    places = np.where(own, np.cumsum(own) - 1, -1)
+    driver = _device()
+    stage = stages.PackPrompt(driver, put(driver, rows), type, places)
+    get_into(out, stage(put(driver, injected) if len(injected) else None))
+
+
+def get_into(out: np.ndarray, array: Any) -> None:
+    _device().download(out, array.address)
+
+
+def _device() -> Driver:
+    return _driver if _driver is not None else open_device()
+
+
+def _kept(key: Any, build: Callable[[Driver], Any], alive: Any = None) -> Any:
+    """The stage of ``key``, built if need be; ``alive`` is what the ids in the key belong to."""
+    if key in _stages:
+        _stages.move_to_end(key)
+    else:
+        _stages[key] = (build(_device()), alive)
+        if len(_stages) > MAX_STAGES:
+            _stages.popitem(last=False)
+    return _stages[key][0]

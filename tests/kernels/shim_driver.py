@@ -1,0 +1,160 @@
+"""A ``Driver`` whose device is a process on the CPU: kernels/cuda/*.cu compiled with g++ (``cuda_shim/``)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHIM = Path(__file__).parent / "cuda_shim"
+KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
+FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas")
+SANITIZERS = {
+    "none": (),
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fsanitize-sections=shim_shared"),
+    "thread": ("-fsanitize=thread",),
+}
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
+}
+_ENTRY = re.compile(r'extern "C" __global__ void\s+(\w+)\s*\(')
+
+
+class DeviceError(RuntimeError):
+    """A launch that failed, or the sanitizer's report of the process that died of it."""
+
+
+@lru_cache
+def entry_points(source: Path) -> list[str]:
+    """Names of a .cu file's kernels, found after its macros are expanded."""
+    flags = ("-E", "-P", "-x", "c++", "-D__launch_bounds__(...)=", f"-I{KERNELS}")
+    expanded = subprocess.run(["g++", *flags, source], capture_output=True, text=True, check=True)
+    return _ENTRY.findall(expanded.stdout)
+
+
+@lru_cache
+def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
+    """The server program, compiled once for the same sources and flags."""
+    sources = sources or tuple(sorted(KERNELS.glob("*.cu")))
+    parts = [*sources, *sorted(KERNELS.glob("*.cuh")), *sorted(SHIM.iterdir()), Path(__file__)]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
+    folder = Path(tempfile.gettempdir()) / f"anomalygpt-cuda-shim-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    program = folder / f"{sanitizer}-{digest.hexdigest()[:16]}"
+    if program.exists():
+        return program
+    compiler = shutil.which("g++")
+    assert compiler, "the shim needs g++"
+    flags = (*FLAGS, f"-I{KERNELS}", f"-I{SHIM}")
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        jobs = [([SHIM / "host_shim.cpp"], flags)]
+        for source in sources:
+            wrapper = Path(work, source.stem + ".cpp")
+            register = "\n".join(f"SHIM_REGISTER({name})" for name in entry_points(source))
+            wrapper.write_text(
+                f'#include "host_shim.h"\n#include "registry.h"\nnamespace {{\n#include "{source}"\n{register}\n}}\n'
+            )
+            jobs.append(([wrapper], (*flags, *SANITIZERS[sanitizer])))
+        objects = [Path(work, f"{index}.o") for index in range(len(jobs))]
+        running = [
+            subprocess.Popen([compiler, *arguments, "-c", *files, "-o", out], stderr=subprocess.PIPE, text=True)
+            for (files, arguments), out in zip(jobs, objects, strict=True)
+        ]
+        for process in running:
+            report = process.communicate()[1]
+            assert process.returncode == 0, report
+        link = [compiler, *objects, *SANITIZERS[sanitizer], "-o", Path(work, "shim")]
+        subprocess.run(link, check=True)
+        Path(work, "shim").replace(program)
+    return program
+
+
+class ShimDriver:
+    """See ``anomalygpt_edge.kernels.cuda.driver.Driver``."""
+
+    num_multiprocessors = 4  # few, so that small inputs are split as large ones are on a GPU
+
+    def __init__(self, sanitizer: str = "none", seed: int = 0, sources: tuple[Path, ...] = ()) -> None:
+        self.seed = seed
+        self.launches: list[tuple[Any, ...]] = []
+        self.allocated: dict[int, int] = {}
+        self._process = subprocess.Popen(
+            [build(sanitizer, sources)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def kernel(self, file: str, name: str, arguments: str) -> tuple[str, str]:
+        assert name in entry_points(KERNELS / f"{file}.cu"), f"{file}.cu has no kernel {name}"
+        return name, arguments
+
+    def launch(
+        self, kernel: tuple[str, str], grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: Any
+    ) -> None:
+        name, types = kernel
+        assert len(types) == len(arguments), f"{name}: {types} does not describe {arguments}"
+        self.launches.append((name, grid, block))
+        message = b"l" + _text(name.encode()) + struct.pack("<7I", *grid, *block, self.seed)
+        packed = [struct.pack(kind, argument) for kind, argument in zip(types, arguments, strict=True)]
+        self._send(message + struct.pack("<I", len(packed)) + b"".join(map(_text, packed)))
+        (length,) = struct.unpack("<I", self._receive(4))
+        if length:
+            raise DeviceError(self._receive(length).decode())
+
+    def allocate(self, nbytes: int) -> int:
+        self._send(b"a" + struct.pack("<Q", nbytes))
+        (address,) = struct.unpack("<Q", self._receive(8))
+        self.allocated[address] = nbytes
+        return address
+
+    def free(self, address: int) -> None:
+        del self.allocated[address]
+        if self._process.poll() is None:
+            self._send(b"f" + struct.pack("<Q", address))
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous
+        assert array.nbytes <= self.allocated[address]
+        self._send(b"w" + struct.pack("<QQ", address, array.nbytes) + array.tobytes())
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        assert array.flags.c_contiguous
+        assert array.nbytes <= self.allocated[address]
+        self._send(b"r" + struct.pack("<QQ", address, array.nbytes))
+        array[...] = np.frombuffer(self._receive(array.nbytes), array.dtype).reshape(array.shape)
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._died()
+
+    def _receive(self, length: int) -> bytes:
+        assert self._process.stdout
+        data = self._process.stdout.read(length)
+        if len(data) < length:
+            self._died()
+        return data
+
+    def _died(self) -> None:
+        report = self._process.communicate()[1].decode()
+        raise DeviceError(report or f"the device's process ended with {self._process.returncode}")
+
+
+def _text(data: bytes) -> bytes:
+    return struct.pack("<I", len(data)) + data
