@@ -17,8 +17,12 @@ VARIABLE = "AGPT_KERNELS"  # the one environment variable of this package: a nam
 @lru_cache(maxsize=1)
 def _found() -> dict[str, Any]:
     """Implementations by name, the fastest first."""
+    from . import cuda  # here: it uses this module
+
     found: dict[str, Any] = {}
     found[reference.name] = reference
+    if cuda.runs_here():  # last: every call copies to the device and back, so it works only when it is named
+        found[cuda.name] = cuda
     return found
 
 

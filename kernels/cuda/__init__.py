@@ -7,6 +7,8 @@ device and back. Device arrays, without copies: ``stages`` (one class an operati
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -31,12 +33,15 @@ _lock = Lock()  # a stage's buffers hold one call at a time
 
 
 def runs_here() -> bool:
-    """Whether pycuda loads and finds a GPU."""
-    try:
-        open_device()
-    except RuntimeError:
+    """Whether pycuda is installed and the CUDA driver finds a GPU; imports nothing and makes no context."""
+    if importlib.util.find_spec("pycuda") is None:
         return False
-    return True
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def use_driver(driver: Driver | None) -> None:

@@ -46,6 +46,7 @@ struct Fiber {
     State state = State::Done;
     dim3 thread;
     unsigned index = 0;  // in the block
+    unsigned barriers = 0, warp_barriers = 0;
     void *operands = nullptr;
     uint32_t mask = 0;
     struct Copy {
@@ -68,7 +69,9 @@ dim3 block, grid_size, block_size;
 unsigned num_threads;
 void (*body)();
 std::string failure;
-char barrier_point, launch_point, warp_points[64];
+// Where ThreadSanitizer sees threads meet. Barriers take turns between two points: a thread that still leaves one
+// must not learn what others did on their way to the next.
+char start_point, end_point, barrier_points[2], warp_points[64][2];
 
 void acquire(void *point) {
     if (__tsan_acquire) __tsan_acquire(point);
@@ -118,9 +121,9 @@ void fiber_main() {
         __sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.stack_bytes);
     }
     for (;;) {
-        acquire(&launch_point);
+        acquire(&start_point);
         body();
-        release(&launch_point);
+        release(&end_point);
         pause(State::Done);
     }
 }
@@ -179,6 +182,7 @@ void run_block(unsigned seed, std::mt19937 &random) {
         fiber.copies.clear();
         fiber.commits.clear();
         fiber.open = 0;
+        fiber.barriers = fiber.warp_barriers = 0;
     }
     for (;;) {
         if (seed > 1)
@@ -205,14 +209,14 @@ void launch(void (*kernel)(), unsigned seed) {
     body = kernel;
     while (fibers.size() < num_threads) fibers.push_back(make_fiber(fibers.size()));
     std::mt19937 random(seed);
-    release(&launch_point);
     unsigned blocks = grid_size.x * grid_size.y * grid_size.z;
     for (unsigned i = 0; i < blocks && failure.empty(); i++) {
         unsigned at = seed == 1 ? blocks - 1 - i : i;
         block = {at % grid_size.x, at / grid_size.x % grid_size.y, at / grid_size.x / grid_size.y};
+        release(&start_point);
         run_block(seed, random);
+        acquire(&end_point);  // the next block has the same shared memory
     }
-    acquire(&launch_point);
 }
 }  // namespace
 
@@ -229,9 +233,10 @@ const dim3 &block_dim() { return block_size; }
 const dim3 &grid_dim() { return grid_size; }
 
 void barrier() {
-    release(&barrier_point);
+    char *point = &barrier_points[current->barriers++ % 2];
+    release(point);
     pause(State::AtBarrier);
-    acquire(&barrier_point);
+    acquire(point);
 }
 
 int barrier_or(int value) {
@@ -265,10 +270,17 @@ void warp_meet(uint32_t mask, void *operands, void (*combine)(void **)) {
 }
 
 void warp_barrier(uint32_t mask) {
-    char *point = &warp_points[current->index / WARP];
+    char *point = &warp_points[current->index / WARP][current->warp_barriers++ % 2];
     release(point);
     warp_meet(mask, nullptr, nullptr);
     acquire(point);
+}
+
+void check_aligned(const void *address, unsigned bytes) {
+    if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+    std::fprintf(stderr, "thread (%u, %u, %u): %p is not aligned to %u bytes\n", current->thread.x, current->thread.y,
+                 current->thread.z, address, bytes);
+    std::abort();
 }
 
 void async_copy(void *to, const void *from, int bytes) {

@@ -46,6 +46,7 @@ const dim3 &grid_dim();
 void barrier();
 int barrier_or(int value);
 void warp_barrier(uint32_t mask);
+void check_aligned(const void *address, unsigned bytes);  // ends the program if it is not
 /// Meets the other lanes of `mask`; the last to come runs `combine` over all lanes' `operands` (null: not in mask).
 void warp_meet(uint32_t mask, void *operands, void (*combine)(void **lanes));
 void async_copy(void *to, const void *from, int bytes);  // queued
@@ -143,6 +144,8 @@ inline __half __float2half_rn(float x) {
 
 // What kernels/cuda/tensor_core.cuh wraps in PTX on a GPU. Operands lie among the lanes as PTX ISA 9.7.14 says.
 inline void cp_async_16(void *shared, const void *global) {
+    shim::check_aligned(shared, 16);
+    shim::check_aligned(global, 16);
     shim::async_copy(shared, global, 16);
 }
 inline void cp_async_commit() { shim::async_commit(); }
@@ -162,6 +165,7 @@ inline void ldmatrix_x4(uint32_t (&out)[4], const void *row) {
     struct Lane {
         uint32_t row[4], *out;
     } mine;
+    shim::check_aligned(row, 16);
     std::memcpy(mine.row, row, 16);
     mine.out = out;
     shim::warp_meet(0xffffffffu, &mine, [](void **lanes) SHIM_UNWATCHED {

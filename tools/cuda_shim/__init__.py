@@ -1,4 +1,17 @@
-"""A ``Driver`` whose device is a process on the CPU: kernels/cuda/*.cu compiled with g++ (``cuda_shim/``)."""
+"""kernels/cuda/*.cu on a CPU: compiled with g++ against ``host_shim.h``, run by a process that acts as the device.
+
+What it catches (``tests/kernels/test_cuda_shim.py`` plants each mistake):
+
+- accesses outside a buffer or a ``__shared__`` array, to the byte up to AddressSanitizer's red zones (16 bytes and
+  more on each side), use after free, undefined arithmetic ("address"); 16-byte copies and ldmatrix
+  rows that are not aligned;
+- data races in shared and global memory, a missing barrier among them, whatever the order of threads ("thread");
+- barriers and warp operations that some threads never reach; reads of shared memory that nobody wrote, or that an
+  asynchronous copy has not been waited for (as NaN or -1); results that depend on the order of threads (``seed``).
+
+It does not see: races between blocks (they run one after another; ``seed`` 1 reverses them), a fence left out
+beside an atomic (atomics order everything here), the rounding of tensor cores' sums, or anything about speed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-SHIM = Path(__file__).parent / "cuda_shim"
+SHIM = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
 FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas")
 SANITIZERS = {
@@ -46,7 +59,7 @@ def entry_points(source: Path) -> list[str]:
 def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
     """The server program, compiled once for the same sources and flags."""
     sources = sources or tuple(sorted(KERNELS.glob("*.cu")))
-    parts = [*sources, *sorted(KERNELS.glob("*.cuh")), *sorted(SHIM.iterdir()), Path(__file__)]
+    parts = [*sources, *sorted(KERNELS.glob("*.cuh")), *sorted(SHIM.glob("*.*"))]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
     folder = Path(tempfile.gettempdir()) / f"anomalygpt-cuda-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -93,6 +106,10 @@ class ShimDriver:
             env={**os.environ, **ENVIRONMENT},
         )  # fmt: skip
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
@@ -122,7 +139,7 @@ class ShimDriver:
 
     def free(self, address: int) -> None:
         del self.allocated[address]
-        if self._process.poll() is None:
+        if self.alive:
             self._send(b"f" + struct.pack("<Q", address))
 
     def upload(self, address: int, array: np.ndarray) -> None:
