@@ -4,23 +4,18 @@ A wheel that is built where nvcc is carries one ``.fatbin`` a file: machine code
 compiler knows, and PTX, which the driver of any other GPU from Turing on compiles when it loads. Binaries of a
 newer CUDA major than the device's driver do not load (a JetPack 6 driver is 12.x), and an installation from source
 has none: then the device's own nvcc, part of JetPack, compiles the file for that device once, into the user's cache.
-
-``python -m anomalygpt_edge.kernels.cuda.compiler`` prints what the compiler says of every kernel on every target.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 SOURCES = Path(__file__).parent
 # Turing, A100, RTX 30, Orin, RTX 40, H100/H200, B200, Thor, RTX 50. Machine code runs on later minors of its major.
@@ -49,41 +44,44 @@ def find_nvcc() -> str | None:
 @lru_cache
 def known_targets(nvcc: str) -> tuple[str, ...]:
     """Those of ``TARGETS`` that this compiler makes code for."""
-    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
+    ).stdout.split()
     return tuple(target for target in TARGETS if f"sm_{target}" in listed)
 
 
-def compile_fatbin(nvcc: str, file: str, out: Path, targets: Sequence[str], *, jobs: int = 1) -> str:
-    """Machine code for ``targets`` and PTX in one file; returns what the assembler says of every kernel.
+def compile_all(folder: Path, *, jobs: int = 0) -> dict[str, str]:
+    """Every file's fatbin into a folder, from the user's cache where nothing has changed.
+
+    Args:
+        jobs: compilers at a time; as many as there are CPUs when 0.
+
+    Returns:
+        For each file what the assembler says of its kernels (``tools/cuda_resources.py`` reads it).
 
     Raises:
-        RuntimeError: the compiler refused, warned, or spilled registers; with its words.
-    """
-    kinds = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
-    kinds.append(f"-gencode=arch=compute_{PTX_TARGET},code=compute_{PTX_TARGET}")
-    return _run([nvcc, "-fatbin", *FLAGS, *STRICT, f"--threads={jobs}", *kinds], file, out)
-
-
-def compile_all(folder: Path, *, jobs: int = 0) -> list[Path]:
-    """Every file's fatbin into a folder; those that are there for the same source are kept.
-
-    Raises:
-        RuntimeError: there is no nvcc, or see ``compile_fatbin``.
+        RuntimeError: there is no nvcc, or it refuses, warns, or spills registers; with its words.
     """
     nvcc = find_nvcc()
     if nvcc is None:
         raise RuntimeError("nvcc is not here: install the CUDA toolkit, or set CUDA_HOME to it")
     targets = known_targets(nvcc)
+    kinds = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
+    kinds.append(f"-gencode=arch=compute_{PTX_TARGET},code=compute_{PTX_TARGET}")
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def one(file: str) -> Path:
-        cached = _cache_folder() / f"{file}-{_digest(file, nvcc, *targets)}.fatbin"
-        if not cached.exists():
-            compile_fatbin(nvcc, file, cached, targets)
-        folder.mkdir(parents=True, exist_ok=True)
-        return Path(shutil.copyfile(cached, folder / f"{file}.fatbin"))
+    def one(file: str) -> str:
+        cached = _cache_folder() / f"{file}-{_digest(file, nvcc, *STRICT, *targets)}.fatbin"
+        report = cached.with_suffix(".txt")
+        if not (cached.exists() and report.exists()):
+            report.parent.mkdir(parents=True, exist_ok=True)
+            words = _run([nvcc, "-fatbin", *FLAGS, *STRICT, *kinds], file, cached)
+            report.write_text(words, encoding="utf-8")
+        shutil.copyfile(cached, folder / f"{file}.fatbin")
+        return report.read_text(encoding="utf-8")
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        return list(pool.map(one, files()))
+        return dict(zip(files(), pool.map(one, files()), strict=True))
 
 
 def compile_for_device(file: str, target: str) -> bytes:
@@ -102,35 +100,6 @@ def compile_for_device(file: str, target: str) -> bytes:
     if not cached.exists():
         _run([nvcc, "-cubin", *FLAGS, f"-arch=sm_{target}"], file, cached)
     return cached.read_bytes()
-
-
-class Resources(NamedTuple):
-    """What a kernel takes of a multiprocessor, as the assembler reports it."""
-
-    file: str
-    kernel: str
-    target: str
-    registers: int  # of a thread
-    spilled: int  # bytes
-    shared: int  # bytes of a block
-
-
-_KERNEL = re.compile(
-    r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<target>\d+)'.*?"
-    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\s+"
-    r"ptxas info\s+: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-    re.S,
-)
-
-
-def resources(file: str, report: str) -> Iterator[Resources]:
-    """The kernels of ``compile_fatbin``'s report."""
-    for found in _KERNEL.finditer(report):
-        shared = re.search(r"(\d+) bytes smem", found["rest"])
-        yield Resources(
-            file, found["kernel"], found["target"], int(found["registers"]),
-            int(found["stores"]) + int(found["loads"]), int(shared[1]) if shared else 0,
-        )  # fmt: skip
 
 
 def _run(command: list[str], file: str, out: Path) -> str:

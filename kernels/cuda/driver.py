@@ -136,7 +136,9 @@ class PycudaDriver:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
-            raise RuntimeError(f"pycuda does not load ({error}): pip install 'anomalygpt-edge[cuda]'") from error
+            raise RuntimeError(
+                f"pycuda does not load ({error}): pip install 'anomalygpt-edge[cuda]'"
+            ) from error
         try:
             cuda.init()
             self._context = cuda.Device(index).retain_primary_context()

@@ -124,8 +124,17 @@ class Preprocess:
         stride = _row_stride(frame)
         if chroma is not None:
             chroma = DeviceArray.of(chroma)
-            fits = self.format == "NV12" and chroma.shape == (height // 2, width) and frame.shape == (height, width)
-            if not fits or _row_stride(chroma) != stride or frame.dtype != np.uint8 or chroma.dtype != np.uint8:
+            fits = (
+                self.format == "NV12"
+                and chroma.shape == (height // 2, width)
+                and frame.shape == (height, width)
+            )
+            if (
+                not fits
+                or _row_stride(chroma) != stride
+                or frame.dtype != np.uint8
+                or chroma.dtype != np.uint8
+            ):
                 raise ValueError(
                     f"two planes are NV12's: uint8 {[height, width]} and {[height // 2, width]} with equal strides"
                 )
@@ -155,7 +164,9 @@ class DeviceBank:
         taps, num_rows, width = bank.rows.shape
         dtype = np.dtype(np.int8 if bank.rows.dtype == np.int8 else np.float16)
         padded = _padded(num_rows, TILE)
-        rows = np.zeros((taps, padded, _padded(width * dtype.itemsize, ROW_ALIGNMENT) // dtype.itemsize), dtype)
+        rows = np.zeros(
+            (taps, padded, _padded(width * dtype.itemsize, ROW_ALIGNMENT) // dtype.itemsize), dtype
+        )
         rows[:, :num_rows, :width] = bank.rows
         scales = np.zeros((taps, padded), np.float32)
         scales[:, :num_rows] = bank.scales
@@ -190,7 +201,9 @@ class Match:
         _, padded_rows, row_bytes = bank.rows.shape
         padded = _padded(batch * patches, TILE)
         if max(padded, padded_rows) * taps >= 1 << 31:
-            raise ValueError(f"{batch * patches} patches against {bank.num_rows} are too many for one call: split them")
+            raise ValueError(
+                f"{batch * patches} patches against {bank.num_rows} are too many for one call: split them"
+            )
         self.shape, self.dtype, self.bank = tuple(shape), dtype, bank
         self.distance = empty(driver, (batch, patches), np.float32)
         self.nearest = empty(driver, (batch, taps, patches), np.int32)
@@ -256,9 +269,11 @@ class Localise:
         out_dtype: Any = np.float32,
         out: DeviceArray | None = None,
     ) -> None:
-        batch, taps, patches, classes = shape
+        _, taps, patches, classes = shape
         if classes != 2 or math.isqrt(patches) ** 2 != patches or 0 in shape or size < 1:
-            raise ValueError(f"localise takes logits [B, T, G * G, 2] and a side of at least 1, not {list(shape)}, {size}")
+            raise ValueError(
+                f"localise takes logits [B, T, G * G, 2] and a side of at least 1, not {list(shape)}, {size}"
+            )
         self._build(driver, "localise", tuple(shape), taps, math.isqrt(patches), size, dtype, out_dtype, out)
 
     def _build(
@@ -276,7 +291,9 @@ class Localise:
         self.shape, self.dtype = shape, np.dtype(dtype)
         kind = (_SHORT.get(self.dtype, "?"), _SHORT.get(np.dtype(out_dtype), "?"))
         if kind not in _LOCALISE_KINDS[what]:
-            raise ValueError(f"{what} from {self.dtype} to {np.dtype(out_dtype)} is not offered: convert one of them")
+            raise ValueError(
+                f"{what} from {self.dtype} to {np.dtype(out_dtype)} is not offered: convert one of them"
+            )
         self.out = _output(driver, out, (shape[0], size, size), np.dtype(out_dtype))
         self._arguments = (taps, grid, size)
         self._grid = (min(-(-size * size // THREADS), max(1, 4 * driver.num_multiprocessors)), shape[0], 1)
@@ -335,9 +352,20 @@ class Project:
     """
 
     def __init__(
-        self, driver: Driver, places: np.ndarray, size: int, frame_size: tuple[int, int], *, outside: float = 0.0
+        self,
+        driver: Driver,
+        places: np.ndarray,
+        size: int,
+        frame_size: tuple[int, int],
+        *,
+        outside: float = 0.0,
     ) -> None:
-        if places.ndim != 2 or places.shape[1] != 6 or places.dtype != np.float64 or 0 in (*places.shape, *frame_size):
+        if (
+            places.ndim != 2
+            or places.shape[1] != 6
+            or places.dtype != np.float64
+            or 0 in (*places.shape, *frame_size)
+        ):
             raise ValueError(f"places are float64 [M, 6], not {places.dtype} {list(places.shape)}")
         height, width = frame_size
         self.shape = (len(places), size, size)
@@ -407,8 +435,14 @@ class Summarise:
             ValueError: another size, type or layout than this stage was built for.
         """
         values = DeviceArray.of(anomaly_map)
-        if math.prod(values.shape) != self.num_values or values.dtype != np.float32 or not values.c_contiguous:
-            raise ValueError(f"summarise takes {self.num_values} float32 values, not {values.dtype} {list(values.shape)}")
+        if (
+            math.prod(values.shape) != self.num_values
+            or values.dtype != np.float32
+            or not values.c_contiguous
+        ):
+            raise ValueError(
+                f"summarise takes {self.num_values} float32 values, not {values.dtype} {list(values.shape)}"
+            )
         block, state, size = (THREADS, 1, 1), self._state.address, self.num_values
         self._driver.launch(self._begin, (1, 1, 1), block, state, size, self.count)
         for step in range(4):
@@ -436,7 +470,12 @@ class PackPrompt:
             raise ValueError(f"embedding tables of type {type} are not known: use one of {', '.join(BLOCKS)}")
         values, block_bytes = BLOCKS[type]
         table = DeviceArray.of(table)
-        if len(table.shape) != 2 or table.dtype != np.uint8 or table.shape[1] % block_bytes or not table.c_contiguous:
+        if (
+            len(table.shape) != 2
+            or table.dtype != np.uint8
+            or table.shape[1] % block_bytes
+            or not table.c_contiguous
+        ):
             raise ValueError(
                 f"a {type} table is contiguous uint8 [vocab, n * {block_bytes}], not {table.dtype} {list(table.shape)}"
             )
@@ -537,7 +576,9 @@ def _row_stride(frame: DeviceArray) -> int:
     stride, *inner = frame.strides
     dense = [math.prod(frame.shape[axis + 1 :]) for axis in range(1, len(frame.shape))]
     if inner != dense or stride < row or stride >= 1 << 31:
-        raise ValueError(f"pixels of a row must lie side by side, not with strides {list(frame.strides)}: copy the frame")
+        raise ValueError(
+            f"pixels of a row must lie side by side, not with strides {list(frame.strides)}: copy the frame"
+        )
     return stride
 
 

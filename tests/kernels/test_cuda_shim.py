@@ -12,7 +12,9 @@ import pytest
 
 from tools.cuda_shim import DeviceError, ShimDriver
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the shim is compiled with g++: install it")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="the shim is compiled with g++: install it"
+)
 FAULTY = (Path(__file__).parent / "faulty.cu",)
 THREADS = 64
 
@@ -55,7 +57,11 @@ def test_a_correct_kernel_passes_in_every_order(sanitizer: str, seed: int) -> No
         ("thread", "shuffle_is_no_barrier", "data race"),
         ("thread", "blocks_share_a_sum", "data race"),
         ("none", "copy_not_aligned", "is not aligned to 16 bytes"),
-        ("none", "barrier_for_some", "40 threads wait at a barrier, 0 for other lanes of their warp, 24 have returned"),
+        (
+            "none",
+            "barrier_for_some",
+            "40 threads wait at a barrier, 0 for other lanes of their warp, 24 have returned",
+        ),
         ("none", "shuffle_for_some", "32 for other lanes of their warp"),
     ],
 )
@@ -94,7 +100,9 @@ def test_a_launch_with_wrong_arguments_is_refused() -> None:
         assert run(driver, "reverse")[0] == THREADS - 1, "the device goes on after a refusal"
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, 5.9e-8, 2e-8, 6.1e-5, -2.7, np.inf, np.nan])
+@pytest.mark.parametrize(
+    "value", [0.0, -0.0, 1.0, 65504.0, 65519.9, 65520.0, 5.9e-8, 2e-8, 6.1e-5, -2.7, np.inf, np.nan]
+)
 def test_half_precision_is_numpys(value: float) -> None:
     """Through a real kernel: unit_rows' storing of float16."""
     with np.errstate(over="ignore"):

@@ -30,10 +30,23 @@ import numpy as np
 
 SHIM = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
-FLAGS = ("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Werror",
+    "-Wno-unused-function",
+    "-Wno-unknown-pragmas",
+)
 SANITIZERS = {
     "none": (),
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fsanitize-sections=shim_shared"),
+    "address": (
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fsanitize-sections=shim_shared",
+    ),
     "thread": ("-fsanitize=thread",),
 }
 ENVIRONMENT = {
@@ -80,7 +93,9 @@ def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
             jobs.append(([wrapper], (*flags, *SANITIZERS[sanitizer])))
         objects = [Path(work, f"{index}.o") for index in range(len(jobs))]
         running = [
-            subprocess.Popen([compiler, *arguments, "-c", *files, "-o", out], stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [compiler, *arguments, "-c", *files, "-o", out], stderr=subprocess.PIPE, text=True
+            )
             for (files, arguments), out in zip(jobs, objects, strict=True)
         ]
         for process in running:
@@ -119,7 +134,11 @@ class ShimDriver:
         return name, arguments
 
     def launch(
-        self, kernel: tuple[str, str], grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: Any
+        self,
+        kernel: tuple[str, str],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        *arguments: Any,
     ) -> None:
         name, types = kernel
         assert len(types) == len(arguments), f"{name}: {types} does not describe {arguments}"
