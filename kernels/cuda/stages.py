@@ -485,7 +485,9 @@ class PackPrompt:
         width = table.shape[1] // block_bytes * values
         injected = ids < 0
         self.injected_shape = (int(injected.sum()), width)
-        sources = np.where(injected, -np.cumsum(injected), ids)  # the k-th injected row is -1 - k
+        sources = np.where(
+            injected, -np.cumsum(injected, dtype=np.int64), ids
+        )  # the k-th injected row is -1 - k
         self.out = empty(driver, (len(ids), width), np.float32)
         self._table, self._sources, self._driver = table, put(driver, sources.astype(np.int32)), driver
         self._kernel = driver.kernel("pack_prompt", f"pack_prompt_{type}", "PPPPqi")

@@ -83,27 +83,25 @@ def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
     assert compiler, "the shim needs g++"
     flags = (*FLAGS, f"-I{KERNELS}", f"-I{SHIM}")
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        jobs = [([SHIM / "host_shim.cpp"], flags)]
+        jobs: list[tuple[Path, tuple[str, ...]]] = [(SHIM / "host_shim.cpp", flags)]
         for source in sources:
             wrapper = Path(work, source.stem + ".cpp")
             register = "\n".join(f"SHIM_REGISTER({name})" for name in entry_points(source))
             wrapper.write_text(
                 f'#include "host_shim.h"\n#include "registry.h"\nnamespace {{\n#include "{source}"\n{register}\n}}\n'
             )
-            jobs.append(([wrapper], (*flags, *SANITIZERS[sanitizer])))
+            jobs.append((wrapper, (*flags, *SANITIZERS[sanitizer])))
         objects = [Path(work, f"{index}.o") for index in range(len(jobs))]
         running = [
-            subprocess.Popen(
-                [compiler, *arguments, "-c", *files, "-o", out], stderr=subprocess.PIPE, text=True
-            )
-            for (files, arguments), out in zip(jobs, objects, strict=True)
+            subprocess.Popen([compiler, *arguments, "-c", file, "-o", out], stderr=subprocess.PIPE, text=True)
+            for (file, arguments), out in zip(jobs, objects, strict=True)
         ]
         for process in running:
             report = process.communicate()[1]
             assert process.returncode == 0, report
-        link = [compiler, *objects, *SANITIZERS[sanitizer], "-o", Path(work, "shim")]
-        subprocess.run(link, check=True)
-        Path(work, "shim").replace(program)
+        linked = Path(work, "shim")
+        subprocess.run([compiler, *objects, *SANITIZERS[sanitizer], "-o", linked], check=True)
+        linked.replace(program)
     return program
 
 
