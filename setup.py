@@ -6,7 +6,11 @@ contain torch; everything heavy is an extra. ``constraints.txt`` pins what these
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 FOLDERS = ("export", "kernels", "models", "runtime")
 
@@ -68,6 +72,25 @@ def package_folders() -> dict[str, str]:
 
 PACKAGES = package_folders()
 
+
+class BuildWithCuda(build_py):
+    """Where there is an nvcc, a wheel brings the CUDA kernels' machine code; elsewhere only their sources."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # compiled for the device at first use
+        spec = importlib.util.spec_from_file_location("compiler", "kernels/cuda/compiler.py")
+        compiler = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(compiler)
+        if compiler.find_nvcc() is None:
+            return
+        try:
+            compiler.compile_all(Path(self.build_lib, "anomalygpt_edge", "kernels", "cuda"))
+        except RuntimeError as error:
+            self.warn(f"no CUDA code in this build: {error}")
+
+
 setup(
     name="anomalygpt-edge",
     version="0.1.0",
@@ -77,7 +100,11 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"anomalygpt_edge.models.nano": ["bundle/*", "*.md"]},
+    package_data={
+        "anomalygpt_edge.models.nano": ["bundle/*", "*.md"],
+        "anomalygpt_edge.kernels.cuda": ["*.cu", "*.cuh"],
+    },
+    cmdclass={"build_py": BuildWithCuda},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["agpt = anomalygpt_edge.runtime.cli:main"]},

@@ -20,6 +20,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from anomalygpt_edge.kernels.cuda import compiler
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "kernels", "models", "runtime")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -67,6 +69,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     bundle = source / "models/nano/bundle"
     bundle.mkdir(exist_ok=True)
     (bundle / "probe.bin").write_bytes(b"probe")
+    if compiler.find_nvcc():
+        compiler.compile_all(source / "build" / "cuda")  # into the user's cache, where the build finds it
     built = run_python("from setuptools import build_meta; build_meta.build_wheel('.')", source)
     assert built.returncode == 0, built.stderr
     return zipfile.ZipFile(next(source.glob("*.whl")))
@@ -105,6 +109,15 @@ def test_the_wheel_holds_the_bundled_model_and_the_runtimes_data(wheel: zipfile.
         ]
     assert {f"anomalygpt_edge/{path.relative_to(ROOT).as_posix()}" for path in data} <= names
     assert sum(entry.file_size for entry in wheel.infolist()) <= 40 * MIB
+
+
+@pytest.mark.skipif(
+    compiler.find_nvcc() is None, reason="nvcc is not here: wheels built here bring no CUDA code"
+)
+def test_the_wheel_holds_cuda_code(wheel: zipfile.ZipFile) -> None:
+    for file in compiler.files():
+        code = wheel.read(f"anomalygpt_edge/kernels/cuda/{file}.fatbin")
+        assert code[:4] == b"\x50\xed\x55\xba", "a fat binary's magic number"
 
 
 def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile, metadata: Message) -> None:
