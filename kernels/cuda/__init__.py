@@ -1,8 +1,8 @@
 """CUDA kernels (``*.cu``) behind the functions of ``kernels``, for host arrays, and for device arrays.
 
 Host arrays: this module is an ``implementation.Implementation`` (``AGPT_KERNELS=cuda``); every call copies to the
-device and back. Device arrays, without copies: ``stages`` (one class an operation), ``driver`` (memory, stream),
-``graph`` (capture). pycuda is imported when the first of them needs it.
+device and back. Device arrays, without copies: ``stages`` (one class an operation) and ``driver`` (memory,
+stream). pycuda is imported when the driver is opened.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def compile_all(folder: Path, *, jobs: int = 0) -> dict[str, str]:
         return dict(zip(files(), pool.map(one, files()), strict=True))
 
 
-def compile_for_device(file: str, target: str) -> bytes:
+def compile_for_device(file: str, target: str, folder: Path = SOURCES) -> bytes:
     """Machine code for one device, from the user's cache if it was made before.
 
     Raises:
@@ -96,18 +96,18 @@ def compile_for_device(file: str, target: str) -> bytes:
             f"this package brings no CUDA code that this machine's driver loads for sm_{target}, and there is no "
             "nvcc to make it: install the CUDA toolkit (on a Jetson: sudo apt install nvidia-jetpack)"
         )
-    cached = _cache_folder() / f"{file}-{_digest(file, nvcc, target)}.cubin"
+    cached = _cache_folder() / f"{file}-{_digest(file, nvcc, target, folder=folder)}.cubin"
     if not cached.exists():
-        _run([nvcc, "-cubin", *FLAGS, f"-arch=sm_{target}"], file, cached)
+        _run([nvcc, "-cubin", *FLAGS, f"-I{SOURCES}", f"-arch=sm_{target}"], file, cached, folder)
     return cached.read_bytes()
 
 
-def _run(command: list[str], file: str, out: Path) -> str:
+def _run(command: list[str], file: str, out: Path, folder: Path | None = None) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         made = Path(work, out.name)
         done = subprocess.run(
-            [*command, f"{file}.cu", "-o", str(made)], cwd=SOURCES, capture_output=True, text=True
+            [*command, f"{file}.cu", "-o", str(made)], cwd=folder or SOURCES, capture_output=True, text=True
         )
         if done.returncode != 0 or not made.exists():
             raise RuntimeError(f"nvcc does not compile {file}.cu:\n{done.stdout}{done.stderr}")
@@ -120,9 +120,9 @@ def _cache_folder() -> Path:
     return Path(base, "anomalygpt-edge", "cuda")
 
 
-def _digest(file: str, nvcc: str, *targets: str) -> str:
+def _digest(file: str, nvcc: str, *targets: str, folder: Path | None = None) -> str:
     """Of everything that the result depends on."""
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
-    sources = [SOURCES / f"{file}.cu", *sorted(SOURCES.glob("*.cuh"))]
+    sources = [(folder or SOURCES) / f"{file}.cu", *sorted(SOURCES.glob("*.cuh"))]
     parts = [version, *(path.read_bytes() for path in sources), *map(str.encode, (*FLAGS, *targets))]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -124,6 +124,10 @@ def get(driver: Driver, array: DeviceArray) -> np.ndarray:
 class PycudaDriver:
     """An NVIDIA GPU through pycuda, in its primary context, which TensorRT and onnxruntime use, too.
 
+    Attributes:
+        cuda: ``pycuda.driver``.
+        stream: everything is enqueued on it.
+
     Args:
         index: which device.
         stream: a ``pycuda.driver.Stream``, such as the engines'; a new one when None.
@@ -144,21 +148,21 @@ class PycudaDriver:
             self._context = cuda.Device(index).retain_primary_context()
         except cuda.Error as error:
             raise RuntimeError(f"no CUDA device {index}: {error}") from error
-        self._cuda = cuda
+        self.cuda = cuda
         self._modules: dict[str, Any] = {}
-        with self._current():
+        with self.current():
             self.stream = stream or cuda.Stream()
 
     @cached_property
     def num_multiprocessors(self) -> int:
-        return self._attribute("MULTIPROCESSOR_COUNT")
+        return self.attribute("MULTIPROCESSOR_COUNT")
 
     @cached_property
     def compute_capability(self) -> tuple[int, int]:
-        return self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
+        return self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR")
 
     def kernel(self, file: str, name: str, arguments: str) -> Any:
-        with self._current():
+        with self.current():
             if file not in self._modules:
                 self._modules[file] = self._load(file)
             function = self._modules[file].get_function(name)
@@ -166,27 +170,27 @@ class PycudaDriver:
         return function
 
     def launch(self, kernel: Any, grid: Dims, block: Dims, *arguments: Any) -> None:
-        with self._current():
+        with self.current():
             kernel.prepared_async_call(grid, block, self.stream, *arguments)
 
     def allocate(self, nbytes: int) -> int:
-        with self._current():
-            memory = self._cuda.mem_alloc(nbytes)
+        with self.current():
+            memory = self.cuda.mem_alloc(nbytes)
         self._memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        with self._current():
+        with self.current():
             self._memory.pop(address).free()
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        with self._current():
-            self._cuda.memcpy_htod_async(address, array, self.stream)
+        with self.current():
+            self.cuda.memcpy_htod_async(address, array, self.stream)
             self.stream.synchronize()  # pinned memory would be read later
 
     def download(self, array: np.ndarray, address: int) -> None:
-        with self._current():
-            self._cuda.memcpy_dtoh_async(array, address, self.stream)
+        with self.current():
+            self.cuda.memcpy_dtoh_async(array, address, self.stream)
             self.stream.synchronize()
 
     @cached_property
@@ -194,27 +198,29 @@ class PycudaDriver:
         return {}
 
     @contextmanager
-    def _current(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
+        """Make the device's context current in this thread; all of pycuda wants that."""
         self._context.push()
         try:
             yield
         finally:
-            self._cuda.Context.pop()
+            self.cuda.Context.pop()
 
-    def _attribute(self, name: str) -> int:
-        with self._current():
-            return self._context.get_device().get_attribute(getattr(self._cuda.device_attribute, name))
+    def attribute(self, name: str) -> int:
+        """A ``pycuda.driver.device_attribute`` by name."""
+        with self.current():
+            return self._context.get_device().get_attribute(getattr(self.cuda.device_attribute, name))
 
     def _load(self, file: str) -> Any:
         """The binaries that came with the package, or, where they do not fit driver or device, this machine's own."""
         shipped = compiler.shipped_binary(file)
         if shipped.is_file():
             try:
-                return self._cuda.module_from_buffer(shipped.read_bytes())
-            except self._cuda.Error:
+                return self.cuda.module_from_buffer(shipped.read_bytes())
+            except self.cuda.Error:
                 pass  # built by a newer CUDA than the driver's, or for other devices
         major, minor = self.compute_capability
-        return self._cuda.module_from_buffer(compiler.compile_for_device(file, f"{major}{minor}"))
+        return self.cuda.module_from_buffer(compiler.compile_for_device(file, f"{major}{minor}"))
 
 
 @lru_cache(maxsize=1)

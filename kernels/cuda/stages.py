@@ -2,7 +2,7 @@
 
 Building checks everything, uploads tables and allocates buffers. A call checks the array it is given and puts
 kernels on the driver's stream: no allocation, no copy from or to the host, no waiting. So one CUDA graph captures
-all of them together with the engines (``graph.py``), as long as the same arrays are given.
+all of them together with the engines (``runtime.engines.gpu.Graph``), as long as the same arrays are given.
 
 A result belongs to its stage and is overwritten by the next call.
 """

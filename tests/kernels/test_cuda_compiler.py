@@ -24,6 +24,7 @@ __syncthreads();
 #pragma unroll
 for (int i = 0; i < 80; i++) x[i] = many[79 - i] * n;
 """
+GPU_KERNELS = Path(__file__).parents[2] / "tools" / "gpu_kernels"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cuda.md"
 
 
@@ -101,6 +102,13 @@ def test_a_device_without_shipped_code_gets_its_own_once(
     assert code.startswith(b"\x7fELF")
     monkeypatch.setattr(compiler, "_run", lambda *_: pytest.fail("compiled twice"))
     assert compiler.compile_for_device("project", "87") == code
+
+
+@needs_nvcc
+def test_the_ceilings_of_gpu_check_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for target in ("75", "87", "90"):
+        assert compiler.compile_for_device("ceilings", target, GPU_KERNELS).startswith(b"\x7fELF")
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""Device arrays: what is refused before a launch, what a call may do, how pycuda and the graph calls are driven."""
+"""Device arrays: what is refused before a launch, what a call may do, how pycuda is driven."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from anomalygpt_edge import kernels
 from anomalygpt_edge.kernels import Box, choice, cuda, prepare_bank
 from anomalygpt_edge.kernels.cuda import compiler, stages
 from anomalygpt_edge.kernels.cuda.driver import DeviceArray, PycudaDriver, empty, get, put
-from anomalygpt_edge.kernels.cuda.graph import Graph
 from tools.cuda_shim import ShimDriver
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -388,66 +386,6 @@ def test_looking_for_a_gpu_imports_no_pycuda() -> None:
     script = "import sys, anomalygpt_edge.kernels as k; k.available(); print('pycuda' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-FAKE_LIBCUDA = r"""
-static int capturing, instances, launches, failing;
-void fail(int code) { failing = code; }
-int state(void) { return capturing * 10000 + instances * 100 + launches; }
-int cuStreamBeginCapture_v2(void *stream, int mode) { capturing = 1; return stream == (void *)77 && mode == 2 ? 0 : 1; }
-int cuStreamEndCapture(void *stream, void **graph) { capturing = 0; *graph = failing ? 0 : (void *)5; return failing; }
-int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags) {
-    *exec = (void *)6; instances++; return graph == (void *)5 && flags == 0 ? 0 : 1;
-}
-int cuGraphDestroy(void *graph) { return 0; }
-int cuGraphExecDestroy(void *exec) { instances--; return 0; }
-int cuGraphLaunch(void *exec, void *stream) { launches++; return exec == (void *)6 && stream == (void *)77 ? 0 : 1; }
-int cuGetErrorString(int code, const char **text) { *text = "operation failed due to a previous error"; return 0; }
-"""
-
-
-@pytest.fixture(scope="module")
-def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("libcuda")
-    (folder / "cuda.c").write_text(FAKE_LIBCUDA)
-    subprocess.run(
-        ["g++", "-x", "c", "-shared", "-fPIC", folder / "cuda.c", "-o", folder / "libcuda.so"], check=True
-    )
-    return ctypes.CDLL(str(folder / "libcuda.so"))
-
-
-@needs_gxx
-def test_a_graph_is_captured_once_and_launched_often(libcuda: Any) -> None:
-    stream = types.SimpleNamespace(handle=77)
-    ran = []
-    graph = Graph(lambda: ran.append(libcuda.state() // 10000), stream, libcuda)
-    assert ran == [1], "what is enqueued is enqueued while the stream captures"
-    before = libcuda.state()
-    graph.launch()
-    graph.launch()
-    assert libcuda.state() == before + 2
-    assert len(ran) == 1
-    del graph
-    gc.collect()
-    assert libcuda.state() // 100 % 100 == 0, "the executable graph is destroyed"
-
-
-@needs_gxx
-def test_a_capture_that_fails_leaves_the_stream_usable(libcuda: Any) -> None:
-    stream = types.SimpleNamespace(handle=77)
-
-    def raises() -> None:
-        raise KeyError("stage")
-
-    with pytest.raises(KeyError):
-        Graph(raises, stream, libcuda)
-    assert libcuda.state() // 10000 == 0, "the capture has ended"
-    libcuda.fail(901)
-    try:
-        with pytest.raises(RuntimeError, match=r"cuStreamEndCapture: operation failed .* \(901\)"):
-            Graph(lambda: None, stream, libcuda)
-    finally:
-        libcuda.fail(0)
 
 
 def test_empty_arrays_still_have_an_address() -> None:

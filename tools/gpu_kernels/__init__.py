@@ -1,0 +1,391 @@
+"""The CUDA kernels on a real GPU: right, clean under compute-sanitizer, and how near to what the GPU can do.
+
+    python -m tools.gpu_kernels [--json FILE]
+
+Ceilings (copying memory, tensor cores) are measured in the same run, times by events with a cold L2. Without a GPU
+it says so and ends with 0; a wrong result ends it with 1. ``check_kernels`` is what ``make gpu-check`` calls.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalygpt_edge import kernels
+from anomalygpt_edge.kernels import Box, cuda, prepare_bank, tile_grid
+from anomalygpt_edge.kernels.cuda import compiler, stages
+from anomalygpt_edge.kernels.cuda.driver import DeviceArray, Driver, PycudaDriver, get, open_device, put
+from anomalygpt_edge.kernels.dequantise import BLOCKS
+from anomalygpt_edge.kernels.geometry import placements
+
+SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SANITIZER_SECONDS = 600
+REPEATS, WARM_UP = 50, 5
+FLUSH_BYTES = 256 << 20  # at least twice the L2, and long enough to fill that launches run ahead of the GPU
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stage with inputs, and what it must give.
+
+    Attributes:
+        arrays: on the device, as the stage takes them.
+        outputs: of the stage, in the order of ``expected``.
+        tolerance: largest absolute error.
+        num_bytes: read and written at least; operations: multiplications and additions (0: memory alone counts).
+        ceiling: whose operations they are, "f16" or "i8".
+    """
+
+    name: str
+    stage: Callable[..., DeviceArray]
+    arrays: tuple[DeviceArray, ...]
+    outputs: tuple[DeviceArray, ...]
+    expected: tuple[np.ndarray, ...]
+    tolerance: float
+    num_bytes: int
+    operations: int = 0
+    ceiling: str = "f16"
+
+
+@dataclass
+class Result:
+    """What was found of one case; times in microseconds, None where nothing was timed."""
+
+    name: str
+    error: float
+    tolerance: float
+    median_us: float | None = None
+    p99_us: float | None = None
+    gb_per_s: float | None = None
+    tflop_per_s: float | None = None
+    of_copy_ceiling: float | None = None
+    of_tensor_ceiling: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # NaN does not
+
+
+@dataclass
+class Report:
+    device: str = ""
+    skipped: str = ""  # why nothing ran
+    ceilings: dict[str, float] = field(default_factory=dict)  # GB/s copied, TFLOP/s f16, TOP/s i8
+    results: list[Result] = field(default_factory=list)
+    sanitizer: dict[str, str] = field(
+        default_factory=dict
+    )  # tool → "clean", its report, or why it did not run
+    graph: str = ""
+
+    @property
+    def passed(self) -> bool:
+        clean = all(text == "clean" or text.startswith("skipped") for text in self.sanitizer.values())
+        return all(result.passed for result in self.results) and clean and not self.graph.startswith("wrong")
+
+
+def check_kernels(say: Callable[[str], None] = print) -> Report:
+    """Everything; ``say`` gets a line whenever something is known."""
+    if not cuda.runs_here():
+        say("kernels: skipped, there is no NVIDIA GPU with its driver and pycuda here")
+        return Report(skipped="no NVIDIA GPU, driver or pycuda")
+    driver = open_device()
+    with driver.current():
+        report = Report(device=driver.cuda.Device(0).name())
+    report.ceilings = measure_ceilings(driver)
+    say(
+        "kernels on {}: copies {copy:.0f} GB/s, tensor cores {f16:.1f} TFLOP/s float16, {i8:.1f} TOP/s int8".format(
+            report.device, **report.ceilings
+        )
+    )
+    for case in cases(driver):
+        result = check(driver, case)
+        add_times(result, case, time_cold(driver, case), report.ceilings)
+        report.results.append(result)
+        say(line(result))
+    report.graph = check_graph(driver)
+    say(f"CUDA graph: {report.graph}")
+    for tool in SANITIZER_TOOLS:
+        report.sanitizer[tool] = run_sanitizer(tool)
+        say(f"compute-sanitizer {tool}: {report.sanitizer[tool]}")
+    return report
+
+
+def check(driver: Driver, case: Case) -> Result:
+    """Run a case once and compare."""
+    case.stage(*case.arrays)
+    error = 0.0
+    for output, expected in zip(case.outputs, case.expected, strict=True):
+        found = get(driver, output).astype(np.float64)
+        both = np.isnan(found) & np.isnan(expected)
+        error = float(np.maximum(error, np.where(both, 0, np.abs(found - expected)).max()))  # NaN stays
+    return Result(case.name, error, case.tolerance)
+
+
+def cases(driver: Driver, *, small: bool = False) -> Iterator[Case]:
+    """Every stage at the sizes of docs/cuda.md, or at sizes that a sanitizer gets through quickly."""
+    yield from _preprocess_cases(driver, (270, 480) if small else (1080, 1920), 56 if small else 224)
+    yield from _match_cases(driver, (1, 2, 64, 128) if small else (1, 4, 256, 1280), 300 if small else 1024)
+    if not small:
+        yield from _match_cases(driver, (1, 4, 256, 1280), 20_000)
+    yield from _map_cases(driver, 56 if small else 224, (108, 192) if small else (1080, 1920))
+    yield from _prompt_cases(driver, 8 if small else 100, 512 if small else 4096)
+
+
+def _preprocess_cases(driver: Driver, frame_size: tuple[int, int], size: int) -> Iterator[Case]:
+    height, width = frame_size
+    rng = np.random.default_rng(0)
+    tilted = [Box(width / 4, height / 4, width / 3, height / 2, 30.0)]
+    every: list[tuple[Any, list[Box] | None]] = [
+        *((format, None) for format in kernels.FORMATS),
+        ("BGR8", tilted),
+    ]
+    for format, boxes in every:
+        channels = {"BGR8": (3,), "RGB8": (3,), "YUYV": (2,)}.get(format, ())
+        rows = height * 3 // 2 if format == "NV12" else height
+        frame = rng.integers(0, 256, (rows, width, *channels), dtype=np.uint8)
+        stage = stages.Preprocess(driver, frame_size, size, "crop", MEAN, STD, format=format, boxes=boxes)
+        with kernels.using("reference"):
+            expected = kernels.preprocess(
+                frame, size, "crop", MEAN, STD, format=format, boxes=boxes, dtype=np.float16
+            )
+        share = height / width if boxes is None else 1 / 6  # of the frame that is read
+        yield Case(
+            f"preprocess {format} {width}x{height}{' rotated' if boxes else ''}", stage, (put(driver, frame),),
+            (stage.out,), (expected.astype(np.float64),), 0.0, int(frame.nbytes * share) + expected.nbytes,
+        )  # fmt: skip
+
+
+def _match_cases(driver: Driver, shape: tuple[int, int, int, int], num_rows: int) -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(shape[1], num_rows, shape[3])).astype(np.float32)
+    picks = rng.integers(0, num_rows, shape[:1] + shape[2:3])
+    near = raw[:, picks].transpose(
+        1, 0, 2, 3
+    )  # queries look like rows of the bank, as patches of good parts do
+    features = (near + rng.normal(size=shape)).astype(np.float16)
+    operations = 2 * shape[0] * shape[2] * shape[1] * num_rows * shape[3]
+    for dtype, tolerance in ((np.float16, 1e-3), (np.int8, 5e-3)):
+        bank = prepare_bank(raw, dtype)
+        stage = stages.Match(driver, stages.DeviceBank.of(driver, bank), shape)
+        yield Case(
+            f"match {np.dtype(dtype).name}, {num_rows:,} rows", stage, (put(driver, features),), (stage.distance,),
+            (_distance(features, raw),), tolerance, bank.rows.nbytes + 3 * features.nbytes, operations,
+            "i8" if dtype == np.int8 else "f16",
+        )  # fmt: skip
+
+
+def _map_cases(driver: Driver, size: int, frame_size: tuple[int, int]) -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(1, 4, 256, 2)) * 5).astype(np.float16)
+    localise = stages.Localise(driver, logits.shape, size)
+    difference = logits[..., 1].astype(np.float64) - logits[..., 0]
+    softmax = (1 / (1 + np.exp(-_upsample(difference[0], size)))).mean(axis=0)[None]
+    yield Case(
+        "localise",
+        localise,
+        (put(driver, logits),),
+        (localise.out,),
+        (softmax,),
+        1e-5,
+        localise.out.shape[1] ** 2 * 4,
+    )
+    patch_map = rng.random((1, 256)).astype(np.float32)
+    upsample = stages.Upsample(driver, (1, 256), size)
+    yield Case(
+        "upsample", upsample, (put(driver, patch_map),), (upsample.out,),
+        (_upsample(patch_map.astype(np.float64), size),), 1e-5, size * size * 4,
+    )  # fmt: skip
+    boxes = tile_grid(*frame_size, frame_size[0] // 2, 0.25)
+    maps = rng.random((len(boxes), size, size)).astype(np.float32)
+    project = stages.Project.of_boxes(driver, boxes, size, "stretch", frame_size)
+    expected = np.zeros(frame_size, np.float32)
+    kernels.reference.project(maps, placements(boxes, size, "stretch"), expected, 1)
+    yield Case(
+        f"project {len(boxes)} tiles", project, (put(driver, maps),), (project.out,), (expected.astype(np.float64),),
+        1e-4, maps.nbytes + expected.nbytes,
+    )  # fmt: skip
+    values = rng.random((size, size)).astype(np.float32)
+    count = max(1, round(0.01 * values.size))
+    summarise = stages.Summarise(driver, values.size, count)
+    highest = np.sort(values.ravel().astype(np.float64))[-count:].mean()
+    figures = np.array([values.max(), values.min(), np.median(values.astype(np.float64)), highest])
+    yield Case(
+        "summarise",
+        summarise,
+        (put(driver, values),),
+        (summarise.figures,),
+        (figures,),
+        1e-6,
+        5 * values.nbytes,
+    )
+
+
+def _prompt_cases(driver: Driver, length: int, width: int) -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    injected = rng.normal(size=(length // 2, width)).astype(np.float32)
+    for type, (values, block_bytes) in BLOCKS.items():
+        table = rng.integers(
+            0, 60, (1000, width // values * block_bytes), dtype=np.uint8
+        )  # no NaN in any scale
+        ids = np.where(np.arange(length) % 2, -1, rng.integers(0, len(table), length))
+        stage = stages.PackPrompt(driver, put(driver, table), type, ids)
+        with kernels.using("reference"):
+            expected = kernels.pack_prompt(table, type, ids, injected)
+        yield Case(
+            f"pack_prompt {type}", stage, (put(driver, injected),), (stage.out,), (expected.astype(np.float64),), 0.0,
+            expected.nbytes + injected.nbytes + table[:length // 2].nbytes,
+        )  # fmt: skip
+
+
+def _distance(features: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """float64: 1 − max cosine similarity, mean over taps."""
+    queries = features.astype(np.float64)
+    queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
+    rows = raw.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    return 1 - np.mean([(queries[:, tap] @ rows[tap].T).max(axis=-1) for tap in range(len(rows))], axis=0)
+
+
+def _upsample(patches: np.ndarray, size: int) -> np.ndarray:
+    """float64 [B, G * G] → [B, size, size], bilinear with aligned corners."""
+    grid = round(patches.shape[1] ** 0.5)
+    weights = np.maximum(0, 1 - np.abs(np.linspace(0, grid - 1, size)[:, None] - np.arange(grid)))
+    return weights @ patches.reshape(-1, grid, grid) @ weights.T
+
+
+def measure_ceilings(driver: PycudaDriver) -> dict[str, float]:
+    """What copies and tensor cores reach here, now: {"copy": GB/s read and written, "f16": TFLOP/s, "i8": TOP/s}."""
+    source, target = (driver.allocate(FLUSH_BYTES) for _ in range(2))
+    copies = _events(
+        driver, lambda: driver.cuda.memcpy_dtod_async(target, source, FLUSH_BYTES, driver.stream)
+    )
+    target_code = "{}{}".format(*driver.compute_capability)
+    code = compiler.compile_for_device("ceilings", target_code, Path(__file__).parent)
+    blocks, steps, warps, sums = 4 * driver.num_multiprocessors, 4096, 8, 8
+    ceilings = {"copy": 2 * FLUSH_BYTES / np.median(copies) / 1e3}
+    for kind, depth in (("f16", 16), ("i8", 32)):
+        with driver.current():
+            kernel = driver.cuda.module_from_buffer(code).get_function(f"ceiling_{kind}")
+            kernel.prepare("Pi")
+        times = _events(driver, lambda: driver.launch(kernel, (blocks, 1, 1), (256, 1, 1), target, steps))  # noqa: B023
+        ceilings[kind] = blocks * warps * steps * sums * 2 * 16 * 8 * depth / np.median(times) / 1e6
+    for address in (source, target):
+        driver.free(address)
+    return ceilings
+
+
+def time_cold(driver: PycudaDriver, case: Case) -> np.ndarray:
+    """Microseconds of every repetition, the L2 filled with something else before each."""
+    flush = driver.allocate(FLUSH_BYTES)
+    words = FLUSH_BYTES // 4
+    times = _events(
+        driver, lambda: case.stage(*case.arrays),
+        before=lambda: driver.cuda.memset_d32_async(flush, 0, words, driver.stream),
+    )  # fmt: skip
+    driver.free(flush)
+    return times
+
+
+def _events(
+    driver: PycudaDriver, call: Callable[[], Any], before: Callable[[], Any] = lambda: None
+) -> np.ndarray:
+    with driver.current():
+        pairs = [(driver.cuda.Event(), driver.cuda.Event()) for _ in range(WARM_UP + REPEATS)]
+        for start, end in pairs:
+            before()
+            start.record(driver.stream)
+            call()
+            end.record(driver.stream)
+        driver.stream.synchronize()
+        return np.array([1e3 * end.time_since(start) for start, end in pairs[WARM_UP:]])
+
+
+def add_times(result: Result, case: Case, times_us: np.ndarray, ceilings: dict[str, float]) -> None:
+    result.median_us, result.p99_us = float(np.median(times_us)), float(np.percentile(times_us, 99))
+    result.gb_per_s = case.num_bytes / result.median_us / 1e3
+    result.of_copy_ceiling = result.gb_per_s / ceilings["copy"]
+    if case.operations:
+        result.tflop_per_s = case.operations / result.median_us / 1e6
+        result.of_tensor_ceiling = result.tflop_per_s / ceilings[case.ceiling]
+
+
+def check_graph(driver: PycudaDriver) -> str:
+    """A frame's stages captured in one CUDA graph: the same figures as launch by launch, and both times."""
+    from anomalygpt_edge.runtime.engines.gpu import Graph
+
+    parts = list(_preprocess_cases(driver, (1080, 1920), 224))[:1] + list(
+        _map_cases(driver, 224, (1080, 1920))
+    )
+
+    def enqueue() -> None:
+        for part in parts:
+            part.stage(*part.arrays)
+
+    enqueue()
+    one_by_one = [get(driver, output) for part in parts for output in part.outputs]
+    graph = Graph()
+    with driver.current():
+        with graph.capture(driver.stream.handle):
+            enqueue()
+        for part in parts:
+            for output in part.outputs:
+                driver.cuda.memset_d32_async(
+                    output.address, 0, get(driver, output).nbytes // 4, driver.stream
+                )
+        graph.launch(driver.stream.handle)
+        captured = [get(driver, output) for part in parts for output in part.outputs]
+        times = [
+            np.median(_events(driver, call)) for call in (enqueue, lambda: graph.launch(driver.stream.handle))
+        ]
+        graph.close()
+    if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(one_by_one, captured, strict=True)):
+        return "wrong: a captured frame differs from one launched kernel by kernel"
+    return f"the same figures; {times[0]:.0f} us launched one by one, {times[1]:.0f} us as a graph"
+
+
+def run_sanitizer(tool: str) -> str:
+    """All cases, small, in a process under compute-sanitizer."""
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None:
+        return "skipped: compute-sanitizer is not here (it comes with the CUDA toolkit)"
+    command = [
+        program,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        "-m",
+        "tools.gpu_kernels",
+        "--small",
+    ]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=SANITIZER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took over {SANITIZER_SECONDS} s"
+    return "clean" if done.returncode == 0 else (done.stdout + done.stderr)[-4000:]
+
+
+def line(result: Result) -> str:
+    verdict = "ok   " if result.passed else "WRONG"
+    text = f"{verdict} {result.name:38} error {result.error:.1e} of {result.tolerance:.0e}"
+    if result.median_us is not None:
+        text += f"  {result.median_us:9.1f} us, p99 {result.p99_us:9.1f}"
+        text += f"  {result.gb_per_s:7.0f} GB/s ({result.of_copy_ceiling:.0%} of copying)"
+    if result.tflop_per_s is not None:
+        text += f"  {result.tflop_per_s:6.1f} T/s ({result.of_tensor_ceiling:.0%} of tensor cores)"
+    return text
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {**asdict(report), "passed": report.passed}
