@@ -10,7 +10,7 @@ BIN := .venv/bin
 NANO := models/nano/checkpoint
 ARGS ?=
 
-.PHONY: help demo test test-slow test-golden lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
+.PHONY: help demo test test-slow test-golden gpu-check lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ TYPED := .mypy_cache/tree/anomalygpt_edge
 
 test-golden: venv-dev  ## the original's own results on full-size checkpoints (30 GB in AGPT_GOLDEN_CACHE)
 	$(BIN)/python -m pytest -m golden tests/golden $(ARGS)
+
+gpu-check: venv-dev  ## engines, CUDA graphs and latencies on this machine's GPU; says what it skips
+	$(BIN)/python -m tools.gpu_check $(ARGS)
 
 lint: venv-dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .

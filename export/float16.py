@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from ..runtime.bundle import Component
-from .onnx_graphs import EXTERNAL_DATA_BYTES, describe
+from .onnx_graphs import describe
 
 HEADROOM = 16.0
 LARGEST = float(np.finfo(np.float16).max)
@@ -28,16 +28,14 @@ HEAD_RANK = 4  # attention's operands are [B, heads, P, d]; text features are no
 
 
 def export_float16(source: Path, target: Path) -> Component:
-    """Write a float32 graph file anew in float16 (``target.data`` beside it when it is large), and check it.
+    """Write a float32 graph file anew in float16, and check it; its weights lie where the source's do, in the file
+    or beside it.
 
     Weights are read from the mapped source and converted one at a time.
     """
     model = ir.load(source)
     to_float16(model)
-    num_bytes = sum(
-        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value
-    )
-    external = f"{target.name}.data" if num_bytes > EXTERNAL_DATA_BYTES else None
+    external = f"{target.name}.data" if source.with_name(f"{source.name}.data").is_file() else None
     ir.save(model, target, external_data=external)
     onnx.checker.check_model(str(target), full_check=True)
     return describe(target, "fp16")

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import itertools
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import Llama, LlamaConfig
 from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
+from anomalygpt_edge.runtime.engines import plans, tensorrt
+from anomalygpt_edge.runtime.engines.device import Device
+from anomalygpt_edge.runtime.engines.gpu import Gpu
 
 # The networks here are small, and on a busy machine torch's threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -39,6 +42,27 @@ def fakes() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def gpu_machine(fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """A Jetson Orin and a PC in one: TensorRT 10.3 and TensorRT-RTX 1.7 are installed."""
+    cuda = fakes.FakeCuda()
+    apis = {
+        "tensorrt": fakes.FakeTensorRt(cuda, "10.3.0.30"),
+        "tensorrt-rtx": fakes.FakeTensorRt(cuda, "1.7.1.116", rtx=True),
+    }
+    found = SimpleNamespace(
+        cuda=cuda, apis=apis, device=Device(cuda), gpu=Gpu("Orin", "8.7", integrated=True)
+    )
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: found.gpu)
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name == "pycuda")
+    monkeypatch.setattr(tensorrt, "is_installed", lambda engine: engine in apis)
+    monkeypatch.setattr(tensorrt, "open_api", apis.__getitem__)
+    monkeypatch.setattr(tensorrt, "open_device", lambda: found.device)
+    monkeypatch.setattr(plans, "is_installed", lambda engine: False)  # the fakes have no headers to look at
+    monkeypatch.setenv("AGPT_CACHE", str(tmp_path / "cache"))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,48 @@ context, unbound tensors, reading before synchronising, allocating during a capt
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, Plan, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.engines.plans import this_platform
+
 OK, NOT_PERMITTED = 0, 800
+MAX_BATCH = 2
+
+
+def plan_of(bundle: Bundle, name: str, engine: str = "tensorrt", **changed) -> Plan:
+    described = {
+        "file": f"{name}.{engine}.plan",
+        "engine": engine,
+        "version": "10.3.0.30" if engine == "tensorrt" else "1.7.1.116",
+        "compute_capabilities": ["8.7"] if engine == "tensorrt" else ["8.9"],
+        "gpu": "Orin" if engine == "tensorrt" else "",
+        "platform": this_platform(),
+        "flags": [] if engine == "tensorrt" else ["ahead_of_time"],
+        "max_batch": MAX_BATCH,
+        "graph_sha256": bundle.graph_sha256(name),
+    }
+    return Plan(**described | changed)
+
+
+def with_plans(source: Path, target: Path, engine: str = "tensorrt", **changed) -> Bundle:
+    """A copy of a bundle with a fake plan of each network: the word PLAN and its graph."""
+    shutil.copytree(source, target)
+    bundle = open_bundle(source)
+    plans = {}
+    for name in NETWORKS:
+        plan = plan_of(bundle, name, engine, **changed)
+        (target / plan.file).write_bytes(b"PLAN" + bundle.component_file(name).read_bytes())
+        plans[name] = [plan]
+    seal(target, msgspec.structs.replace(read_manifest(target), plans=plans))
+    return open_bundle(target)
 
 
 class FakeDriver:

@@ -58,6 +58,7 @@ class TensorRtEngine:
         self._device = device
         self._cache = cache
         self._seen: set[int] = set()  # batches that have run: their kernels are compiled
+        self._batch = 0  # that the context is set to
         with device.current():
             self.stream = device.stream()
             self.buffers = {
@@ -82,11 +83,15 @@ class TensorRtEngine:
         Raises:
             BundleError: TensorRT refuses.
         """
-        for spec in self._component.inputs:
-            if not self._context.set_input_shape(spec.name, shape_of(spec, batch)):
-                raise BundleError(
-                    f"{self._plan.file} takes no batch of {batch} for {spec.name}: build it again"
-                )
+        if (
+            batch != self._batch
+        ):  # setting shapes has work done at the next run, which a capture would not repeat
+            for spec in self._component.inputs:
+                if not self._context.set_input_shape(spec.name, shape_of(spec, batch)):
+                    raise BundleError(
+                        f"{self._plan.file} takes no batch of {batch} for {spec.name}: build it again"
+                    )
+            self._batch = batch
         if not self._context.execute_async_v3(stream.handle):
             raise BundleError(f"{PRODUCTS[self._plan.engine]} cannot run {self._plan.file}: build it again")
 

@@ -12,7 +12,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from anomalygpt_edge.export import float16
+from anomalygpt_edge.export import onnx_graphs
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.onnx_graphs import export_graph, graphs
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
@@ -153,10 +153,16 @@ def test_a_weight_beyond_float16_keeps_its_product_in_float32(tiny_model: Anomal
     assert np.isfinite(result["anomaly_map"]).all()
 
 
-def test_large_weights_lie_in_one_file_beside(halved, tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(float16, "EXTERNAL_DATA_BYTES", 10_000)
-    component = export_float16(tiny_bundle / "encoder.onnx", tmp_path / "half.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.onnx", "half.onnx.data"]
-    one = open_engine(tmp_path / "half.onnx", component).run(**inputs("encoder", 1))
+def test_weights_beside_the_graph_stay_beside_it(
+    tiny_model: AnomalyGPT, halved, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(onnx_graphs, "EXTERNAL_DATA_BYTES", 10_000)
+    export_graph(graphs(tiny_model)[0], tmp_path)
+    (tmp_path / "half").mkdir()
+    path = tmp_path / "half" / "encoder.onnx"
+    component = export_float16(tmp_path / "encoder.onnx", path)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["encoder.onnx", "encoder.onnx.data"]
+    assert path.stat().st_size < 100_000
+    one = open_engine(path, component).run(**inputs("encoder", 1))
     other = open_engine(*halved["encoder"]).run(**inputs("encoder", 1))
     np.testing.assert_array_equal(one["patch_features"], other["patch_features"])

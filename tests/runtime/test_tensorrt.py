@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
-import msgspec
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import (
-    NETWORKS,
-    Bundle,
-    Plan,
-    open_bundle,
-    read_manifest,
-    seal,
-)
-from anomalygpt_edge.runtime.engines import choose_engine, open_networks, plans, tensorrt
+from anomalygpt_edge.runtime.bundle import Bundle, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.engines import choose_engine, open_networks, tensorrt
 from anomalygpt_edge.runtime.engines.device import Device
 from anomalygpt_edge.runtime.engines.gpu import Gpu
-from anomalygpt_edge.runtime.engines.plans import misfit, this_platform
+from anomalygpt_edge.runtime.engines.plans import misfit
 from anomalygpt_edge.runtime.errors import BundleError, ConfigError
 from anomalygpt_edge.runtime.inspector import Inspector
 
@@ -29,60 +19,11 @@ ORIN = Gpu("Orin", "8.7", integrated=True)
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", integrated=False)
 RTX_4080 = Gpu("NVIDIA GeForce RTX 4080", "8.9", integrated=False)
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "12.0", integrated=False)
-MAX_BATCH = 2
-
-
-def plan_of(bundle: Bundle, name: str, engine: str = "tensorrt", **changed) -> Plan:
-    described = {
-        "file": f"{name}.{engine}.plan",
-        "engine": engine,
-        "version": "10.3.0.30" if engine == "tensorrt" else "1.7.1.116",
-        "compute_capabilities": ["8.7"] if engine == "tensorrt" else ["8.9"],
-        "gpu": "Orin" if engine == "tensorrt" else "",
-        "platform": this_platform(),
-        "flags": [] if engine == "tensorrt" else ["ahead_of_time"],
-        "max_batch": MAX_BATCH,
-        "graph_sha256": bundle.graph_sha256(name),
-    }
-    return Plan(**described | changed)
-
-
-def with_plans(source: Path, target: Path, engine: str = "tensorrt", **changed) -> Bundle:
-    """A copy of a bundle with a fake plan of each network: the word PLAN and its graph."""
-    shutil.copytree(source, target)
-    bundle = open_bundle(source)
-    plans = {}
-    for name in NETWORKS:
-        plan = plan_of(bundle, name, engine, **changed)
-        (target / plan.file).write_bytes(b"PLAN" + bundle.component_file(name).read_bytes())
-        plans[name] = [plan]
-    seal(target, msgspec.structs.replace(read_manifest(target), plans=plans))
-    return open_bundle(target)
 
 
 @pytest.fixture
-def machine(fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """A Jetson Orin and a PC in one: TensorRT 10.3 and TensorRT-RTX 1.7 are installed."""
-    cuda = fakes.FakeCuda()
-    apis = {
-        "tensorrt": fakes.FakeTensorRt(cuda, "10.3.0.30"),
-        "tensorrt-rtx": fakes.FakeTensorRt(cuda, "1.7.1.116", rtx=True),
-    }
-    found = SimpleNamespace(cuda=cuda, apis=apis, gpu=ORIN)
-    device = Device(cuda)
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: found.gpu)
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name == "pycuda")
-    monkeypatch.setattr(tensorrt, "is_installed", lambda engine: engine in apis)
-    monkeypatch.setattr(tensorrt, "open_api", apis.__getitem__)
-    monkeypatch.setattr(tensorrt, "open_device", lambda: device)
-    monkeypatch.setattr(plans, "is_installed", lambda engine: False)  # the fakes have no headers to look at
-    monkeypatch.setenv("AGPT_CACHE", str(tmp_path / "cache"))
-    return found
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    return with_plans(tiny_bundle, tmp_path / "bundle")
+def bundle(fakes, tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    return fakes.with_plans(tiny_bundle, tmp_path / "bundle")
 
 
 def example(batch: int) -> dict[str, np.ndarray]:
@@ -94,7 +35,7 @@ def example(batch: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_results_are_the_graphs(machine, bundle: Bundle, batch: int) -> None:
+def test_results_are_the_graphs(gpu_machine, bundle: Bundle, batch: int) -> None:
     """Also in parts, when the batch is larger than the plan's."""
     expected = open_networks(bundle, "onnxruntime")["decoder"].run(**example(batch))
     engine = open_networks(bundle, "tensorrt")["decoder"]
@@ -102,33 +43,33 @@ def test_results_are_the_graphs(machine, bundle: Bundle, batch: int) -> None:
         np.testing.assert_allclose(
             engine.run(**example(batch))["anomaly_map"], expected["anomaly_map"], atol=1e-5
         )
-    assert machine.cuda.depth == 0
-    assert machine.apis["tensorrt"].deserialised[1].startswith(b"PLAN")
+    assert gpu_machine.cuda.depth == 0
+    assert gpu_machine.apis["tensorrt"].deserialised[1].startswith(b"PLAN")
 
 
-def test_buffers_are_allocated_once_and_results_stay(machine, bundle: Bundle) -> None:
+def test_buffers_are_allocated_once_and_results_stay(gpu_machine, bundle: Bundle) -> None:
     engine = open_networks(bundle, "tensorrt")["decoder"]
     first = engine.run(**example(1))["anomaly_map"]
-    kept, allocations = first.copy(), machine.cuda.allocations
+    kept, allocations = first.copy(), gpu_machine.cuda.allocations
     engine.run(**example(2))
     np.testing.assert_array_equal(first, kept)
-    assert machine.cuda.allocations == allocations
+    assert gpu_machine.cuda.allocations == allocations
 
 
-def test_inputs_are_checked_before_anything_native(machine, bundle: Bundle) -> None:
+def test_inputs_are_checked_before_anything_native(gpu_machine, bundle: Bundle) -> None:
     engine = open_networks(bundle, "tensorrt")["decoder"]
     with pytest.raises(ValueError, match="patch_features is float64"):
         engine.run(**example(1) | {"patch_features": np.zeros((1, 4, 256, 32))})
-    assert not machine.cuda.copies
+    assert not gpu_machine.cuda.copies
 
 
-def test_one_engine_reads_what_the_other_wrote(machine, bundle: Bundle) -> None:
+def test_one_engine_reads_what_the_other_wrote(gpu_machine, bundle: Bundle) -> None:
     networks = open_networks(bundle, "tensorrt")
     encoder, decoder = networks["encoder"], networks["decoder"]
     decoder.share("patch_features", encoder.buffers["patch_features"])
     pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     text = example(1)["text_features"]
-    with Device(machine.cuda).current():
+    with Device(gpu_machine.cuda).current():
         encoder.buffers["pixels"].upload(pixels, encoder.stream)
         decoder.buffers["text_features"].upload(text, encoder.stream)
         encoder.enqueue(1, encoder.stream)
@@ -141,7 +82,7 @@ def test_one_engine_reads_what_the_other_wrote(machine, bundle: Bundle) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_the_inspector_takes_the_plans_by_itself(machine, bundle: Bundle, tiny_bundle: Path) -> None:
+def test_the_inspector_takes_the_plans_by_itself(gpu_machine, bundle: Bundle, tiny_bundle: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (240, 240, 3), np.uint8)
     with Inspector.open(bundle.folder, threads=1) as ours, Inspector.open(tiny_bundle, threads=1) as plain:
         assert (ours.engine, plain.engine) == ("tensorrt", "onnxruntime")
@@ -150,10 +91,12 @@ def test_the_inspector_takes_the_plans_by_itself(machine, bundle: Bundle, tiny_b
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
 
 
-def test_rtx_keeps_its_kernels_in_the_devices_cache(machine, tiny_bundle: Path, tmp_path: Path) -> None:
-    machine.gpu = RTX_4090
-    bundle = with_plans(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx")
-    api = machine.apis["tensorrt-rtx"]
+def test_rtx_keeps_its_kernels_in_the_devices_cache(
+    fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    gpu_machine.gpu = RTX_4090
+    bundle = fakes.with_plans(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx")
+    api = gpu_machine.apis["tensorrt-rtx"]
     api.cache.content = b"compiled here"
     assert choose_engine(bundle) == "tensorrt-rtx"
     before = sorted(path.name for path in bundle.folder.iterdir())
@@ -167,9 +110,11 @@ def test_rtx_keeps_its_kernels_in_the_devices_cache(machine, tiny_bundle: Path, 
     assert api.configs[0].dynamic_shapes_kernel_specialization_strategy == "eager"
 
 
-def test_a_cache_that_others_can_write_to_is_refused(machine, tiny_bundle: Path, tmp_path: Path) -> None:
-    machine.gpu = RTX_4090
-    bundle = with_plans(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx")
+def test_a_cache_that_others_can_write_to_is_refused(
+    fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    gpu_machine.gpu = RTX_4090
+    bundle = fakes.with_plans(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx")
     folder = tmp_path / "cache" / "tensorrt-rtx"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
@@ -199,18 +144,18 @@ def test_a_cache_that_others_can_write_to_is_refused(machine, tiny_bundle: Path,
     ],
 )
 def test_a_plan_of_another_machine_is_refused(
-    machine, tiny_bundle: Path, tmp_path: Path, changed: dict, gpu: Gpu, reason: str
+    fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path, changed: dict, gpu: Gpu, reason: str
 ) -> None:
     """Naming what it was built for and how to build it again, before TensorRT sees a byte of it."""
-    machine.gpu = gpu
-    bundle = with_plans(tiny_bundle, tmp_path / "bundle", **changed)
+    gpu_machine.gpu = gpu
+    bundle = fakes.with_plans(tiny_bundle, tmp_path / "bundle", **changed)
     command = f"agpt export --resume --engine tensorrt {bundle.folder}"
     with pytest.raises(
         ConfigError, match=f"--engine tensorrt cannot run here: .*built for.*{reason}.*{command}"
     ):
         choose_engine(bundle, "tensorrt")
     assert choose_engine(bundle) == "onnxruntime"
-    assert not machine.apis["tensorrt"].deserialised
+    assert not gpu_machine.apis["tensorrt"].deserialised
 
 
 @pytest.mark.parametrize(
@@ -231,13 +176,13 @@ def test_a_plan_of_another_machine_is_refused(
     ],
 )
 def test_a_plan_that_was_built_for_more_is_taken(
-    tiny_bundle: Path, changed: dict, gpu: Gpu, version: str
+    fakes, tiny_bundle: Path, changed: dict, gpu: Gpu, version: str
 ) -> None:
     bundle = open_bundle(tiny_bundle)
-    assert misfit(bundle, "encoder", plan_of(bundle, "encoder", **changed), gpu, version) == ""
+    assert misfit(bundle, "encoder", fakes.plan_of(bundle, "encoder", **changed), gpu, version) == ""
 
 
-def test_altered_bytes_are_refused_before_they_are_loaded(machine, bundle: Bundle) -> None:
+def test_altered_bytes_are_refused_before_they_are_loaded(gpu_machine, bundle: Bundle) -> None:
     path = bundle.folder / "decoder.tensorrt.plan"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -249,11 +194,11 @@ def test_altered_bytes_are_refused_before_they_are_loaded(machine, bundle: Bundl
         open_bundle(bundle.folder)
     with pytest.raises(BundleError, match=f"was altered.*{rebuild}"):  # altered between the two looks
         open_networks(bundle, "tensorrt")
-    assert all(seen != bytes(data) for seen in machine.apis["tensorrt"].deserialised)
+    assert all(seen != bytes(data) for seen in gpu_machine.apis["tensorrt"].deserialised)
     assert open_bundle(bundle.folder, with_plans=False).manifest.plans == {}
 
 
-def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(machine, bundle: Bundle) -> None:
+def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(gpu_machine, bundle: Bundle) -> None:
     (bundle.folder / "encoder.tensorrt.plan").write_bytes(b"no plan")
     seal(bundle.folder, read_manifest(bundle.folder))
     with pytest.raises(
@@ -262,7 +207,7 @@ def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(machine, bundle: Bun
         open_networks(open_bundle(bundle.folder), "tensorrt")
 
 
-def test_what_is_missing_is_named(machine, bundle: Bundle, tiny_bundle: Path, monkeypatch) -> None:
+def test_what_is_missing_is_named(gpu_machine, bundle: Bundle, tiny_bundle: Path, monkeypatch) -> None:
     def sentence(opened: Bundle | None = bundle) -> str:
         return tensorrt.obstacle("tensorrt", opened)
 
@@ -272,12 +217,16 @@ def test_what_is_missing_is_named(machine, bundle: Bundle, tiny_bundle: Path, mo
     assert "pycuda is not installed: pip install 'anomalygpt-edge[tensorrt]'" in sentence()
     monkeypatch.setattr(tensorrt, "is_installed", lambda engine: False)
     assert "TensorRT is not installed: install JetPack's" in sentence()
-    machine.gpu = None
+    gpu_machine.gpu = None
     assert "no NVIDIA GPU that this process can use: install its driver" in sentence()
 
 
-def test_version_compatible_plans_may_bring_their_runtime(machine, tiny_bundle: Path, tmp_path: Path) -> None:
-    open_networks(with_plans(tiny_bundle, tmp_path / "plain"), "tensorrt")
-    assert not machine.apis["tensorrt"].host_code_allowed
-    open_networks(with_plans(tiny_bundle, tmp_path / "compatible", flags=["version_compatible"]), "tensorrt")
-    assert machine.apis["tensorrt"].host_code_allowed
+def test_version_compatible_plans_may_bring_their_runtime(
+    fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    open_networks(fakes.with_plans(tiny_bundle, tmp_path / "plain"), "tensorrt")
+    assert not gpu_machine.apis["tensorrt"].host_code_allowed
+    open_networks(
+        fakes.with_plans(tiny_bundle, tmp_path / "compatible", flags=["version_compatible"]), "tensorrt"
+    )
+    assert gpu_machine.apis["tensorrt"].host_code_allowed

@@ -1,0 +1,393 @@
+"""``make gpu-check``: everything that can only be seen on a GPU, checked and measured; says what it skips and why.
+
+    python -m tools.gpu_check [--bundle DIR] [--golden] [--results DIR]
+
+Plans are built on this machine, from a copy of the bundle; every engine that runs here is compared with onnxruntime on
+the CPU; the vision chain, zero-shot and few-shot, stays on the device and is recorded as a CUDA graph, against the same
+engines one by one; latencies are between CUDA events; the CUDA kernels have their own part (``tools.gpu_kernels``); the
+original's golden vectors go through each engine (--golden: full size, 30 GB of disk). Figures go to
+benchmarks/results/<device>.json. The exit status is 1 when something that ran is wrong; a machine without a GPU skips
+everything, and that is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomalygpt_edge import kernels
+from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
+from anomalygpt_edge.kernels import cuda
+from anomalygpt_edge.kernels.cuda import stages
+from anomalygpt_edge.kernels.cuda.driver import DeviceArray, Driver, PycudaDriver
+from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, open_bundle
+from anomalygpt_edge.runtime.engines import BACKENDS, Engine, open_networks
+from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu, difference, run_chain, sample_pixels
+from anomalygpt_edge.runtime.engines.chain import RESULTS, Chain, zero_shot
+from anomalygpt_edge.runtime.engines.device import Device, open_device
+from anomalygpt_edge.runtime.engines.gpu import Graph, find_gpu, missing_driver
+from anomalygpt_edge.runtime.engines.tensorrt import TensorRtEngine
+from anomalygpt_edge.runtime.errors import AgptError
+
+from . import gpu_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = "onnxruntime"
+WARM_UP, RUNS = 10, 200
+SAME = 1e-5  # a graph does what its parts do; only the order of a sum may differ
+FEW_SHOT_SAME = 2e-3  # the kernels match in float16
+NUM_NORMALS = 2
+
+
+@dataclass
+class Setting:
+    """What the checks work with."""
+
+    bundle: Bundle
+    golden: bool = False
+    make_graph: Callable[[], Graph] = Graph
+    open_device: Callable[[], Device] = open_device
+    open_driver: Callable[[Any], Driver] = lambda stream: PycudaDriver(stream=stream)
+    runs: int = RUNS
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: ``skip`` says why it cannot run here ("" when it can), ``run`` gives figures or raises."""
+
+    name: str
+    skip: Callable[[Setting], str]
+    run: Callable[[Setting], dict[str, Any]]
+
+
+@dataclass
+class Report:
+    """What came of all checks."""
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def checks() -> list[Check]:
+    """Every check, in order; later issues add theirs here."""
+    engines = [name for name in BACKENDS if name != CPU]
+    return [
+        *(Check(f"{name}, plans built here", needs_builder(name), build_of(name)) for name in PLAN_ENGINES),
+        *(Check(f"{name} against the CPU", needs(name), agreement_of(name)) for name in engines),
+        *(Check(f"{name}, latency", needs(name), latency_of(name)) for name in engines),
+        *(Check(f"{name}, zero-shot chain", needs(name), chain_of(name)) for name in PLAN_ENGINES),
+        *(Check(f"{name}, few-shot chain", needs(name), chain_of(name, True)) for name in PLAN_ENGINES),
+        Check("CUDA kernels", needs_kernels, check_kernels),
+        *(
+            Check(f"{name} against the golden vectors", needs_golden(name), golden_of(name))
+            for name in engines
+        ),
+    ]
+
+
+def needs(engine: str) -> Callable[[Setting], str]:
+    return lambda setting: BACKENDS[engine].obstacle(setting.bundle)
+
+
+def needs_builder(engine: str) -> Callable[[Setting], str]:
+    return lambda setting: BACKENDS[engine].obstacle(None)
+
+
+def needs_kernels(setting: Setting) -> str:
+    return "" if cuda.runs_here() else "there is no NVIDIA GPU with its driver and pycuda"
+
+
+def needs_golden(engine: str) -> Callable[[Setting], str]:
+    def skip(setting: Setting) -> str:
+        wanted = "" if setting.golden else "full size was not asked for: --golden (30 GB of disk, minutes)"
+        return BACKENDS[engine].obstacle(None) or wanted
+
+    return skip
+
+
+def agreement_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
+    """Its outputs against onnxruntime's on the CPU, by the tolerances that the bundle was published by."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        results = compare_with_cpu(setting.bundle, engine, open_networks(setting.bundle, engine))
+        return {stage: {"error": error, "limit": limit} for stage, error, limit in results}
+
+    return run
+
+
+def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
+    """Milliseconds of each network from host arrays to host arrays, one image."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        networks = open_networks(setting.bundle, engine)
+        pixels, text = sample_pixels(setting.bundle)[:1], setting.bundle.text_features()
+        outputs = run_chain(networks, pixels, text)
+        inputs: dict[str, dict[str, np.ndarray]] = {
+            "encoder": {"pixels": pixels},
+            "decoder": {"patch_features": outputs["patch_features"], "text_features": text},
+            "prompt_learner": {"anomaly_map": outputs["anomaly_map"]},
+        }
+        return {
+            name: percentiles(wall_clock(lambda name=name: networks[name].run(**inputs[name]), setting.runs))
+            for name in NETWORKS
+        }
+
+    return run
+
+
+def build_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
+    """Plans for this machine, in the setting's bundle; wrong ones too: comparing them is the next check."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        started = time.perf_counter()
+        folder = setting.bundle.folder
+        manifest = rebuild(folder, [PlanOptions(engine)], lambda: None, allow_failure=True)
+        setting.bundle = open_bundle(folder)
+        sizes = {name: manifest.files[plan.file].bytes for name in NETWORKS for plan in manifest.plans[name]}
+        return {"seconds": round(time.perf_counter() - started, 1), "bytes": sizes}
+
+    return run
+
+
+def check_kernels(setting: Setting) -> dict[str, Any]:
+    """The CUDA kernels' own part."""
+    report = gpu_kernels.check_kernels()
+    if not report.passed:
+        raise AgptError("a CUDA kernel is wrong: python -m tools.gpu_kernels says which")
+    return gpu_kernels.as_json(report)
+
+
+def chain_of(engine: str, few_shot: bool = False) -> Callable[[Setting], dict[str, Any]]:
+    """The chain resident on the device, stage by stage and as one graph: same results, and what each takes."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        bundle, device = setting.bundle, setting.open_device()
+        pixels = sample_pixels(bundle)[:1]
+        networks = open_networks(bundle, engine)
+        if few_shot:
+            normals = (
+                np.random.default_rng(1).normal(size=(NUM_NORMALS, *pixels.shape[1:])).astype(np.float32)
+            )
+            bank = kernels.prepare_bank(bank_rows(networks["encoder"].run(pixels=normals)["patch_features"]))
+            expected, tolerance = few_shot_one_by_one(networks, pixels, bank), FEW_SHOT_SAME
+            chain = few_shot_chain(setting, device, open_networks(bundle, engine), bank)
+        else:
+            text = bundle.text_features()
+            expected, tolerance = run_chain(networks, pixels, text), SAME
+            chain = zero_shot(device, *tensorrt_engines(open_networks(bundle, engine)), text)
+        figures: dict[str, Any] = {}
+        try:
+            figures["stream"] = measure_chain(setting, device, chain, pixels, expected, tolerance)
+            chain.record(setting.make_graph())
+            figures["graph"] = measure_chain(setting, device, chain, pixels, expected, tolerance)
+        finally:
+            chain.close()
+        return figures
+
+    return run
+
+
+def tensorrt_engines(networks: dict[str, Engine]) -> tuple[TensorRtEngine, TensorRtEngine, TensorRtEngine]:
+    """Encoder, decoder and prompt learner, as what they are."""
+    encoder, decoder, learner = (networks[name] for name in NETWORKS)
+    assert isinstance(encoder, TensorRtEngine)
+    assert isinstance(decoder, TensorRtEngine)
+    assert isinstance(learner, TensorRtEngine)
+    return encoder, decoder, learner
+
+
+def bank_rows(patch_features: np.ndarray) -> np.ndarray:
+    """Taps of K normal images, [K, T, P, V] → [T, K · P, V]."""
+    images, taps, patches, width = patch_features.shape
+    return patch_features.transpose(1, 0, 2, 3).reshape(taps, images * patches, width)
+
+
+def few_shot_one_by_one(
+    networks: dict[str, Engine], pixels: np.ndarray, bank: kernels.Bank
+) -> dict[str, np.ndarray]:
+    """The engines with the CPU's kernels between them."""
+    found = networks["encoder"].run(pixels=pixels)
+    anomaly_map = kernels.upsample(kernels.match(found["patch_features"], bank), pixels.shape[-1])
+    return found | {"anomaly_map": anomaly_map} | networks["prompt_learner"].run(anomaly_map=anomaly_map)
+
+
+def few_shot_chain(
+    setting: Setting, device: Device, networks: dict[str, Engine], bank: kernels.Bank
+) -> Chain:
+    """Encoder and prompt learner with the CUDA kernels between them, all on the encoder's stream."""
+    encoder, _, learner = tensorrt_engines(networks)
+    driver = setting.open_driver(encoder.stream)
+    features, anomaly_map = encoder.buffers["patch_features"], learner.buffers["anomaly_map"]
+    shape = (1, *features.host.shape[1:])
+    size = anomaly_map.host.shape[-1]
+    taps = DeviceArray(features.address, shape, features.host.dtype)
+    match = stages.Match(driver, stages.DeviceBank.of(driver, bank), shape, features.host.dtype)
+    target = DeviceArray(anomaly_map.address, (1, size, size), anomaly_map.host.dtype)
+    upsample = stages.Upsample(driver, (1, shape[2]), size, out=target)
+    return Chain(device, encoder, learner, lambda stream: upsample(match(taps)))
+
+
+def measure_chain(
+    setting: Setting,
+    device: Device,
+    chain: Chain,
+    pixels: np.ndarray,
+    expected: dict[str, np.ndarray],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Milliseconds on the device, from event to event, and from host to host.
+
+    Raises:
+        AgptError: the results are not those of the engines one by one.
+    """
+    found = chain.run(pixels)
+    for stage in RESULTS:
+        error = difference(expected[stage], found[stage], "relative")
+        if not error <= tolerance:
+            raise AgptError(f"{stage} of the chain differs by {error:.2g} from the engines one by one")
+    on_device = percentiles(device_clock(device, chain, setting.runs))
+    return {
+        "device_ms": on_device,
+        "host_to_host_ms": percentiles(wall_clock(lambda: chain.run(pixels), setting.runs)),
+    }
+
+
+def device_clock(device: Device, chain: Chain, runs: int) -> list[float]:
+    """Milliseconds between events before and behind the chain on its stream."""
+    times = []
+    with device.current():
+        for index in range(WARM_UP + runs):
+            before, behind = device.event(), device.event()
+            before.record(chain.stream)
+            chain.launch()
+            behind.record(chain.stream)
+            chain.stream.synchronize()
+            if index >= WARM_UP:
+                times.append(behind.time_since(before))
+    return times
+
+
+def wall_clock(call: Callable[[], object], runs: int) -> list[float]:
+    """Milliseconds of a call that ends when its results are there."""
+    times = []
+    for index in range(WARM_UP + runs):
+        started = time.perf_counter()
+        call()
+        if index >= WARM_UP:
+            times.append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+def percentiles(milliseconds: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(max(milliseconds), 3)}
+
+
+def golden_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
+    """``make test-golden``'s cases through this engine, in a process of its own."""
+
+    def run(setting: Setting) -> dict[str, Any]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "golden",
+            "tests/golden",
+            "-k",
+            "case_is_the_originals",
+        ]
+        environment = {**os.environ, "AGPT_GOLDEN_ENGINE": engine}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise AgptError("the golden cases differ:\n" + "\n".join(done.stdout.splitlines()[-20:]))
+        return worst_errors(done.stdout)
+
+    return run
+
+
+def worst_errors(printed: str) -> dict[str, float]:
+    """The largest error of each stage in what the golden tests print ("case: stage 1.2e-06, …")."""
+    worst: dict[str, float] = {}
+    for stage, number in re.findall(r"(\w+) (\d\.\de[+-]\d\d)", printed):
+        worst[stage] = max(worst.get(stage, 0.0), float(number))
+    return worst
+
+
+def run_checks(setting: Setting, chosen: list[Check]) -> Report:
+    """Run what can run; one line each."""
+    report = Report()
+    for check in chosen:
+        try:
+            reason = check.skip(setting)
+            if reason:
+                report.skipped[check.name] = reason
+                print(f"skip  {check.name}: {reason}", flush=True)
+                continue
+            figures = check.run(setting)
+        except Exception as error:
+            report.failed[check.name] = f"{type(error).__name__}: {error}"
+            print(f"FAIL  {check.name}: {report.failed[check.name]}", flush=True)
+            continue
+        report.figures[check.name] = figures
+        print(f"ok    {check.name}: {json.dumps(figures)}", flush=True)
+    return report
+
+
+def store(report: Report, folder: Path, bundle: str) -> Path | None:
+    """Put the figures into the device's file, beside what others keep there; nothing without a GPU."""
+    gpu = find_gpu()
+    if gpu is None or not report.figures:
+        return None
+    name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
+    path = folder / f"{name}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    entry = {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "bundle": bundle}
+    stored["gpu_check"] = {
+        **entry,
+        "figures": report.figures,
+        "skipped": report.skipped,
+        "failed": report.failed,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stored, indent=2) + "\n")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make gpu-check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="the shipped nano bundle when left out")
+    parser.add_argument("--golden", action="store_true", help="the golden vectors too, at full size")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    gpu = find_gpu()
+    print(
+        f"gpu: {gpu.name}, compute capability {gpu.compute_capability}" if gpu else f"gpu: {missing_driver()}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(open_bundle(options.bundle).folder, Path(folder) / "bundle")
+        setting = Setting(open_bundle(copy), options.golden)
+        report = run_checks(setting, checks())
+    path = store(report, options.results, setting.bundle.manifest.name)
+    print(f"{len(report.figures)} passed, {len(report.skipped)} skipped, {len(report.failed)} failed")
+    if path:
+        print(f"figures: {path}")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
