@@ -206,6 +206,28 @@ class PycudaDriver:
         finally:
             self.cuda.Context.pop()
 
+    def map_host(self, array: np.ndarray) -> DeviceArray:
+        """A host array, such as a camera's buffer, as the device sees it: read where it lies, nothing is copied.
+
+        The array's memory is locked into place as long as the result lives (on a Jetson the two share one memory).
+
+        Raises:
+            ValueError: the array has gaps: map all of it, and make a ``DeviceArray`` of the part.
+            RuntimeError: the driver cannot map this memory.
+        """
+        if not array.flags.c_contiguous:
+            raise ValueError("map the whole buffer: this array has gaps, so it is a part of one")
+        try:
+            with self.current():
+                flags = self.cuda.mem_host_register_flags.DEVICEMAP
+                mapped = self.cuda.register_host_memory(array, flags)
+                address = int(mapped.base.get_device_pointer())
+        except self.cuda.Error as error:
+            raise RuntimeError(
+                f"the device cannot map this host memory ({error}): copy it with put()"
+            ) from error
+        return DeviceArray(address, array.shape, array.dtype, None, mapped)
+
     def attribute(self, name: str) -> int:
         """A ``pycuda.driver.device_attribute`` by name."""
         with self.current():

@@ -342,6 +342,16 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks() -> None:
 
 
 @pytest.mark.slow
+def test_a_frame_of_8k_with_regions() -> None:
+    boxes = [Box(0, 0, 7680, 4320), Box(5000, 2000, 1024, 1024), Box(3000, 1000, 900, 700, 17.0)]
+    with on_shim():
+        found, expected = on_both(
+            lambda: kernels.preprocess(noise(4320, 7680, 3), 224, "stretch", MEAN, STD, boxes=boxes)
+        )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
 def test_a_whole_camera_frame_and_bank() -> None:
     with on_shim():
         found, expected = on_both(lambda: kernels.preprocess(noise(1080, 1920, 3), 224, "crop", MEAN, STD))

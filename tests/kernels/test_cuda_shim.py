@@ -38,7 +38,7 @@ def run(driver: ShimDriver, kernel: str, blocks: int = 1) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("sanitizer", ["none", "address", "thread"])
+@pytest.mark.parametrize("sanitizer", ["none", "ucontext", "address", "thread"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_correct_kernel_passes_in_every_order(sanitizer: str, seed: int) -> None:
     with device(sanitizer, seed) as driver:

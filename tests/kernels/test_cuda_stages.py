@@ -303,6 +303,15 @@ class FakeCuda(types.ModuleType):
         self.allocated += 4096
         return FakeMemory(self, self.allocated)
 
+    mem_host_register_flags = types.SimpleNamespace(DEVICEMAP=2)
+
+    def register_host_memory(self, array: np.ndarray, flags: int) -> Any:
+        assert self.depth == 1
+        assert flags == 2
+        if array.nbytes > 1000:
+            raise self.Error("out of memory")
+        return types.SimpleNamespace(base=types.SimpleNamespace(get_device_pointer=lambda: 8192))
+
     def memcpy_htod_async(self, address: int, array: np.ndarray, stream: Any) -> None:
         assert self.depth == 1
 
@@ -354,6 +363,19 @@ def test_code_that_the_driver_refuses_is_compiled_on_the_device(
     PycudaDriver().kernel("project", "project", "PPPiiiif")
     assert asked == [("project", "87")]
     assert fake_cuda.loaded == [b"own code"]
+
+
+def test_a_cameras_buffer_is_read_where_it_lies(fake_cuda: FakeCuda) -> None:
+    driver = PycudaDriver()
+    mapped = driver.map_host(np.zeros((4, 32), np.uint8))
+    assert (mapped.address, mapped.shape, mapped.c_contiguous) == (8192, (4, 32), True)
+    assert mapped.owner is not None, "the mapping lives as long as the array"
+    with pytest.raises(
+        RuntimeError, match=r"cannot map this host memory \(out of memory\): copy it with put"
+    ):
+        driver.map_host(np.zeros(2000, np.uint8))
+    with pytest.raises(ValueError, match="map the whole buffer"):
+        driver.map_host(np.zeros((4, 32), np.uint8)[:, :20])
 
 
 def test_no_such_device(fake_cuda: FakeCuda) -> None:

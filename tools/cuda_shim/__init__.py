@@ -42,6 +42,7 @@ FLAGS = (
 )
 SANITIZERS = {
     "none": (),
+    "ucontext": (),  # switches fibres as on processors other than x86-64
     "address": (
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
@@ -83,7 +84,8 @@ def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
     assert compiler, "the shim needs g++"
     flags = (*FLAGS, f"-I{KERNELS}", f"-I{SHIM}")
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        jobs: list[tuple[Path, tuple[str, ...]]] = [(SHIM / "host_shim.cpp", flags)]
+        switch = ("-DSHIM_UCONTEXT",) if sanitizer == "ucontext" else ()
+        jobs: list[tuple[Path, tuple[str, ...]]] = [(SHIM / "host_shim.cpp", (*flags, *switch))]
         for source in sources:
             wrapper = Path(work, source.stem + ".cpp")
             register = "\n".join(f"SHIM_REGISTER({name})" for name in entry_points(source))

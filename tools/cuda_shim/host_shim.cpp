@@ -14,7 +14,9 @@
 #include <random>
 #include <string>
 #include <vector>
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SHIM_UCONTEXT)
+#define SHIM_SWITCH  // swapcontext asks the kernel for signal masks at every switch
+#else
 #include <ucontext.h>
 #endif
 
@@ -57,7 +59,7 @@ struct Fiber {
     std::vector<Copy> copies;   // asked for and not done, oldest first
     std::vector<int> commits;   // how many of them each commit closed
     int open = 0;               // how many no commit has closed
-#if !defined(__x86_64__)
+#if !defined(SHIM_SWITCH)
     ucontext_t context;
 #endif
 };
@@ -80,7 +82,7 @@ void release(void *point) {
     if (__tsan_release) __tsan_release(point);
 }
 
-#if defined(__x86_64__)
+#if defined(SHIM_SWITCH)
 extern "C" void shim_switch(void **save, void *load);
 asm(R"(
 .text
@@ -99,7 +101,7 @@ void switch_to(Fiber &from, Fiber &to) {
         __sanitizer_start_switch_fiber(&from.asan, to.stack, to.stack_bytes);
     if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan, NO_SYNC);
     current = &to;
-#if defined(__x86_64__)
+#if defined(SHIM_SWITCH)
     shim_switch(&from.stack_pointer, to.stack_pointer);
 #else
     swapcontext(&from.context, &to.context);
@@ -137,7 +139,7 @@ Fiber *make_fiber(unsigned index) {
     fiber->stack = stack;
     fiber->stack_bytes = STACK_BYTES;
     if (__tsan_create_fiber) fiber->tsan = __tsan_create_fiber(0);
-#if defined(__x86_64__)
+#if defined(SHIM_SWITCH)
     auto *top = reinterpret_cast<void **>(static_cast<char *>(stack) + STACK_BYTES);
     *--top = nullptr;  // as a call leaves the stack: 8 bytes off a multiple of 16
     *--top = reinterpret_cast<void *>(fiber_main);
@@ -145,7 +147,8 @@ Fiber *make_fiber(unsigned index) {
     fiber->stack_pointer = top;
 #else
     getcontext(&fiber->context);
-    fiber->context.uc_stack = {stack, 0, STACK_BYTES};
+    fiber->context.uc_stack.ss_sp = stack;
+    fiber->context.uc_stack.ss_size = STACK_BYTES;
     makecontext(&fiber->context, fiber_main, 0);
 #endif
     return fiber;
