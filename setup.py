@@ -7,10 +7,15 @@ contain torch; everything heavy is an extra. ``constraints.txt`` pins what these
 from __future__ import annotations
 
 import importlib.util
+import platform
 from pathlib import Path
+from typing import Any
 
+from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 FOLDERS = ("export", "kernels", "models", "runtime")
 
@@ -39,6 +44,8 @@ EXPORT = [
     "regex>=2023.10,<2028",
 ]
 
+PYBIND11 = "pybind11>=2.13,<4"  # pyproject.toml asks for the same to build
+
 PYCUDA = "pycuda>=2024.1,<2027"
 
 EXTRAS = {
@@ -59,6 +66,7 @@ EXTRAS = {
         "pillow>=10,<14",
         "scikit-learn>=1.4,<2",
         "build>=1,<2",
+        PYBIND11,
         "setuptools>=77,<86",
     ],
 }
@@ -71,6 +79,22 @@ def package_folders() -> dict[str, str]:
 
 
 PACKAGES = package_folders()
+
+KERNELS = Path("kernels/cpu")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
+# level.cpp is compiled once for each: instruction-set level -> flags. "baseline" is what every machine of the
+# architecture runs, so the wheel does; the others are chosen at run time.
+LEVELS = {
+    "x86_64": {
+        "baseline": [],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": AVX512,
+        "vnni": [*AVX512, "-mavx512vnni"],
+    },
+    "aarch64": {"baseline": [], "neondot": ["-march=armv8.2-a+dotprod"]},
+}
+FLAGS = ["-std=gnu++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]  # GCC 12 warns of its own AVX-512 header
 
 
 class BuildWithCuda(build_py):
@@ -91,6 +115,48 @@ class BuildWithCuda(build_py):
             self.warn(f"no CUDA code in this build: {error}")
 
 
+class BuildKernels(build_ext):
+    """Compiles level.cpp once for each instruction-set level, then what is the same for all."""
+
+    def build_extension(self, ext: Any) -> None:
+        for level, flags in LEVELS.get(machine(), {"baseline": []}).items():
+            try:
+                ext.extra_objects += self.compile_level(ext, level, flags)
+            except CompileError:
+                if level == "baseline":
+                    raise
+                print(f"warning: this compiler does not know {' '.join(flags)}: no {level} kernels")
+            else:
+                ext.define_macros.append((f"WITH_{level.upper()}", "1"))
+        super().build_extension(ext)
+
+    def compile_level(self, ext: Any, level: str, flags: list[str]) -> list[str]:
+        return self.compiler.compile(
+            [str(KERNELS / "level.cpp")],
+            output_dir=str(Path(self.build_temp) / level),
+            macros=[("LEVEL", level), (f"WITH_{level.upper()}", "1")],
+            extra_postargs=[*ext.extra_compile_args, *flags],
+            depends=ext.depends,
+        )
+
+
+def machine() -> str:
+    """The architecture compiled for."""
+    name = platform.machine()
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def extension() -> Any:
+    """The kernels; without a compiler the package installs all the same and NumPy does their work."""
+    sources = [str(KERNELS / name) for name in ("binding.cpp", "frames.cpp", "threads.cpp")]
+    ext = Pybind11Extension("anomalygpt_edge.kernels.cpu._native", sources, cxx_std=17)
+    ext.depends = sorted(map(str, [*KERNELS.glob("*.h"), *KERNELS.glob("*.cpp")]))
+    ext.extra_compile_args = FLAGS
+    ext.optional = True
+    ext.extra_link_args = ["-pthread"]
+    return ext
+
+
 setup(
     name="anomalygpt-edge",
     version="0.1.0",
@@ -100,11 +166,12 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildWithCuda},
     package_data={
         "anomalygpt_edge.models.nano": ["bundle/*", "*.md"],
         "anomalygpt_edge.kernels.cuda": ["*.cu", "*.cuh"],
     },
-    cmdclass={"build_py": BuildWithCuda},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["agpt = anomalygpt_edge.runtime.cli:main"]},

@@ -16,10 +16,21 @@ VARIABLE = "AGPT_KERNELS"  # the one environment variable of this package: a nam
 
 @lru_cache(maxsize=1)
 def _found() -> dict[str, Any]:
-    """Implementations by name, the fastest first."""
+    """Implementations by name, the fastest first; warns once where the compiled ones are missing."""
     from . import cuda  # here: it uses this module
 
     found: dict[str, Any] = {}
+    try:
+        from . import cpu
+    except ImportError as error:
+        warnings.warn(
+            f"the compiled kernels are not installed ({error}); NumPy does their work, several times slower: "
+            "install a C++ compiler (sudo apt-get install build-essential) and anomalygpt-edge again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    else:
+        found.update({each.name: each for each in cpu.levels()})
     found[reference.name] = reference
     if cuda.runs_here():  # last: every call copies to the device and back, so it works only when it is named
         found[cuda.name] = cuda

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from .sampling import Sampling
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy that is C-contiguous and starts where its type may."""
+    return np.require(array, requirements=["C", "A"])
+
+
 class Implementation(Protocol):
     """Operations in the order of a frame's life; results go to arrays that the caller made."""
 

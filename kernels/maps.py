@@ -9,6 +9,7 @@ import numpy as np
 
 from .choice import implementation
 from .geometry import Box, Resize, check_box, placements
+from .implementation import aligned
 
 TOP_FRACTION = 0.01
 MAX_MAP_SIDE = 1 << 14
@@ -54,7 +55,7 @@ def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
         raise ValueError(f"localise takes float32 logits [B, T, G * G, 2], not {_found(logits)}")
     _check_sides(logits.shape[2], size)
     out = np.empty((len(logits), size, size), np.float32)
-    implementation("localise").localise(np.ascontiguousarray(logits), out, threads)
+    implementation("localise").localise(aligned(logits), out, threads)
     return out
 
 
@@ -76,7 +77,7 @@ def upsample(patch_map: np.ndarray, size: int, *, threads: int = 1) -> np.ndarra
         raise ValueError(f"upsample takes float32 [B, G * G], not {_found(patch_map)}")
     _check_sides(patch_map.shape[1], size)
     out = np.empty((len(patch_map), size, size), np.float32)
-    implementation("upsample").upsample(np.ascontiguousarray(patch_map), out, threads)
+    implementation("upsample").upsample(aligned(patch_map), out, threads)
     return out
 
 
@@ -119,7 +120,7 @@ def project(
         raise ValueError(f"project takes one box a map, not {len(checked)} boxes and {len(maps)} maps")
     out = np.full((height, width), outside, np.float32)
     places = placements(checked, maps.shape[1], resize)
-    implementation("project").project(np.ascontiguousarray(maps), places, out, threads)
+    implementation("project").project(aligned(maps), places, out, threads)
     return out
 
 
@@ -131,7 +132,7 @@ def summarise(anomaly_map: np.ndarray) -> Summary:
     """
     _check_map("summarise", anomaly_map)
     count = max(1, round(TOP_FRACTION * anomaly_map.size))
-    figures = implementation("summarise").summarise(np.ascontiguousarray(anomaly_map), count)
+    figures = implementation("summarise").summarise(aligned(anomaly_map), count)
     return Summary(*map(float, figures))
 
 
@@ -146,10 +147,9 @@ def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
         ValueError: another shape or type.
     """
     _check_map("components", anomaly_map)
-    rows, peaks = implementation("components").components(np.ascontiguousarray(anomaly_map), float(level))
-    return [
-        Component(*map(int, row), peak=float(peak)) for row, peak in zip(rows.tolist(), peaks, strict=True)
-    ]
+    rows, peaks = implementation("components").components(aligned(anomaly_map), float(level))
+    found = zip(rows.tolist(), peaks.tolist(), strict=True)
+    return [Component(x, y, width, height, area, peak) for (x, y, width, height, area), peak in found]
 
 
 def _check_map(what: str, anomaly_map: np.ndarray) -> None:

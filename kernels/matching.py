@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .choice import implementation
+from .implementation import aligned
 
 COSINE_EPSILON = 1e-8  # torch's: a shorter vector counts as zero, similar to nothing
 STORAGE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
@@ -117,7 +118,7 @@ def match(
     batch, patches = patch_features.shape[0], patch_features.shape[2]
     distance = np.empty((batch, patches), np.float32)
     nearest = np.empty((batch, taps, patches), np.int32) if indices else None
-    features = np.ascontiguousarray(patch_features)
+    features = aligned(patch_features)
     chosen.match(features, bank.packed_for(chosen), distance, nearest, threads)
     return distance if nearest is None else (distance, nearest)
 
@@ -158,5 +159,5 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     if not np.isfinite(features).all():
         raise ValueError("coreset takes finite features: leave out the sample that gives others")
     chosen = np.empty((features.shape[0], min(size, features.shape[1])), np.int32)
-    implementation("coreset").coreset(np.ascontiguousarray(features), chosen, threads)
+    implementation("coreset").coreset(aligned(features), chosen, threads)
     return chosen

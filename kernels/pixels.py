@@ -77,7 +77,7 @@ def preprocess(
     shape = (len(checked), 3, size, size)
     if out is None:
         out = np.empty(shape, dtype)
-    elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+    elif out.shape != shape or out.dtype != dtype or not out.flags.carray:
         raise ValueError(
             f"out must be C-contiguous, writable {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}"
         )

@@ -6,6 +6,7 @@ import numpy as np
 
 from .choice import implementation
 from .dequantise import BLOCKS
+from .implementation import aligned
 
 INJECTED = -1  # stands for an injected row among token ids
 
@@ -61,13 +62,11 @@ def pack_prompt(
     shape = (len(token_ids), width)
     if out is None:
         out = np.empty(shape, np.float32)
-    elif (
-        out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable
-    ):
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
         raise ValueError(
             f"out must be C-contiguous, writable float32 {list(shape)}, not {out.dtype} {list(out.shape)}"
         )
-    ids = np.ascontiguousarray(token_ids, np.int32)
-    rows = np.ascontiguousarray(injected)
+    ids = aligned(token_ids.astype(np.int32, copy=False))
+    rows = aligned(injected)
     implementation("pack_prompt").pack_prompt(table, type, ids, rows, out, threads)
     return out

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -26,6 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "kernels", "models", "runtime")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MIB = 2**20
+NOT_SHIPPED = (
+    ".py",
+    ".pyi",
+    ".pyc",
+    ".so",
+    ".cpp",
+    ".h",
+)  # beside the modules; what is compiled has its own test
 
 # What the runtime must never load: an edge device does not have them.
 HEAVY = ("torch", "onnx", "onnxscript", "gguf", "safetensors", "sentencepiece", "sklearn", "PIL")
@@ -63,7 +72,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """A wheel of this checkout, built beside it; its bundle holds one file more, as a probe."""
     source = tmp_path_factory.mktemp("wheel") / "source"
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for file in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / file, source)
     bundle = source / "models/nano/bundle"
@@ -103,9 +112,7 @@ def test_the_wheel_holds_the_bundled_model_and_the_runtimes_data(wheel: zipfile.
     data = [path for path in (ROOT / "models/nano/bundle").glob("*") if path.is_file()]
     for folder in ("runtime", "kernels"):
         data += [
-            path
-            for path in (ROOT / folder).rglob("*")
-            if path.is_file() and path.suffix not in (".py", ".pyc")
+            path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in NOT_SHIPPED
         ]
     assert {f"anomalygpt_edge/{path.relative_to(ROOT).as_posix()}" for path in data} <= names
     assert sum(entry.file_size for entry in wheel.infolist()) <= 40 * MIB
@@ -118,6 +125,65 @@ def test_the_wheel_holds_cuda_code(wheel: zipfile.ZipFile) -> None:
     for file in compiler.files():
         code = wheel.read(f"anomalygpt_edge/kernels/cuda/{file}.fatbin")
         assert code[:4] == b"\x50\xed\x55\xba", "a fat binary's magic number"
+
+
+def test_the_wheel_holds_the_compiled_kernels(wheel: zipfile.ZipFile) -> None:
+    """Every level in one file, chosen at run time."""
+    (name,) = (name for name in wheel.namelist() if name.endswith(".so"))
+    assert name.startswith("anomalygpt_edge/kernels/cpu/_native.")
+    levels = {"x86_64": ["baseline", "avx2", "avx512", "vnni"], "aarch64": ["baseline", "neondot"]}
+    content = wheel.read(name)
+    for level in levels[platform.machine()]:
+        assert f"cpu-{level}".encode() in content
+
+
+def test_no_inline_function_of_a_level_is_shared(tmp_path: Path) -> None:
+    """The linker keeps one copy of a weak symbol: it must not be the one compiled for AVX-512."""
+    flags = (
+        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+        if platform.machine() == "x86_64"
+        else []
+    )
+    compiled = tmp_path / "level.o"
+    command = [shutil.which("g++") or "c++", "-std=gnu++17", "-O1", *flags, "-DLEVEL=baseline", "-c"]
+    subprocess.run([*command, str(ROOT / "kernels/cpu/level.cpp"), "-o", str(compiled)], check=True)
+    symbols = subprocess.run(["nm", str(compiled)], capture_output=True, text=True, check=True).stdout
+    shared = [line for line in symbols.splitlines() if re.search(r" [WVuBTD] ", line)]
+    assert ["baseline_kernels" in line for line in shared] == [True]
+
+
+def test_without_a_compiler_it_installs_and_numpy_does_the_work(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "bundle", "training", "checkpoint")
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
+    for file in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / file, source)
+    environ = {**os.environ, "CC": "false", "CXX": "false"}
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    built = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, env=environ, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    with zipfile.ZipFile(next(source.glob("*.whl"))) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(target)
+    code = f"""
+import sys, warnings
+sys.path.insert(0, {str(target)!r})
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__ + repr(finder)]
+import numpy as np
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from anomalygpt_edge import kernels
+    assert kernels.__file__.startswith({str(target)!r}), kernels.__file__
+    for _ in range(2):
+        kernels.preprocess(np.zeros((9, 9, 3), np.uint8), 8, "crop", (0, 0, 0), (1, 1, 1))
+print(kernels.available(), len(caught), caught[0].message)
+"""
+    ran = run_python(code, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("('reference',) 1 the compiled kernels are not installed")
 
 
 def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile, metadata: Message) -> None:

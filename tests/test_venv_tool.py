@@ -233,12 +233,12 @@ def test_stamp_round_trip_and_damage(tmp_path: Path) -> None:
         assert venv.read_stamp(path) == venv.Stamp()
 
 
-@pytest.mark.parametrize("name", ["setup.py", "pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("name", ["setup.py", "pyproject.toml", "constraints.txt", "kernels/cpu/simd.h"])
 def test_fingerprint_follows_the_files_and_the_place(tmp_path: Path, name: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
-        folder.mkdir()
-        for file in ("setup.py", "pyproject.toml", "constraints.txt"):
+        (folder / "kernels/cpu").mkdir(parents=True)
+        for file in ("setup.py", "pyproject.toml", "constraints.txt", "kernels/cpu/simd.h"):
             (folder / file).write_text(file, encoding="utf-8")
     before = venv.fingerprint(here)
     assert before != venv.fingerprint(there)  # a moved .venv has stale paths

@@ -68,8 +68,9 @@ class Stamp(NamedTuple):
 def fingerprint(root: Path = ROOT) -> str:
     """sha256 over all that decides what is installed, and over where: a moved .venv holds stale paths."""
     digest = hashlib.sha256(str(root).encode())
-    for name in ("setup.py", "pyproject.toml", "constraints.txt"):
-        digest.update((root / name).read_bytes())
+    compiled = sorted(path for path in (root / "kernels/cpu").glob("*") if path.suffix in (".cpp", ".h"))
+    for path in (root / "setup.py", root / "pyproject.toml", root / "constraints.txt", *compiled):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

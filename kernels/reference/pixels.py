@@ -37,6 +37,9 @@ def cut(frame: np.ndarray, format: str, sampled: Sampling) -> np.ndarray:
     height, width = int(box.height), int(box.width)
     if sampled.rotation is None:
         x, y = int(box.x), int(box.y)
+        if format in ("BGR8", "RGB8"):
+            pixels = frame[y : y + height, x : x + width]
+            return pixels if format == "BGR8" else pixels[..., ::-1]
         return to_bgr(frame, format, np.arange(y, y + height)[:, None], np.arange(x, x + width)[None])
     rows, columns = frame.shape[0] * 2 // 3 if format == "NV12" else frame.shape[0], frame.shape[1]
     u, v = np.arange(width, dtype=np.int64)[None], np.arange(height, dtype=np.int64)[:, None]
