@@ -144,6 +144,10 @@ def enroll(
     bundle: BundleOption = None,
     class_name: ClassOption = None,
     description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
+    storage: Annotated[str, typer.Option(help="Memory bank: float32, float16 or int8.")] = "float32",
+    max_patches: Annotated[
+        int | None, typer.Option(min=1, help="Memory bank: keep only so many patches of each layer.")
+    ] = None,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
@@ -155,7 +159,16 @@ def enroll(
 
     frames = [read_image(path) for path in image_paths(normal)]
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
-        make_recipe(inspector, frames, out, name=name, class_name=class_name, description=description)
+        make_recipe(
+            inspector,
+            frames,
+            out,
+            name=name,
+            class_name=class_name,
+            description=description,
+            storage=storage,  # type: ignore[arg-type]  # checked there
+            max_patches=max_patches,
+        )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
 
 

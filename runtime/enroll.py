@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from .inspector import Inspector
+from .memory_bank import Storage
 from .recipe import Recipe, save_recipe
 
 
@@ -22,6 +23,8 @@ def enroll(
     class_name: str | None = None,
     description: str = "",
     question: str = "",
+    storage: Storage = "float32",
+    max_patches: int | None = None,
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
@@ -33,6 +36,8 @@ def enroll(
         class_name: one of the bundle's classes; its default when None.
         description: what a good part looks like, put before the question as the original's scripts do.
         question: asked of every part; the bundle's own when "".
+        storage: of the memory bank: float16 halves its memory, int8 quarters it.
+        max_patches: of the memory bank, in each tap; all when None.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
@@ -51,7 +56,7 @@ def enroll(
     before = inspector.product
     inspector.use(recipe)
     try:
-        bank = inspector.make_bank(normals)
+        bank = inspector.make_bank(normals, storage, max_patches)
     finally:
         inspector.use(before)
     record = bank.save(out.with_name(f"{out.stem}.bank.npz"))

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.dequantise import ROW_TYPES, dequantise
+from ..kernels import pack_prompt
+from ..kernels.dequantise import ROW_TYPES
 from .bundle import FIX, Language
 from .errors import BundleError
 
@@ -122,7 +123,7 @@ class TokenEmbeddings:
 
     def __call__(self, token_ids: list[int]) -> np.ndarray:
         """int [L] → float32 [L, D]."""
-        return dequantise(self._rows[token_ids], self._type)
+        return pack_prompt(self._rows, self._type, np.asarray(token_ids, np.int32))
 
 
 class _Reader:

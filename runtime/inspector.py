@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ..kernels import match, preprocess, upsample
+from ..kernels import match, preprocess, summarise, upsample
 from .bundle import Bundle, open_bundle
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel
-from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
-from .memory_bank import MemoryBank, load_bank
+from .localise import find_regions, half_way_level, places_agree, read_map
+from .memory_bank import MemoryBank, Storage, load_bank
 from .recipe import Recipe, load_recipe
 from .verdict import Region, Status, Verdict
 
@@ -61,12 +61,14 @@ class Inspector:
         networks: dict[str, Engine],
         language: LanguageModel,
         product: Product,
+        threads: int,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.product = product
         self._networks = networks
         self._language = language
+        self._threads = threads
         self._blas = ThreadpoolController().select(user_api="blas").limit(limits=1)
 
     @classmethod
@@ -102,7 +104,7 @@ class Inspector:
         language = LanguageModel.open(
             opened.component_file("language_model"), manifest.prompt, manifest.language, threads
         )
-        inspector = cls(opened, engine, networks, language, product)
+        inspector = cls(opened, engine, networks, language, product, threads)
         inspector._warm_up()
         if normals is not None:
             inspector.use(inspector.make_bank(normals))
@@ -147,17 +149,25 @@ class Inspector:
         else:
             self.product = self.prepare(product)
 
-    def make_bank(self, normals: Sequence[np.ndarray]) -> MemoryBank:
+    def make_bank(
+        self, normals: Sequence[np.ndarray], storage: Storage = "float32", max_patches: int | None = None
+    ) -> MemoryBank:
         """Memory bank of normal frames, uint8 [H, W, 3] BGR each, seen as the current product's.
+
+        Args:
+            normals: the frames.
+            storage, max_patches: see ``MemoryBank.from_features``.
 
         Raises:
             ImageError: something is not a frame.
-            RecipeError: no frame, or features that are not finite.
+            RecipeError: no frame, features that are not finite, or an unknown storage.
         """
         if not normals:
             raise RecipeError("there is no normal image: give at least one")
         taps = [self._encode(self._preprocess(check_frame(frame)))[1] for frame in normals]
-        return MemoryBank.from_features(np.concatenate(taps), self.bundle.encoder_sha256)
+        return MemoryBank.from_features(
+            np.concatenate(taps), self.bundle.encoder_sha256, storage, max_patches
+        )
 
     def inspect(self, frame: np.ndarray) -> Verdict:
         """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
@@ -253,7 +263,9 @@ class Inspector:
     def _preprocess(self, frame: np.ndarray) -> np.ndarray:
         """→ float32 [1, 3, S, S]."""
         settings = self.bundle.manifest.preprocess
-        return preprocess(frame, settings.size, self.product.resize, settings.mean, settings.std)
+        return preprocess(
+            frame, settings.size, self.product.resize, settings.mean, settings.std, threads=self._threads
+        )
 
     def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """→ image embedding [1, D] in the language model's width, taps [1, T, P, V]."""
@@ -263,8 +275,8 @@ class Inspector:
     def _localise(self, patch_features: np.ndarray) -> np.ndarray:
         """→ anomaly map [1, S, S]: distance to the normal samples, or text features without any."""
         if self.product.bank is not None:
-            distance = match(patch_features, self.product.bank.prepared)
-            return upsample(distance, self.bundle.manifest.preprocess.size)
+            distance = match(patch_features, self.product.bank.prepared, threads=self._threads)
+            return upsample(distance, self.bundle.manifest.preprocess.size, threads=self._threads)
         inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
         return self._networks["decoder"].run(**inputs)["anomaly_map"]
 
@@ -368,10 +380,10 @@ def _summary(anomaly_map: np.ndarray) -> dict[str, float]:
     Raises:
         ValueError: the map has a value that is not finite.
     """
-    peak, lowest = float(anomaly_map.max()), float(anomaly_map.min())
-    if not (math.isfinite(peak) and math.isfinite(lowest)):
+    figures = summarise(anomaly_map)
+    if not math.isfinite(figures.peak):
         raise ValueError("the anomaly map is not finite")
-    return {"score": top_mean(anomaly_map), "peak": peak}
+    return {"score": figures.top_mean, "peak": figures.peak}
 
 
 def _reason(error: Exception) -> str:

@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 
-from ..kernels import resize_window
+from ..kernels import components, resize_window, summarise
 from .verdict import Region
 
 # The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
@@ -21,7 +20,6 @@ PLACES = (
 )  # fmt: skip
 _PLACE_WORDS = re.compile(r"\b(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
 
-TOP_FRACTION = 0.01
 MIN_REGION_FRACTION = 0.0002  # of the map: about 10 pixels of 224 × 224, less than a twentieth of a patch
 MAX_REGIONS = 16
 
@@ -48,9 +46,7 @@ def read_map(anomaly_map: np.ndarray, regions: tuple[Region, ...]) -> MapReading
 
 def top_mean(anomaly_map: np.ndarray) -> float:
     """Mean of the highest 1 % of a map [S, S]: an image score steadier than the maximum."""
-    values = anomaly_map.ravel()
-    count = max(1, round(TOP_FRACTION * values.size))
-    return float(np.partition(values, values.size - count)[-count:].mean())
+    return summarise(anomaly_map).top_mean
 
 
 def place_name(row: float, column: float) -> str:
@@ -65,7 +61,8 @@ def named_places(sentence: str) -> list[str]:
 
 def half_way_level(anomaly_map: np.ndarray) -> float:
     """Half way between the map's median and its peak: shows where, when no level was chosen at training."""
-    return (float(np.median(anomaly_map)) + float(anomaly_map.max())) / 2
+    figures = summarise(anomaly_map)
+    return (figures.median + figures.peak) / 2
 
 
 def find_regions(
@@ -83,15 +80,13 @@ def find_regions(
         At most 16 regions; boxes and areas in frame pixels, places in the inspected image.
     """
     size = anomaly_map.shape[0]
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((anomaly_map >= level).astype(np.uint8))
     min_area = MIN_REGION_FRACTION * anomaly_map.size
     window = resize_window(*frame_size, size, resize)
     scale_x, scale_y = frame_size[1] / window.width, frame_size[0] / window.height
     regions = []
-    for label, (x, y, width, height, area) in enumerate(stats[1:].tolist(), start=1):
+    for x, y, width, height, area, peak in components(anomaly_map, level):
         if area < min_area:
             continue
-        inside = labels[y : y + height, x : x + width] == label
         left, right = round((x + window.left) * scale_x), round((x + width + window.left) * scale_x)
         top, bottom = round((y + window.top) * scale_y), round((y + height + window.top) * scale_y)
         regions.append(
@@ -99,7 +94,7 @@ def find_regions(
                 box=(left, top, right - left, bottom - top),
                 place=place_name((y + height / 2) / size, (x + width / 2) / size),
                 area_px=round(area * scale_x * scale_y, 1),
-                peak=float(anomaly_map[y : y + height, x : x + width][inside].max()),
+                peak=peak,
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak)[:MAX_REGIONS])

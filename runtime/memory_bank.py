@@ -6,51 +6,83 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
-from ..kernels import Bank, normalise, prepare_bank
+from ..kernels import Bank, coreset, normalise, prepare_bank
 from .bundle import Bundle, digest_file
 from .errors import RecipeError
 from .recipe import MemoryBankRecord, write_whole
+
+Storage = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Attributes:
-    features: float32 [T, N, V], unit length; N = num_samples * patches of one image.
+    features: float32, float16 or int8 [T, N, V]: unit length, int8 times ``scales``.
     num_samples: normal images in it ("shots").
     encoder_sha256: the encoder that made the features.
+    scales: float32 [T, N] of int8 features; None: all 1.
+    origins: int32 [T, N], which patch of the samples each row was, counted through all samples; None: all
+        of them, in their order.
     """
 
     features: np.ndarray
     num_samples: int
     encoder_sha256: str
+    scales: np.ndarray | None = None
+    origins: np.ndarray | None = None
 
     @cached_property
     def prepared(self) -> Bank:
         """As the kernels match with it."""
-        return prepare_bank(self.features)
+        scales = np.ones(self.features.shape[:2], np.float32) if self.scales is None else self.scales
+        return Bank(np.ascontiguousarray(self.features), scales)
 
     @classmethod
-    def from_features(cls, patch_features: np.ndarray, encoder_sha256: str) -> MemoryBank:
+    def from_features(
+        cls,
+        patch_features: np.ndarray,
+        encoder_sha256: str,
+        storage: Storage = "float32",
+        max_patches: int | None = None,
+    ) -> MemoryBank:
         """Bank of K normal images from their raw taps, float32 [K, T, P, V].
 
+        Args:
+            patch_features: see above.
+            encoder_sha256: digest of the encoder that made them.
+            storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
+            max_patches: keep at most so many patches of each tap, those that cover the rest best (a coreset).
+
         Raises:
-            RecipeError: no image, or a feature that is not finite.
+            RecipeError: no image, a feature that is not finite, or a storage or limit that does not exist.
         """
         num_samples, taps, _, width = patch_features.shape
         if num_samples == 0:
             raise RecipeError("a memory bank needs at least one normal image: give some")
+        if storage not in get_args(Storage):
+            raise RecipeError(f"a memory bank is stored as float32, float16 or int8, not {storage!r}")
+        if max_patches is not None and max_patches < 1:
+            raise RecipeError(f"a memory bank needs at least one patch, not {max_patches}")
         if not np.isfinite(patch_features).all():
             raise RecipeError("a normal image gives features that are not finite: leave it out")
-        rows = patch_features.transpose(1, 0, 2, 3).reshape(taps, -1, width)
-        return cls(normalise(np.ascontiguousarray(rows, np.float32)), num_samples, encoder_sha256)
+        rows = normalise(patch_features.transpose(1, 0, 2, 3).reshape(taps, -1, width))
+        origins = None
+        if max_patches is not None and max_patches < rows.shape[1]:
+            origins = np.sort(coreset(rows, max_patches), axis=1)
+            rows = np.take_along_axis(rows, origins[..., None], axis=1)
+        bank = prepare_bank(rows, storage)
+        scales = bank.scales if storage == "int8" else None
+        return cls(bank.rows, num_samples, encoder_sha256, scales, origins)
 
     def save(self, path: Path) -> MemoryBankRecord:
         """Write the features as npz; returns what a recipe needs to find and trust the file."""
+        arrays = {"features": self.features, "scales": self.scales, "origins": self.origins}
         buffer = io.BytesIO()
-        np.savez(buffer, features=self.features)
+        np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
         write_whole(path, buffer.getvalue())
         return MemoryBankRecord(path.name, digest_file(path).sha256, self.num_samples, self.encoder_sha256)
 
@@ -71,13 +103,37 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle) -> MemoryB
         raise RecipeError(f"{path} was altered: copy it again or {again}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            features = arrays["features"]
+            features, scales, origins = (arrays.get(name) for name in ("features", "scales", "origins"))
+        if features is None:
+            raise ValueError("it holds no features")
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"{path} is not a memory bank: {again}") from error
     vision = bundle.manifest.vision
-    expected = (len(vision.tap_layers), record.num_samples * vision.grid**2, vision.width)
-    if features.dtype != np.float32 or features.shape != expected or not np.isfinite(features).all():
+    patches = record.num_samples * vision.grid**2
+    taps, width = len(vision.tap_layers), vision.width
+    rows = features.shape[1] if features.ndim == 3 else 0
+    fits = (
+        features.shape == (taps, rows, width)
+        and 1 <= rows <= patches
+        and str(features.dtype) in get_args(Storage)
+    )
+    if not fits or not np.isfinite(features).all():
         raise RecipeError(
-            f"{path} is {features.dtype} {features.shape}, not finite float32 {expected}: {again}"
+            f"{path} is {features.dtype} {features.shape}, not finite float32 {(taps, patches, width)} "
+            f"(or float16, int8, fewer patches): {again}"
         )
-    return MemoryBank(features, record.num_samples, record.encoder_sha256)
+    if (scales is None) == (features.dtype == np.int8) or (
+        scales is not None
+        and (scales.shape != (taps, rows) or scales.dtype != np.float32 or not np.isfinite(scales).all())
+    ):
+        raise RecipeError(f"{path} has scales that do not fit its features: {again}")
+    if (origins is None) != (rows == patches) or (
+        origins is not None
+        and (
+            origins.shape != (taps, rows)
+            or origins.dtype != np.int32
+            or not (origins.min() >= 0 and origins.max() < patches)
+        )
+    ):
+        raise RecipeError(f"{path} does not say which patches it holds: {again}")
+    return MemoryBank(features, record.num_samples, record.encoder_sha256, scales, origins)

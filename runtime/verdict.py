@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
-from ..kernels import resize_window
+from ..kernels import project
 
 
 class Status(str, Enum):
@@ -76,28 +75,8 @@ class Verdict:
         height, width = self.frame_size
         if self.anomaly_map is None:
             return np.full((height, width), outside, np.float32)
-        size = self.anomaly_map.shape[0]
-        window = resize_window(height, width, size, self.resize)
-        scale_x, scale_y = width / window.width, height / window.height
-        # Pixel centres: frame x + 0.5 = (map u + 0.5 + left) * scale_x.
-        to_frame = np.array(
-            [
-                [scale_x, 0, (window.left + 0.5) * scale_x - 0.5],
-                [0, scale_y, (window.top + 0.5) * scale_y - 0.5],
-            ]
-        )
-        spread = cv2.warpAffine(
-            self.anomaly_map,
-            to_frame,
-            (width, height),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        left, right = _span(window.left, size, scale_x, width)
-        top, bottom = _span(window.top, size, scale_y, height)
-        framed = np.full((height, width), outside, np.float32)
-        framed[top:bottom, left:right] = spread[top:bottom, left:right]
-        return framed
+        maps = np.ascontiguousarray(self.anomaly_map[None])
+        return project(maps, None, self.resize, self.frame_size, outside=outside)
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for a JSON line: everything but the map."""
@@ -116,11 +95,6 @@ class Verdict:
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
             "frame_size": list(self.frame_size),
         }
-
-
-def _span(start: int, size: int, scale: float, limit: int) -> tuple[int, int]:
-    """Frame pixels [first, last) that ``size`` map pixels from ``start`` cover."""
-    return max(0, round(start * scale)), min(limit, round((start + size) * scale))
 
 
 def _finite(value: float | None) -> float | None:
