@@ -89,7 +89,7 @@ class Dialogue:
         """The original's history; each turn but the first begins with " Human: ", as the prompt itself does."""
         layout = self._model.layout
         human = layout.before_image.removeprefix(layout.turn_end.strip()).partition("<")[0]
-        pieces = []
+        pieces: list[str] = []
         for asked, answer in [*self.turns, (question, "")]:
             pieces.append((human if pieces else "") + asked + layout.assistant)
             pieces.append(f" {answer}{layout.turn_end}")
