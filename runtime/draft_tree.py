@@ -64,6 +64,28 @@ class DraftTree:
 NO_DRAFT = DraftTree(*(np.empty(0, np.int64) for _ in range(5)))
 
 
+@dataclass(frozen=True, eq=False)
+class Continuations:
+    """Nodes of a tree that may follow ``root``.
+
+    Attributes:
+        nodes: int [n], ascending.
+        chances: float [n], that the text goes through the node, now that it reached ``root``.
+        answer_chances: float [n], of the likeliest whole answer through the node.
+    """
+
+    tree: PrefixTree
+    root: int
+    nodes: np.ndarray
+    chances: np.ndarray
+    answer_chances: np.ndarray
+
+    @property
+    def depths(self) -> np.ndarray:
+        """int [n]: 0 follows ``root`` at once."""
+        return self.tree.depths[self.nodes] - (0 if self.root == ROOT else self.tree.depths[self.root] + 1)
+
+
 class PrefixTree:
     """Every known answer; what is drafted is a part of it."""
 
@@ -109,13 +131,20 @@ class PrefixTree:
             node = child
         return node
 
-    def chances(self, node: int, path_chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nodes below ``node``, and the chance of each that the answer goes through it, now that it reached
-        ``node``: int [n] and float [n]."""
+    def below(self, node: int, path_chances: np.ndarray) -> Continuations:
+        """What may follow ``node``.
+
+        Args:
+            path_chances: float [num_paths], of the answers.
+        """
         begin, end = (0, len(self.tokens)) if node == ROOT else (node + 1, int(self._ends[node]))
+        weights = path_chances[:, None] * self._through[:, begin:end]
         reached = 1.0 if node == ROOT else float(path_chances @ self._through[:, node])
-        chances = path_chances @ self._through[:, begin:end]
-        return np.arange(begin, end), chances / reached if reached > 0 else chances
+        scale = 1 / reached if reached > 0 else 1.0
+        likeliest = weights.max(axis=0) if len(weights) else np.zeros(end - begin)
+        return Continuations(
+            self, node, np.arange(begin, end), weights.sum(axis=0) * scale, likeliest * scale
+        )
 
     def draft(self, root: int, nodes: np.ndarray, max_leaves: int) -> DraftTree:
         """Some nodes below ``root``, the likeliest first, as a draft.

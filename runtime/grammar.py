@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .bundle import AnswerForms
-from .draft_tree import PrefixTree
+from .draft_tree import ROOT, Continuations, PrefixTree
 from .localise import MapReading
 
 MAX_ANSWERS = 64  # kept for a question; the one said least is dropped
@@ -21,10 +21,12 @@ MAX_SITUATIONS = 256  # maps told apart, for a question
 GROWTH = 1.005  # an answer counts so much more than the one before: two hundred answers are remembered
 MAX_WEIGHT = 1e6
 PRIOR_WEIGHT = 2.0  # answers that the more general guess counts for
-LIKELY = 0.8  # first guess: that the answer names the map's place
+RANKS = (8.0, 1.0, 0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1)  # first guess: how often the map's n-th place is named
 SEVERAL = 0.1  # first guess: that a map with several regions is answered with several places
 SCORE_STEPS = 3  # classes of score for each factor of two
 MATCHED_TOKENS = 2  # an unforeseen answer is continued as another one that had the same last tokens
+
+EVERYTHING = "everything"
 
 Tokens = tuple[int, ...]
 
@@ -77,6 +79,7 @@ class Expectations:
         self._weights: OrderedDict[object, np.ndarray] = OrderedDict()
         self._step = 1.0
         self._tree: PrefixTree | None = None
+        self._groups: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def add(self, answer: Tokens, keep: bool = False) -> int:
         """Number of an answer, which is taken in when it is new; ``keep`` it for ever."""
@@ -85,15 +88,16 @@ class Expectations:
             number = self._room()
             self.answers[number] = answer
             self._numbers[answer] = number
-            self._tree = None
-        if keep:
-            self._kept.add(number)
+            self._tree = self._groups = None
+            if keep:
+                self._kept.add(number)
         return number
 
     def learn(self, answer: Tokens, reading: MapReading | None) -> None:
         """The model has said this of a map."""
         number = self.add(answer)
-        for situation in _situations(reading, answer[:1]):
+        general, by_score, *places = _situations(reading)
+        for situation in (general, by_score, *((answer[0], place) for place in places)):
             self._counts(situation)[number] += self._step
         self._step *= GROWTH
         if self._step > MAX_WEIGHT:
@@ -105,22 +109,32 @@ class Expectations:
         """Chance of every answer: float [n], summing to less than 1, for something else may be said.
 
         Args:
-            prior: float [n], what the forms and the map suggest.
+            prior: float [n], what the forms and the map suggest. The answers kept for ever share their chance as
+                the prior has it, for where something is the map knows better than what was said lately.
             reading: of the map; None when there is none.
         """
-        firsts = [answer[:1] for answer in self.answers]
-        chances = prior + 1e-6
-        for situation in _situations(reading, None):  # which first token
-            chances = self._smoothed(situation, chances)
+        general, *particular = _situations(reading)
+        prior = prior + 1e-6
+        chances = self._smoothed(particular[0], self._smoothed(general, prior))
         result = np.zeros(len(chances))
-        for first in set(firsts):
-            members = np.array([other == first for other in firsts])
-            share = chances * members
-            within = prior * members + 1e-6 * members
-            for situation in _situations(reading, first)[2:]:
-                within = self._smoothed(situation, within) * members
-            result += share.sum() * within / within.sum()
+        for first, (members, kept) in self._by_first().items():
+            within = prior * members
+            for situation in particular[1:]:
+                within = self._smoothed((first, situation), within) * members
+            if kept.any():
+                within[kept] = within[kept].sum() * prior[kept] / prior[kept].sum()
+            result += chances[members].sum() * within / within.sum()
         return result * (1 - 1 / (2 + self._said()))
+
+    def _by_first(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """By first token: which answers begin with it, and which of these are kept for ever (bool [n])."""
+        if self._groups is None:
+            firsts = np.array([answer[0] if answer else -1 for answer in self.answers])
+            kept = np.array([number in self._kept for number in range(len(firsts))])
+            self._groups = {
+                first: (firsts == first, (firsts == first) & kept) for first in set(firsts.tolist())
+            }
+        return self._groups
 
     def tree(self) -> PrefixTree:
         """All answers; made anew only when a new one was taken in."""
@@ -144,7 +158,7 @@ class Expectations:
         if len(self.answers) < MAX_ANSWERS:
             self.answers.append(())
             return len(self.answers) - 1
-        said = self._counts(())
+        said = self._counts(EVERYTHING)
         number = min(set(range(MAX_ANSWERS)) - self._kept, key=lambda number: said[number])
         del self._numbers[self.answers[number]]
         for counts in self._weights.values():
@@ -153,7 +167,7 @@ class Expectations:
 
     def _said(self) -> float:
         """How many answers count, about."""
-        return float(self._counts(()).sum()) / self._step
+        return float(self._counts(EVERYTHING).sum()) / self._step
 
     def _counts(self, situation: object) -> np.ndarray:
         counts = self._weights.get(situation)
@@ -174,25 +188,13 @@ class Expectations:
         return (counts + PRIOR_WEIGHT * general) / (counts.sum() + PRIOR_WEIGHT)
 
 
-def _situations(reading: MapReading | None, first: Tokens | None) -> list[object]:
-    """What counts are kept for, from the general to the particular.
-
-    Args:
-        first: the answer's first token, for the particulars that hold for such answers only.
-    """
+def _situations(reading: MapReading | None) -> tuple[object, ...]:
+    """What counts are kept for: everything, the score's class, then the places from the general to the particular."""
     if reading is None:
-        situations: list[object] = [(), ("any",)]
-        return situations if first is None else [*situations, ("first", first)]
+        return EVERYTHING, "no map", EVERYTHING
     score_class = round(SCORE_STEPS * math.log2(max(reading.score, 1e-6)))
-    situations = [(), ("score", score_class)]
-    if first is None:
-        return situations
-    return [
-        *situations,
-        ("first", first),
-        ("peak", first, reading.peak_place),
-        ("places", first, reading.peak_place, reading.places[:3]),
-    ]
+    peak = reading.ranking[0]
+    return EVERYTHING, score_class, EVERYTHING, peak, (peak, reading.places[:3])
 
 
 class Drafter:
@@ -208,34 +210,36 @@ class Drafter:
             tokenise: of an answer, as the model says it, without the stop token.
         """
         self._grammar, self._asked, self._tokenise = grammar, asked, tokenise
+        self._ranks = np.array(RANKS)
         self._questions: OrderedDict[str, Expectations] = OrderedDict()
         self._tokens: dict[str, Tokens] = {}
+        single = grammar.single if grammar else ()
+        self._places = {tuple(tokenise(text)): place for place, text in single}
 
     def expect(
         self, question: str, reading: MapReading | None, spoken: Sequence[int] = ()
-    ) -> tuple[PrefixTree, int, np.ndarray, np.ndarray] | None:
-        """What may follow, or None when nothing is known.
-
-        Returns:
-            A tree, the node in it that ``spoken`` reached, and the nodes below that with their chances.
-        """
+    ) -> Continuations | None:
+        """What may follow the tokens that are spoken already; None when nothing is known."""
         expectations = self._of(question)
         prior = self._prior(expectations, question, reading)
         if not expectations.answers:
             return None
-        tree, node = expectations.tree(), expectations.tree().find(spoken)
+        tree = expectations.tree()
+        node = tree.find(spoken)
         if node is not None:
-            return tree, node, *tree.chances(node, expectations.chances(prior, reading))
+            return tree.below(node, expectations.chances(prior, reading))
         rests = expectations.continuations(spoken)
-        if not rests:
-            return None
-        tree = PrefixTree(rests)
-        return tree, -1, *tree.chances(-1, np.full(len(rests), 1 / (1 + len(rests))))
+        return PrefixTree(rests).below(ROOT, np.full(len(rests), 1 / (1 + len(rests)))) if rests else None
 
     def learn(self, question: str, reading: MapReading | None, answer: Tokens) -> None:
         """``answer`` without its stop token was said."""
-        if answer:
-            self._of(question).learn(answer, reading)
+        if not answer:
+            return
+        self._of(question).learn(answer, reading)
+        place = self._places.get(answer)
+        if place is not None and reading and place in reading.ranking:
+            self._ranks *= 1 / GROWTH
+            self._ranks[reading.ranking.index(place)] += 1
 
     def _of(self, question: str) -> Expectations:
         expectations = self._questions.setdefault(question, Expectations())
@@ -249,14 +253,13 @@ class Drafter:
         guesses: dict[int, float] = {}
         if self._grammar and question.endswith(self._asked):
             several = self._grammar.several(reading) if reading else []
+            ranks = self._ranks / self._ranks.sum()
             for text in self._grammar.negative:
                 guesses[self._number(expectations, text, keep=True)] = 0.5 / len(self._grammar.negative)
             for place, text in self._grammar.single:
-                likely = reading is not None and place == reading.peak_place
-                share = LIKELY if likely else (1 - LIKELY) / 8
-                guesses[self._number(expectations, text, keep=True)] = (
-                    0.5 * share / self._grammar.num_single_forms
-                )
+                rank = reading.ranking.index(place) if reading and place in reading.ranking else -1
+                number = self._number(expectations, text, keep=True)
+                guesses[number] = 0.5 * ranks[rank] / self._grammar.num_single_forms
             for text in several:
                 guesses[self._number(expectations, text)] = SEVERAL / len(several)
         prior = np.zeros(len(expectations.answers))

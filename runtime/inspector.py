@@ -20,8 +20,8 @@ from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, RecipeError
 from .images import check_frame
-from .language import Answer, LanguageModel
-from .localise import find_regions, half_way_level, places_agree, read_map
+from .language import Answer, LanguageModel, Part
+from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
 from .memory_bank import MemoryBank, Storage, load_bank
 from .recipe import Recipe, load_recipe
 from .verdict import Region, Status, Verdict
@@ -192,7 +192,7 @@ class Inspector:
                     image_embedding[0],
                     prompt_embeddings[0],
                     self.product.question,
-                    reading=read_map(anomaly_map[0], regions),
+                    reading=read_map(anomaly_map[0], found["score"], regions),
                 )
                 found.update(sentence=answer.text, p_anomaly=answer.p_anomaly)
             with stages.timed("decide"):
@@ -219,10 +219,20 @@ class Inspector:
         Raises:
             ImageError: not a frame.
         """
+        part = self.part(frame)
+        return self._language.dialogue(part.image_embedding, part.prompt_embeddings, part.reading)
+
+    def part(self, frame: np.ndarray) -> Part:
+        """What the language model is given of a frame, with the product's question.
+
+        Raises:
+            ImageError: not a frame.
+        """
         image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
         anomaly_map = self._localise(patch_features)
-        reading = read_map(anomaly_map[0], self._regions(anomaly_map[0], frame.shape[:2]))
-        return self._language.dialogue(image_embedding[0], self._prompt(anomaly_map)[0], reading)
+        score, regions = top_mean(anomaly_map[0]), self._regions(anomaly_map[0], frame.shape[:2])
+        reading = read_map(anomaly_map[0], score, regions)
+        return Part(image_embedding[0], self._prompt(anomaly_map)[0], self.product.question, reading)
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
         """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.

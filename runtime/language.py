@@ -330,33 +330,32 @@ class LanguageModel:
                 self._accept(turn, tree, logits, choose)
 
     def _plan(self, turns: Sequence[Turn], block: int) -> list[DraftTree]:
-        """What to draft for each turn: over all of them the likeliest tokens, as many as pay."""
+        """What to draft for each turn: of all of them the likeliest tokens, as many as pay."""
         found = [self.drafter.expect(turn.question, turn.reading, turn.tokens) for turn in turns]
-        chances, owners, nodes = [], [], []
-        for index, (turn, expected) in enumerate(zip(turns, found, strict=True)):
-            if expected:
-                tree, _, below, likely = expected
-                depth = turn.limit - len(turn.tokens) - 1
-                first = 0 if expected[1] < 0 else tree.depths[expected[1]] + 1
-                allowed = (tree.depths[below] - first < depth) & (likely > 0)
-                chances.append(likely[allowed])
-                nodes.append(below[allowed])
-                owners.append(np.full(int(allowed.sum()), index))
-        if not chances:
+        pairs = [(index, expected) for index, expected in enumerate(found) if expected]
+        if not pairs:
             return [NO_DRAFT] * len(turns)
-        likely, owner, node = map(np.concatenate, (chances, owners, nodes))
+        owner = np.concatenate([np.full(len(expected.nodes), index) for index, expected in pairs])
+        node = np.concatenate([expected.nodes for _, expected in pairs])
+        chance = np.concatenate([expected.chances for _, expected in pairs])
+        answer_chance = np.concatenate([expected.answer_chances for _, expected in pairs])
+        depth = np.concatenate([expected.depths for _, expected in pairs])
+        left = np.array([turn.limit - len(turn.tokens) - 1 for turn in turns])
+        allowed = np.flatnonzero((depth < left[owner]) & (chance > 0))
         num_pending = sum(len(turn.pending) for turn in turns)
         used = self.num_prefix + sum(turn.position - self.num_prefix for turn in turns)
         room = min(self.session.num_context - used - num_pending, self.session.max_outputs - len(turns))
-        order = np.argsort(-likely, kind="stable")[: max(0, room)]
+        order = allowed[np.argsort(-chance[allowed], kind="stable")][: max(0, room)]
         saved = float(self.costs.seconds(len(turns))) / len(turns)
-        order = order[: self.costs.num_worth_drafting(num_pending, likely[order], saved)]
-        return [
-            expected[0].draft(expected[1], node[order[owner[order] == index]], block)
-            if expected
-            else NO_DRAFT
-            for index, expected in enumerate(found)
-        ]
+        num_best, num_affordable = self.costs.num_worth_drafting(num_pending, chance[order], saved)
+        insured = allowed[np.argsort(-answer_chance[allowed], kind="stable")]
+        order = np.array(
+            list(dict.fromkeys([*order[:num_best].tolist(), *insured.tolist()]))[:num_affordable], int
+        )
+        trees = [NO_DRAFT] * len(turns)
+        for index, expected in pairs:
+            trees[index] = expected.tree.draft(expected.root, node[order[owner[order] == index]], block)
+        return trees
 
     def _pass(self, turns: Sequence[Turn], trees: Sequence[DraftTree]) -> list[np.ndarray]:
         """Compute what is pending with the drafts behind it: for each turn the logits behind its last pending row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -29,19 +30,18 @@ class MapReading:
     """A map in the words of an answer: what an answer can be expected to say."""
 
     score: float
-    peak_place: str
+    ranking: tuple[str, ...]  # all nine places, the one with the highest peak first
     places: tuple[str, ...]  # of the regions, strongest first
 
 
-def read_map(anomaly_map: np.ndarray, regions: tuple[Region, ...]) -> MapReading:
-    """Score, the peak's place, the regions' places of a map [S, S]."""
+def read_map(anomaly_map: np.ndarray, score: float, regions: tuple[Region, ...]) -> MapReading:
+    """How a map [S, S] ranks the nine places, with its score and its regions' places."""
     size = anomaly_map.shape[0]
-    row, column = divmod(int(anomaly_map.argmax()), size)
-    return MapReading(
-        score=top_mean(anomaly_map),
-        peak_place=place_name((row + 0.5) / size, (column + 0.5) / size),
-        places=tuple(region.place for region in regions),
-    )
+    limits = [0, size // 3 + 1, 2 * size // 3 + 1, size]  # as ``place_name`` has them, to a pixel
+    spans = [slice(start, end) for start, end in itertools.pairwise(limits)]
+    peaks = [float(anomaly_map[rows, columns].max()) for rows in spans for columns in spans]
+    order = sorted(range(len(PLACES)), key=lambda cell: -peaks[cell])
+    return MapReading(score, tuple(PLACES[cell] for cell in order), tuple(region.place for region in regions))
 
 
 def top_mean(anomaly_map: np.ndarray) -> float:

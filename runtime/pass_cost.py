@@ -16,7 +16,8 @@ SIZES = (1, 2, 4, 16, 48, 63, 64, 96, 128)  # ggml's CPU attention works in tile
 MAX_MEASURING_SECONDS = 8.0
 QUICK_SECONDS = 0.05  # a shorter pass is timed more than once
 NUM_QUICK_RUNS = 5
-INSURANCE = 0.1  # of a pass's time: what may be spent on less likely drafts
+INSURANCE_SHARE = 0.05  # of a pass's time: what may be spent on less likely drafts
+INSURANCE_SECONDS = 1e-3  # the same, for short passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,25 +40,24 @@ class PassCosts:
             found = found + slope * np.maximum(0, np.asarray(num_positions) - self.sizes[-1])
         return found
 
-    def num_worth_drafting(self, num_positions: int, chances: np.ndarray, saved: float) -> int:
+    def num_worth_drafting(self, num_positions: int, chances: np.ndarray, saved: float) -> tuple[int, int]:
         """How many draft tokens to add to a pass.
-
-        The number that makes the expected time least: a token that is accepted saves ``saved`` seconds. Then some
-        more as insurance, while the pass becomes no more than a tenth longer: a line is judged by its slowest
-        parts.
 
         Args:
             num_positions: the pass without drafts.
             chances: float [n], that each token will be accepted, descending.
             saved: seconds of the step that an accepted token makes needless.
+
+        Returns:
+            The number that makes the expected time least; and the number, not smaller, up to which the pass
+            becomes a twentieth or a millisecond longer: insurance, for a line is judged by its slowest parts.
         """
-        if len(chances) == 0:
-            return 0
         cost = self.seconds(num_positions + np.arange(len(chances) + 1))
         expected = cost - np.concatenate([[0.0], np.cumsum(chances)]) * saved
         best = int(expected.argmin())
-        affordable = np.flatnonzero(cost <= cost[best] * (1 + INSURANCE))
-        return max(best, int(affordable[-1]))
+        insured = cost[best] + max(INSURANCE_SHARE * cost[best], INSURANCE_SECONDS)
+        affordable = np.flatnonzero(cost <= insured)
+        return best, max(best, int(affordable[-1]))
 
 
 def measure_costs(

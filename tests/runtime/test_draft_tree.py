@@ -74,11 +74,13 @@ def test_a_draft_below_a_node_continues_it(paths: list[list[int]], data: st.Data
     node = tree.find(spoken)
     assert node is not None
     weights = np.array(data.draw(st.lists(st.floats(0.1, 1), min_size=len(paths), max_size=len(paths))))
-    below, chances = tree.chances(node, weights / weights.sum() if len(paths) else weights)
-    draft = tree.draft(node, below, 64)
+    following = tree.below(node, weights / weights.sum() if len(paths) else weights)
+    draft = tree.draft(node, following.nodes, 64)
     rests = [p[len(spoken) :] for p in paths if p[: len(spoken)] == spoken]
     assert {path_to(draft, n) for n in range(len(draft))} == prefixes(rests)
-    assert (chances <= 1 + 1e-9).all()
+    assert (following.chances <= 1 + 1e-9).all()
+    assert (following.answer_chances <= following.chances + 1e-9).all()
+    np.testing.assert_array_equal(following.depths, draft.depths)
 
 
 def test_what_no_answer_begins_with_is_not_found() -> None:
@@ -92,18 +94,17 @@ def test_an_unlikely_branch_does_not_pay_where_positions_cost() -> None:
     dear = fixed_costs([(1, 1.0), (64, 64.0)])
     cheap = fixed_costs([(1, 1.0), (256, 1.0)])
     chances = np.array([0.9, 0.9, 0.3, 0.3, 0.01])
-    assert (
-        dear.num_worth_drafting(40, chances, 0.5) == 4 - 0 or dear.num_worth_drafting(40, chances, 0.5) <= 4
-    )
-    assert dear.num_worth_drafting(40, chances[2:], 0.1) <= 4
-    assert cheap.num_worth_drafting(40, chances, 1.0) == 5
-    assert cheap.num_worth_drafting(40, np.empty(0), 1.0) == 0
+    assert dear.num_worth_drafting(40, chances, 0.5) == (0, 2), "nothing pays; a twentieth of 40 is insurance"
+    assert dear.num_worth_drafting(40, chances, 2.0) == (2, 4)
+    assert cheap.num_worth_drafting(40, chances, 1.0) == (5, 5)
+    assert cheap.num_worth_drafting(40, np.empty(0), 1.0) == (0, 0)
 
 
 def test_a_larger_pass_that_is_cheaper_is_filled_up() -> None:
     tiled = fixed_costs([(1, 1.0), (63, 63.0), (64, 20.0), (128, 40.0)])
-    chances = np.full(60, 1e-3)
-    assert 40 + tiled.num_worth_drafting(40, chances, 1.0) >= 64
+    best, affordable = tiled.num_worth_drafting(40, np.full(60, 1e-3), 1.0)
+    assert 40 + best == 64
+    assert 40 + affordable > 64
 
 
 def test_costs_are_measured_within_a_bound() -> None:

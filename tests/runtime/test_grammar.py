@@ -16,8 +16,8 @@ FORMS = AnswerForms(
     places=list(prompts.PLACES),
 )  # fmt: skip
 ASKED = prompts.DEFAULT_QUESTION
-CALM = MapReading(0.01, "center", ())
-LEFT = MapReading(0.6, "left", ("left",))
+CALM = MapReading(0.01, prompts.PLACES, ())
+LEFT = MapReading(0.6, ("left", *(place for place in prompts.PLACES if place != "left")), ("left",))
 
 
 def letters(text: str) -> tuple[int, ...]:
@@ -32,17 +32,16 @@ def chance_of(drafts: Drafter, text: str, reading: MapReading | None, question: 
     """Of an answer's last letter."""
     expected = drafts.expect(question, reading)
     assert expected is not None
-    tree, root, nodes, chances = expected
-    assert root == -1
-    node = tree.find(letters(text))
-    return 0.0 if node is None else float(chances[list(nodes).index(node)])
+    assert expected.root == -1
+    node = expected.tree.find(letters(text))
+    return 0.0 if node is None else float(expected.chances[node])
 
 
 def test_the_forms_are_the_originals_training_answers() -> None:
     grammar = AnswerGrammar(FORMS)
     assert grammar.negative == (prompts.answer([]),)
     assert [text for _, text in grammar.single] == [prompts.answer([place]) for place in prompts.PLACES]
-    reading = MapReading(0.5, "right", ("right", "left", "center", "top"))
+    reading = MapReading(0.5, prompts.PLACES, ("right", "left", "center", "top"))
     assert grammar.several(reading) == [
         prompts.answer(["left", "right"]),
         prompts.answer(["left", "center", "right"]),
@@ -84,7 +83,7 @@ def test_an_unforeseen_answer_is_continued_like_a_similar_one() -> None:
     expected = drafts.expect(
         ASKED, LEFT, letters("Yes, there are 9 anomalies in the image, they are at the left")
     )
-    assert expected is None or expected[0].find(letters(" of the image.")) is not None
+    assert expected is None or expected.tree.find(letters(" of the image.")) is not None
 
 
 @settings(max_examples=30, deadline=None)
@@ -92,14 +91,14 @@ def test_an_unforeseen_answer_is_continued_like_a_similar_one() -> None:
 def test_memory_is_bounded_and_chances_stay_chances(said: list[tuple[int, float]]) -> None:
     drafts = drafter()
     for number, score in said:
-        reading = MapReading(score, "top", ("top", "left"))
+        reading = MapReading(score, prompts.PLACES, ("top", "left"))
         drafts.expect(ASKED, reading)
         drafts.learn(ASKED, reading, (number % 7, number, 1))
     expected = drafts.expect(ASKED, LEFT)
     assert expected is not None
-    tree, _, nodes, chances = expected
+    tree, chances = expected.tree, expected.chances
     assert np.isfinite(chances).all()
     assert (chances >= 0).all()
-    assert chances[tree.parents[nodes] == -1].sum() <= 1 + 1e-9
+    assert chances[tree.parents[expected.nodes] == -1].sum() <= 1 + 1e-9
     assert len(drafts._of(ASKED).answers) <= MAX_ANSWERS
     assert tree.find(letters(prompts.answer([]))) is not None, "the forms stay"

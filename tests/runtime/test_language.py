@@ -246,8 +246,7 @@ def drafted_from(language: LanguageModel, paths: list[list[int]], seed: int, max
         node = tree.find(spoken)
         if node is None:
             node = -1  # nonsense here: whatever is drafted, the answer stays the same
-        below, chances = tree.chances(node, np.full(len(paths), 1 / max(1, len(paths))))
-        return tree, node, below, chances
+        return tree.below(node, np.full(len(paths), 1 / max(1, len(paths))))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language.drafter, "expect", expect)

@@ -1,0 +1,225 @@
+"""How many passes does a whole answer take, and how long, against decoding step by step?
+
+The demo line's parts with the bundled model, and a model with the layers of LLaMA-7B (generated weights, q4_k_m) whose
+answers are foreseen as a trained model's are. Each part is answered three ways in turn: step by step; with drafts; by
+llama-cpp-python's own ``Llama.eval`` and ``sample`` behind the same prompt of embeddings. Answers must be the same.
+
+    python benchmarks/one_pass.py [--parts 1000] [--layers 8] [--threads N] [--device NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+from demo_line import RESULTS, device_name, processor_name
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from anomalygpt_edge.runtime.bundle import Language, open_bundle
+from anomalygpt_edge.runtime.cameras import open_camera
+from anomalygpt_edge.runtime.errors import AgptError
+from anomalygpt_edge.runtime.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.language import Answer, LanguageModel, Part
+from anomalygpt_edge.runtime.localise import PLACES, MapReading
+from anomalygpt_edge.runtime.run import enroll_demo_products
+
+ANSWER_TOKENS = 64
+LARGE_ANSWERS = 6
+WIDTH, VOCABULARY = 4096, 32000
+
+
+class HighLevel:
+    """llama-cpp-python's ``Llama``; it takes no embeddings, so the prompt goes in below it."""
+
+    def __init__(self, model: LanguageModel, path: Path, threads: int) -> None:
+        self._model = model
+        self._llama = llama_cpp.Llama(
+            str(path), n_ctx=model.session.num_context, n_batch=512, n_threads=threads,
+            n_threads_batch=threads, verbose=False, logits_all=False,
+        )  # fmt: skip
+
+    def answer(self, part: Part, max_tokens: int) -> tuple[int, ...]:
+        model, llama = self._model, self._llama
+        rows = np.concatenate([model._before_image, model._prompt_rows(part)])
+        llama.reset()
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
+        batch = llama_cpp.llama_batch_init(len(rows), rows.shape[1], 1)
+        ctypes.memmove(batch.embd, np.ascontiguousarray(rows).ctypes.data, rows.nbytes)
+        for i in range(len(rows)):
+            batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = i, 1, 0
+            batch.logits[i] = i == len(rows) - 1
+        batch.n_tokens = len(rows)
+        if llama_cpp.llama_decode(llama.ctx, batch):
+            raise RuntimeError("llama_decode failed")
+        llama_cpp.llama_batch_free(batch)
+        llama.n_tokens = len(rows)
+        tokens = [int(llama.sample(temp=0.0))]
+        while tokens[-1] not in model._stops and len(tokens) < max_tokens:
+            llama.eval(tokens[-1:])
+            tokens.append(int(llama.sample(temp=0.0)))
+        return tuple(tokens)
+
+    def close(self) -> None:
+        self._llama.close()
+
+
+def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int, threads: int) -> dict:
+    """Every part three ways in turn, after one round of warm-up."""
+    other = HighLevel(model, path, threads)
+
+    def answer(part: Part, drafting: bool) -> Answer:
+        model.drafting = drafting
+        return model.answer_all([part], max_tokens)[0]
+
+    ways: dict[str, Callable[[Part], object]] = {
+        "step by step": lambda part: answer(part, False),
+        "with drafts": lambda part: answer(part, True),
+        "Llama.eval": lambda part: other.answer(part, max_tokens),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    drafted: list[Answer] = []
+    different = 0
+    for way in ways.values():
+        way(parts[0])
+    for part in track(parts, "answers", console=Console(stderr=True), transient=True):
+        found = {}
+        for name, way in ways.items():
+            started = time.perf_counter()
+            found[name] = way(part)
+            times[name].append(1e3 * (time.perf_counter() - started))
+        plain, drafts = found["step by step"], found["with drafts"]
+        assert isinstance(plain, Answer)
+        assert isinstance(drafts, Answer)
+        drafted.append(drafts)
+        different += plain.token_ids != drafts.token_ids
+    other.close()
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return {
+        "answers": len(parts),
+        "different_answers": different,
+        "settled_ties": sum(a.settled for a in drafted),
+        "one_pass_share": round(float(np.mean([a.num_passes == 1 for a in drafted])), 4),
+        "passes_per_answer": round(float(np.mean([a.num_passes for a in drafted])), 3),
+        "steps_per_answer": round(float(np.mean([len(a.token_ids) for a in drafted])), 2),
+        "drafted_tokens": round(float(np.mean([a.num_tokens_drafted for a in drafted])), 1),
+        "accepted_tokens": round(float(np.mean([a.num_accepted for a in drafted])), 2),
+        "times_ms": {
+            name: {
+                "mean": round(float(np.mean(values)), 3),
+                "p50": round(medians[name], 3),
+                "p99": round(float(np.percentile(values, 99)), 3),
+            }
+            for name, values in times.items()
+        },
+        "speedup_p50": {
+            name: round(medians[name] / medians["with drafts"], 2) for name in ("step by step", "Llama.eval")
+        },
+        "pass_costs_ms": dict(
+            zip(
+                map(str, model.costs.sizes.tolist()), (1e3 * model.costs.times).round(3).tolist(), strict=True
+            )
+        ),
+        "noise": float(model.noise),
+    }
+
+
+def demo_parts(inspector: Inspector, count: int, seed: int) -> list[Part]:
+    """What the language model is given of the demo line's parts."""
+    products = enroll_demo_products(inspector)
+    parts = []
+    frames = open_camera("demo", num_parts=count, seed=seed).frames()
+    for frame in track(frames, "parts", total=count, console=Console(stderr=True), transient=True):
+        inspector.use(products[frame.product])
+        assert frame.pixels is not None
+        parts.append(inspector.part(frame.pixels))
+    return parts
+
+
+def nano(options: argparse.Namespace) -> dict:
+    with Inspector.open(options.bundle, threads=options.threads) as inspector:
+        parts = demo_parts(inspector, options.parts, options.seed)
+        path = inspector.bundle.component_file("language_model")
+        return compare(inspector._language, path, parts, 64, 1)
+
+
+def large(options: argparse.Namespace) -> dict:
+    """Answers of a model with 7B's layers, drafted by what it was seen to say."""
+    layout = open_bundle(options.bundle).manifest.prompt
+    rng = np.random.default_rng(0)
+    reading = MapReading(0.5, PLACES, (PLACES[0],))
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        path = Path(folder) / "random.gguf"
+        command = [sys.executable, "-m", "tools.random_gguf", str(path), "--layers", str(options.layers)]
+        subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+        expected = Language(WIDTH, VOCABULARY, options.layers, 2048)
+        model = LanguageModel.open(path, layout, expected, options.threads, max_context=512)
+        embedding = rng.normal(size=WIDTH).astype(np.float32)
+        prompts = rng.normal(size=(layout.num_prompts, WIDTH)).astype(np.float32)
+        part = Part(embedding, prompts, reading=reading)
+        model.drafting = False
+        said = model.answer_all([part], ANSWER_TOKENS)[0].token_ids
+        for _ in range(50):
+            model.drafter.learn(layout.question, reading, said[:-1])
+        figures = compare(model, path, [part] * LARGE_ANSWERS, ANSWER_TOKENS, options.threads)
+        model.close()
+    return {"layers": options.layers, **figures}
+
+
+def print_table(title: str, figures: dict) -> None:
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for name in ("ms an answer", "mean", "p50", "p99"):
+        table.add_column(name, justify="right" if name != "ms an answer" else "left")
+    for name, row in figures["times_ms"].items():
+        table.add_row(name, *(f"{row[key]:.2f}" for key in ("mean", "p50", "p99")))
+    Console().print(table)
+    faster = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in figures["speedup_p50"].items())
+    print(
+        f"{figures['answers']} answers, {figures['different_answers']} different, {figures['settled_ties']} near "
+        f"ties settled; one pass: {figures['one_pass_share']:.1%}; {figures['passes_per_answer']} passes for "
+        f"{figures['steps_per_answer']} tokens, {figures['drafted_tokens']} drafted, "
+        f"{figures['accepted_tokens']} accepted; faster than: {faster}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="bundle folder; the one that ships when left out")
+    parser.add_argument("--parts", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=8, help="of the large model; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--scratch", type=Path, help="folder for the large model")
+    parser.add_argument("--device", default=device_name(), help="name of the results' file")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
+    options = parser.parse_args()
+    try:
+        results = {"processor": processor_name(), "threads": options.threads}
+        if options.parts:
+            results["demo_line"] = nano(options)
+            print_table("the demo line's answers", results["demo_line"])
+        if options.layers:
+            results["large"] = large(options)
+            print_table(f"{options.layers} layers of 7B, generated weights, q4_k_m", results["large"])
+    except AgptError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    path = options.results / f"{options.device}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored["one_pass"] = {**stored.get("one_pass", {}), **results}
+    path.write_text(json.dumps(stored, indent=2) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
