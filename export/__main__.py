@@ -13,7 +13,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from ..runtime.bundle import NETWORKS
 from ..runtime.errors import AgptError, ConfigError
-from .options import ENGINES, LLM_PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
+from .options import ENGINES, LLM_PRECISIONS, PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
 from .tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -53,7 +53,11 @@ def export(
         ),
     ] = None,
     about: Annotated[Path | None, typer.Option(help="model.json: name, notices, region levels.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the networks: fp32.")] = "fp32",
+    precision: Annotated[str, typer.Option(help=f"Of the networks: {', '.join(PRECISIONS)}.")] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of your normal images, for --precision int8; drawn parts when left out."),
+    ] = None,
     llm_quant: Annotated[
         str, typer.Option(help=f"Of the language model: {', '.join(LLM_PRECISIONS)}.")
     ] = "f16",
@@ -116,6 +120,7 @@ def export(
         out=out,
         about=about,
         precision=precision,
+        calibration=calibration,
         llm_quant=llm_quant,
         engines=split(engine),
         plans=plans,

@@ -12,7 +12,7 @@ from ..runtime.errors import ConfigError
 from .tensorrt_plan import PlanOptions
 
 ENGINES = ("onnx", "tensorrt", "tensorrt-rtx")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "int8")
 LLM_PRECISIONS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 RESIZE_MODES = ("crop", "stretch")
 MAX_CLASS_LENGTH = 64
@@ -36,6 +36,7 @@ class ExportOptions:
     out: Path
     about: Path | None = None
     precision: str = "fp32"
+    calibration: Path | None = None  # folder of normal images for int8; None: drawn parts
     llm_quant: str = "f16"
     engines: tuple[str, ...] = ("onnx",)  # onnx is in every bundle
     plans: tuple[PlanOptions, ...] = ()  # of the engines among them that have plans
@@ -52,6 +53,8 @@ class ExportOptions:
             choose("--engine", engine, ENGINES)
         for name in self.classes:
             check_class(name)
+        if self.calibration and self.precision != "int8":
+            raise ConfigError("--calibration serves --precision int8 only: ask for that, or leave it out")
         check_target(self.out)
 
 

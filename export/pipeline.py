@@ -1,8 +1,8 @@
 """Checkpoints to a bundle: check, export, compare, publish. The bundle is whole or absent.
 
 The stages, in order: open and check the checkpoints; text features; networks to ONNX; language model to GGUF;
-parity with the torch reference; quantise and compare again; seal and rename. Finished files outlive an
-interruption; the comparison is made again on whatever is published.
+parity with the torch reference; convert to the precisions asked for and compare again; seal and rename. Finished
+files outlive an interruption; the comparison is made again on whatever is published.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ from ..runtime.bundle import (
     seal,
 )
 from ..runtime.errors import AgptError, ConfigError
+from .calibration import calibration_images, calibration_pixels
 from .checkpoints import SIZES, Checkpoints, open_checkpoints, read_text_features
 from .gguf_llm import quantise, write_gguf
 from .journal import Journal
 from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
 from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
+from .precision import convert, remove_originals
 from .reference import Reference
 from .survey import needs_of
 from .tensor_files import CheckpointError, read_json
@@ -156,8 +158,9 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
             check_memory(options, checkpoints)
             for plans in options.plans:
                 check_can_build(plans)
+            images = calibration_images(options.calibration)
         with steps.step("Digest the checkpoints"):
-            sources = digest_sources(options)
+            sources = digest_sources(options, images)
         with staging(options, sources=sources, about=about, classes=classes) as journal:
             folder = journal.folder
             with steps.step("Text features", total=len(classes)) as step:
@@ -173,13 +176,14 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
                 whole = folder / (GGUF_FILE if options.llm_quant == "f16" else WHOLE_FILE)
                 merge = partial(write_gguf, checkpoints.llama, whole, about.name, step.advance)
                 journal.run("language model", merge, NoneType)
-            results = prove(reference, whole, manifest, options, steps, journal)
-            manifest = add_plans(manifest, options, steps, journal)
+            shipped, results = prove(reference, whole, manifest, images, options, steps, journal)
+            shipped = add_plans(shipped, options, steps, journal)
             with steps.step("Seal and publish"):
                 if options.llm_quant != "f16":
                     whole.unlink()
+                remove_originals(folder, manifest.components, shipped.components)
                 figures = summary(results, len(sample_cases()))
-                manifest = seal(folder, msgspec.structs.replace(manifest, parity=figures, sources=sources))
+                manifest = seal(folder, msgspec.structs.replace(shipped, parity=figures, sources=sources))
                 if options.plans:
                     bundle = Bundle(folder, manifest)
                     manifest = seal(folder, prove_plans(bundle, options.plans, options.allow_parity_failure))
@@ -211,30 +215,48 @@ def prove(
     reference: Reference,
     whole: Path,
     manifest: Manifest,
+    images: list[Path],
     options: ExportOptions,
     steps: Steps,
     journal: Journal,
-) -> list[StageResult]:
-    """Compare in float16 first, where a wrong merge cannot hide behind quantisation, then as shipped.
+) -> tuple[Manifest, list[StageResult]]:
+    """Compare in float32 and float16 first, where a wrong merge cannot hide behind quantisation, then as shipped.
 
     Args:
         whole: the language model in float16.
+        manifest: of the networks in float32.
+        images: the user's normal samples for calibration.
+
+    Returns:
+        The manifest with the networks as shipped, and the results of every comparison.
     """
     threads = torch.get_num_threads()  # one setting for all: OMP_NUM_THREADS or the cores
+    folder, precision = journal.folder, options.precision
+    check = (lambda results: None) if options.allow_parity_failure else require
     with steps.step("Parity with the checkpoints"):
-        parity = Parity(reference, journal.folder, manifest, sample_cases())
+        parity = Parity(reference, folder, manifest, sample_cases())
         results = parity.networks() + parity.answers(whole, "f16", threads, num_tokens(whole, options))
-        if not options.allow_parity_failure:
-            require(results)
+        check(results)
+    gguf = whole
+    if precision != "fp32":
+        with steps.step(f"Networks to {precision}, and compare again"):
+            pixels = calibration_pixels(images, manifest.preprocess)
+            change = partial(convert, folder, manifest, precision, pixels)
+            components = journal.run(f"networks {precision}", change, dict[str, Component])
+            manifest = msgspec.structs.replace(manifest, components=components)
+            parity = parity.of(manifest, precision)
+            results += parity.networks()
+            check(results)
     if options.llm_quant != "f16":
-        with steps.step(f"Quantise to {options.llm_quant} and compare again"):
-            gguf = journal.folder / GGUF_FILE
+        gguf = folder / GGUF_FILE
+        with steps.step(f"Language model to {options.llm_quant}"):
             shrink = partial(quantise, whole, gguf, options.llm_quant, threads)
             journal.run("quantised language model", shrink, NoneType)
+    if precision != "fp32" or gguf != whole:
+        with steps.step("Answers as published"):
             results += parity.answers(gguf, options.llm_quant, threads, num_tokens(gguf, options))
-            if not options.allow_parity_failure:
-                require(results)
-    return results
+            check(results)
+    return manifest, results
 
 
 def add_plans(manifest: Manifest, options: ExportOptions, steps: Steps, journal: Journal) -> Manifest:
@@ -391,7 +413,7 @@ def prompt_layout() -> PromptLayout:
     )
 
 
-def digest_sources(options: ExportOptions) -> dict[str, str]:
+def digest_sources(options: ExportOptions, images: list[Path]) -> dict[str, str]:
     """Role and file name → sha256, of every file that went into the bundle."""
     files = {
         "imagebind": [options.imagebind],
@@ -399,6 +421,7 @@ def digest_sources(options: ExportOptions) -> dict[str, str]:
         "pandagpt": [options.pandagpt],
         "anomalygpt": [options.anomalygpt],
         "text_features": [options.text_features] if options.text_features else [],
+        "calibration": images,
     }
     return {
         f"{role}/{path.name}": digest_file(path).sha256 for role, paths in files.items() for path in paths

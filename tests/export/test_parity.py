@@ -49,7 +49,7 @@ def answers(parity, checkpoints, folder, **changed) -> dict[str, StageResult]:
 
 def test_networks_pass_in_every_stage(parity):
     results = parity.networks()
-    assert [result.stage for result in results] == list(TOLERANCES)
+    assert [result.stage for result in results] == list(TOLERANCES["fp32"])
     assert all(result.passed for result in results)
     assert max(result.error for result in results) > 0  # two computations, not one compared with itself
 
