@@ -115,6 +115,12 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="What passes on the demo line.")] = 0,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Milliseconds for each part; what does not fit is left out, the sentence first."
+        ),
+    ] = None,
 ) -> None:
     """Inspect what a source delivers: a live table, records, overlays, and a summary."""
     from .run import RunOptions, run_line
@@ -132,6 +138,7 @@ def run(
             seed=seed,
             threads=threads,
             engine=engine,
+            budget_ms=budget_ms,
         )
     )
 

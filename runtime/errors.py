@@ -23,3 +23,7 @@ class CameraError(AgptError):
 
 class ConfigError(AgptError):
     """An option has a value the program cannot work with."""
+
+
+class LateError(AgptError):
+    """There was no time for a verdict before the part's deadline."""

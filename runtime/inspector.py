@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,11 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ..kernels import match, preprocess, summarise, upsample
+from .budget import MAP_STAGES, VERDICT_STAGES, Budget, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
-from .errors import AgptError, BundleError, RecipeError
+from .errors import AgptError, BundleError, LateError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel, Part
 from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
@@ -68,6 +69,8 @@ class Inspector:
         self.product = product
         self._networks = networks
         self._language = language
+        self._clock = time.perf_counter
+        self.costs = StageCosts()
         self._threads = threads
         self._blas = ThreadpoolController().select(user_api="blas").limit(limits=1)
 
@@ -169,38 +172,66 @@ class Inspector:
             np.concatenate(taps), self.bundle.encoder_sha256, storage, max_patches
         )
 
-    def inspect(self, frame: np.ndarray) -> Verdict:
+    def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
         """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
 
         Never raises on a frame: whatever goes wrong gives NO_RESULT with the reason, never a PASS.
+
+        Args:
+            deadline: seconds of ``time.perf_counter``; what would end later is left out, and ``rung`` says so:
+                first the sentence, then the verdict, then the map. Without a verdict it is NO_RESULT.
         """
-        stages = _Stages()
-        found: dict[str, Any] = {}
+        stages = _Stages(self._clock, self.costs)
+        found: dict[str, Any] = {"rung": "none"}
+        budget = Budget(self.costs, self._clock, deadline)
         try:
-            with stages.timed("preprocess"):
-                pixels = self._preprocess(check_frame(frame))
-            with stages.timed("encode"):
-                image_embedding, patch_features = self._encode(pixels)
-            with stages.timed("localise"):
-                anomaly_map = self._localise(patch_features)
-                found.update(anomaly_map=anomaly_map[0], **_summary(anomaly_map[0]))
-                regions = self._regions(anomaly_map[0], frame.shape[:2])
-            with stages.timed("prompt"):
-                prompt_embeddings = self._prompt(anomaly_map)
-            with stages.timed("judge"):
-                answer = self._language.answer(
-                    image_embedding[0],
-                    prompt_embeddings[0],
-                    self.product.question,
-                    reading=read_map(anomaly_map[0], found["score"], regions),
-                )
-                found.update(sentence=answer.text, p_anomaly=answer.p_anomaly)
-            with stages.timed("decide"):
-                found.update(self._decide(answer, regions))
+            self._climb(frame, stages, budget, found)
         except Exception as error:
             found.update(status=Status.NO_RESULT, reason=_reason(error))
         size = frame.shape[:2] if isinstance(frame, np.ndarray) and frame.ndim >= 2 else (0, 0)
-        return Verdict(frame_size=size, resize=self.product.resize, timings_ms=stages.milliseconds, **found)
+        return Verdict(
+            frame_size=size,
+            resize=self.product.resize,
+            timings_ms=stages.milliseconds,
+            costs_ms=self.costs.milliseconds(),
+            **found,
+        )
+
+    def _climb(self, frame: np.ndarray, stages: _Stages, budget: Budget, found: dict[str, Any]) -> None:
+        """The stages, as far as they fit; what they find goes into ``found``.
+
+        Raises:
+            LateError: no verdict before the deadline.
+        """
+        if not budget.fits(MAP_STAGES):
+            raise LateError("no time for the map before the deadline")
+        with stages.timed("preprocess"):
+            pixels = self._preprocess(check_frame(frame))
+        with stages.timed("encode"):
+            image_embedding, patch_features = self._encode(pixels)
+        with stages.timed("localise"):
+            anomaly_map = self._localise(patch_features)
+            found.update(anomaly_map=anomaly_map[0], **_summary(anomaly_map[0]))
+            regions = self._regions(anomaly_map[0], frame.shape[:2])
+            found.update(rung="map")
+        if not budget.fits(VERDICT_STAGES):
+            found.update(regions=regions)
+            raise LateError("no time for the verdict before the deadline")
+        with stages.timed("prompt"):
+            prompt_embeddings = self._prompt(anomaly_map)
+        with stages.timed("judge"):
+            timer = PassTimer(self.costs, self._clock, budget)
+            answer = self._language.answer(
+                image_embedding[0],
+                prompt_embeddings[0],
+                self.product.question,
+                reading=read_map(anomaly_map[0], found["score"], regions),
+                stop=timer,
+            )
+            timer.lap()
+            found.update(p_anomaly=answer.p_anomaly, sentence=answer.text if answer.complete else "")
+        with stages.timed("decide"):
+            found.update(self._decide(answer, regions), rung="sentence" if answer.complete else "verdict")
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
         """The model's answer to any question about a frame.
@@ -372,16 +403,19 @@ def default_threads() -> int:
 class _Stages:
     """Milliseconds per stage, in the order they ran; a stage that fails is timed too."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float], costs: StageCosts) -> None:
         self.milliseconds: dict[str, float] = {}
+        self._clock, self._costs = clock, costs
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._clock()
         try:
             yield
         finally:
-            self.milliseconds[stage] = 1e3 * (time.perf_counter() - start)
+            seconds = self._clock() - start
+            self._costs.add(stage, seconds)
+            self.milliseconds[stage] = 1e3 * seconds
 
 
 def _summary(anomaly_map: np.ndarray) -> dict[str, float]:

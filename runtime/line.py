@@ -27,7 +27,7 @@ from .verdict import Status, Verdict
 class Inspects(Protocol):
     """What the line needs of an inspector."""
 
-    def inspect(self, frame: np.ndarray) -> Verdict: ...
+    def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict: ...
 
 
 class Line:
@@ -52,6 +52,7 @@ class Line:
         rejects_only: bool = False,
         level: float | None = None,
         max_parts: int | None = None,
+        budget_ms: float | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +60,7 @@ class Line:
             rejects_only: no overlay for a PASS.
             level: the map's operating level, for the overlays' colours.
             max_parts: stop after so many; None goes on until the source ends.
+            budget_ms: time for each part from its arrival here; what does not fit is left out.
         """
         self._camera, self._inspector, self._display, self._identity = camera, inspector, display, identity
         self._choose_recipe = choose_recipe
@@ -66,6 +68,7 @@ class Line:
         self._rejects_only = rejects_only
         self._level = level
         self._max_parts = max_parts
+        self._budget_ms = budget_ms
         self.tally = Tally()
         self.lost: CameraError | None = None
         self.overlay_failures: list[str] = []
@@ -104,7 +107,7 @@ class Line:
 
     def _handle(self, frame: Frame) -> None:
         started = time.perf_counter()
-        verdict, recipe = self._inspect(frame)
+        verdict, recipe = self._inspect(frame, started)
         latency_ms = (time.perf_counter() - started) * 1e3
         sequence = self._records.next_sequence if self._records else self.tally.num_parts + 1
         if self._records:
@@ -114,7 +117,7 @@ class Line:
             self._draw(sequence, frame, verdict, latency_ms)
         self._display.put(frame, verdict, latency_ms, self.tally)
 
-    def _inspect(self, frame: Frame) -> tuple[Verdict, str]:
+    def _inspect(self, frame: Frame, started: float) -> tuple[Verdict, str]:
         """The verdict and the recipe's name. The inspector promises not to raise, and is not trusted."""
         if frame.pixels is None:
             return no_result(frame.problem or "no frame arrived"), ""
@@ -123,7 +126,9 @@ class Line:
         except Exception as error:
             return no_result(f"no recipe for {frame.product!r}: {error}"), ""
         try:
-            return self._inspector.inspect(frame.pixels), recipe
+            if self._budget_ms is None:
+                return self._inspector.inspect(frame.pixels), recipe
+            return self._inspector.inspect(frame.pixels, started + self._budget_ms / 1e3), recipe
         except Exception as error:
             return no_result(f"inspection failed: {type(error).__name__}: {error}"), recipe
 

@@ -55,6 +55,8 @@ class Record(Schema, frozen=True, kw_only=True):
     frame_size: tuple[int, int]  # height, width; zeros where no frame arrived
     latency_ms: float  # from the frame's arrival to the verdict
     timings_ms: dict[str, float]
+    rung: Literal["sentence", "verdict", "map", "none"] = "none"
+    costs_ms: dict[str, float] = {}
     captured_utc: str
     captured_monotonic_ns: int
     recorded_utc: str

@@ -43,6 +43,7 @@ class RunOptions:
     seed: int = 0
     threads: int | None = None
     engine: str = AUTO
+    budget_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.overlays not in OVERLAY_CHOICES:
@@ -145,6 +146,7 @@ def run_line(options: RunOptions) -> None:
             rejects_only=options.overlays == "reject",
             level=manifest.region_level.few_shot if few_shot else manifest.region_level.zero_shot,
             max_parts=options.parts,
+            budget_ms=options.budget_ms,
         )
         line.run()
     print("\n".join(summary(line, options)))

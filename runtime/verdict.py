@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..kernels import project
+from .budget import Rung
 
 
 class Status(str, Enum):
@@ -48,6 +49,8 @@ class Verdict:
         regions: highest peak first.
         agreement: whether a place that the sentence names is a region's place; None when it names none.
         timings_ms: milliseconds per stage, in order.
+        rung: how far the inspection came: "sentence", "verdict", "map" or "none".
+        costs_ms: what each stage was expected to cost: a high percentile of its last durations.
         frame_size: (height, width) of the frame in pixels.
         resize: how the frame was fitted to the map ("crop" or "stretch").
 
@@ -66,6 +69,8 @@ class Verdict:
     regions: tuple[Region, ...] = ()
     agreement: bool | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
+    rung: Rung = "none"
+    costs_ms: dict[str, float] = field(default_factory=dict)
 
     def map_in_frame(self, outside: float = 0.0) -> np.ndarray:
         """The anomaly map at the frame's resolution: float32 [H, W], bilinear.
@@ -93,6 +98,8 @@ class Verdict:
             ],
             "agreement": self.agreement,
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
+            "rung": self.rung,
+            "costs_ms": dict(self.costs_ms),
             "frame_size": list(self.frame_size),
         }
 
