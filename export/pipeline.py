@@ -7,8 +7,11 @@ files outlive an interruption; the comparison is made again on whatever is publi
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +159,7 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
             classes = choose_classes(options, about, checkpoints)
             tokenizer = open_tokenizer() if checkpoints.text else None
             check_memory(options, checkpoints)
+            check_disk(options, checkpoints)
             for plans in options.plans:
                 check_can_build(plans)
             images = calibration_images(options.calibration)
@@ -288,6 +292,50 @@ def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
         )
 
 
+def check_disk(options: ExportOptions, checkpoints: Checkpoints) -> None:
+    """The same for the disk; what an interrupted run has left is counted as there.
+
+    Raises:
+        ConfigError: the files of this export would not fit beside the target.
+    """
+    folder = staging_folder(options)
+    needed = needs_of(checkpoints.config).disk(options.llm_quant, options.precision)
+    there = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+    disk = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(disk).free
+    if needed > free + there:
+        raise ConfigError(
+            f"exporting these checkpoints takes about {(needed - there) / GB:.1f} GB of disk and {disk} has "
+            f"{free / GB:.1f} GB free: free some, or give --out on a larger disk"
+        )
+
+
+def staging_folder(options: ExportOptions) -> Path:
+    out = options.out.absolute()
+    return out.with_name(f".{out.name}.partial")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second export out of a staging folder; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: another export has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another export is writing {folder}: wait for it to end, or choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
     """A hidden folder beside the target, so that publishing is a rename, with the journal of what is finished.
@@ -298,8 +346,7 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
     Raises:
         ConfigError: nothing can be written there, or the disk is full.
     """
-    out = options.out.absolute()
-    folder = out.with_name(f".{out.name}.partial")
+    folder = staging_folder(options)
     chosen = {
         "precision": options.precision,
         "llm_quant": options.llm_quant,
@@ -307,14 +354,15 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
         "plans": msgspec.to_builtins(options.plans),
     }
     try:
-        journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
-        try:
-            yield journal
-        except AgptError:
-            journal.discard()
-            raise
-        finally:
-            journal.close()
+        with alone(folder):
+            journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
+            try:
+                yield journal
+            except AgptError:
+                journal.discard()
+                raise
+            finally:
+                journal.close()
     except OSError as error:
         raise ConfigError(
             f"could not write the bundle at {options.out} ({error.strerror or error}): free space and run the "

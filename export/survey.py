@@ -45,6 +45,8 @@ SETUPS = {"supervised": "supervised", "mvtec": "MVTec-AD", "visa": "VisA"}  # in
 MAX_PARENTS = 2  # how far up a folder may name the setup
 # Bits a weight takes in llama.cpp's formats, a LLaMA of 7B over all its tensors.
 LLM_BITS = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.6}
+# Size of the networks' converted files, against float32.
+NETWORK_SHARES = {"fp32": 0.0, "fp16": 0.5, "int8": 0.25}
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ class Needs:
     def bundle(self, precision: str) -> float:
         return self.networks + self.language * LLM_BITS[precision] / LLM_BITS["f16"]
 
-    def disk(self, precision: str) -> float:
-        """While exporting: a quantised language model lies beside the float16 that it is made from."""
-        return self.bundle(precision) + (self.language if precision != "f16" else 0)
+    def disk(self, precision: str, networks: str = "fp32") -> float:
+        """While exporting: what is converted lies beside what it is made from."""
+        converted = self.networks * NETWORK_SHARES[networks]
+        return self.bundle(precision) + converted + (self.language if precision != "f16" else 0)
 
 
 def survey(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> list[Finding]:

@@ -200,6 +200,25 @@ def test_memory_that_does_not_fit_is_refused_at_once(options):
             parse_size(text)
 
 
+def test_a_disk_that_is_too_small_is_refused_at_once(options, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match=r"takes about \d+\.\d GB of disk and .* has 0\.0 GB free"):
+        export_bundle(options)
+    assert not list(options.out.parent.iterdir())
+
+
+def test_a_second_export_to_one_place_is_kept_out(options, exported, exported_networks):
+    folder = pipeline.staging_folder(options)
+    with pipeline.alone(folder):
+        (folder / "encoder.onnx").write_bytes(b"of the first")
+        with pytest.raises(ConfigError, match="another export is writing"):
+            export_bundle(options)
+        assert (folder / "encoder.onnx").read_bytes() == b"of the first"
+    export_bundle(options)
+    assert open_bundle(options.out).manifest.files == exported.manifest.files
+
+
 def test_bundle_is_replaced_but_nothing_else(options, exported, exported_networks):
     shutil.copytree(exported.bundle, options.out)
     (options.out / "manifest.json").write_text("{}")
