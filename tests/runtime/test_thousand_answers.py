@@ -1,0 +1,40 @@
+"""A thousand parts of the demo line: drafted answers are plain decoding's, token for token. Takes minutes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from anomalygpt_edge.runtime.cameras import open_camera
+from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.run import enroll_demo_products
+
+NUM_PARTS = 1000
+
+
+@pytest.mark.slow
+def test_a_thousand_drafted_answers_are_plain_decodings() -> None:
+    num_passes: Counter[int] = Counter()
+    num_settled = 0
+    with Inspector.open(threads=1) as inspector:
+        language = inspector._language
+        products = enroll_demo_products(inspector)
+        for frame in open_camera("demo", num_parts=NUM_PARTS, seed=7).frames():
+            inspector.use(products[frame.product])
+            assert frame.pixels is not None
+            part = inspector.part(frame.pixels)
+            language.drafting = False
+            (plain,) = language.answer_all([part])
+            language.drafting = True
+            (drafted,) = language.answer_all([part])
+            assert drafted.token_ids == plain.token_ids, frame.part_id
+            top = np.argsort(plain.first_token_logits)[-2:]
+            apart = np.diff(plain.first_token_logits[top] - drafted.first_token_logits[top])[0]
+            assert abs(apart) < language.noise, "the noise is what was measured at opening"
+            num_passes[drafted.num_passes] += 1
+            num_settled += drafted.settled
+    print(f"passes {dict(num_passes)}, {num_settled} ties settled")
+    assert num_passes[1] >= 0.8 * NUM_PARTS
+    assert num_settled <= 0.02 * NUM_PARTS
