@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
             "prompt_learner": {"anomaly_map": outputs["anomaly_map"]},
         }
         return {
-            name: percentiles(wall_clock(lambda name=name: networks[name].run(**inputs[name]), setting.runs))
+            name: percentiles(wall_clock(partial(networks[name].run, **inputs[name]), setting.runs))
             for name in NETWORKS
         }
 

@@ -31,7 +31,7 @@ class Chain:
         device: Device,
         encoder: TensorRtEngine,
         learner: TensorRtEngine,
-        localise: Callable[[Any], None],
+        localise: Callable[[Any], object],
         batch: int = 1,
     ) -> None:
         self._device = device
