@@ -23,6 +23,7 @@ from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.parity import error_of
 from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 from anomalygpt_edge.runtime.bundle import open_bundle, seal
 from anomalygpt_edge.runtime.images import read_image
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
@@ -104,7 +105,11 @@ def q8_0_bundle(bundle: Path, cache: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def inspector(bundle: Path) -> Iterator[Inspector]:
-    with Inspector.open(bundle) as opened:
+    """By the engine that ``make gpu-check`` asks for, its plans built here."""
+    engine = os.environ.get("AGPT_GOLDEN_ENGINE", "auto")
+    if engine in PLAN_ENGINES:
+        rebuild(bundle, [PlanOptions(engine)], lambda: None, allow_failure=True)
+    with Inspector.open(bundle, engine=engine) as opened:
         yield opened
 
 
