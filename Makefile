@@ -10,7 +10,7 @@ BIN := .venv/bin
 NANO := models/nano/checkpoint
 ARGS ?=
 
-.PHONY: help demo test test-slow test-golden gpu-check lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
+.PHONY: help demo test test-slow test-golden test-sanitize gpu-check lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,17 @@ TYPED := .mypy_cache/tree/anomalygpt_edge
 
 test-golden: venv-dev  ## the original's own results on full-size checkpoints (30 GB in AGPT_GOLDEN_CACHE)
 	$(BIN)/python -m pytest -m golden tests/golden $(ARGS)
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZER_LIBRARIES = $$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) \
+  $$(gcc -print-file-name=libstdc++.so)
+
+test-sanitize: venv-dev  ## the C++ kernels' tests under address and undefined-behaviour sanitizers (GCC)
+	CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build_ext --force \
+	  --build-lib build/sanitize --build-temp build/sanitize-objects
+	AGPT_SANITIZED=build/sanitize ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. \
+	  LD_PRELOAD="$(SANITIZER_LIBRARIES)" $(BIN)/python -m pytest -p tests.kernels.sanitized \
+	  tests/kernels/test_levels.py tests/kernels/test_operations.py $(ARGS)
 
 gpu-check: venv-dev  ## engines, CUDA graphs and latencies on this machine's GPU; says what it skips
 	$(BIN)/python -m tools.gpu_check $(ARGS)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -292,3 +293,11 @@ print("same")
 """
     ran = run(code)
     assert ran.stdout.strip() == "same", ran.stderr
+
+
+def test_it_is_the_sanitized_extension_that_is_tested() -> None:
+    """``make test-sanitize`` would pass all the same if it tested the ordinary build."""
+    from anomalygpt_edge.kernels import cpu
+
+    folder = os.environ.get("AGPT_SANITIZED")
+    assert folder is None or str(Path(folder).resolve()) in str(Path(cpu._native.__file__).resolve())
