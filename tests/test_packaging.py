@@ -366,8 +366,13 @@ def test_readme_names_only_targets_that_exist() -> None:
     assert {"demo", "test"} <= named <= make_targets()
 
 
-@pytest.mark.parametrize(("lint", "test", "status"), [(0, 0, 0), (1, 0, 1), (0, 2, 2), (1, 2, 2)])
-def test_ci_ends_with_pytests_closing_line(tmp_path: Path, lint: int, test: int, status: int) -> None:
+@pytest.mark.parametrize(
+    ("lint", "sanitize", "test", "status"),
+    [(0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 2, 2), (1, 0, 2, 2), (0, 3, 0, 3), (1, 2, 0, 2)],
+)
+def test_ci_ends_with_pytests_closing_line(
+    tmp_path: Path, lint: int, sanitize: int, test: int, status: int
+) -> None:
     """The script itself, with a make that only says what it was asked for."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
@@ -376,7 +381,8 @@ def test_ci_ends_with_pytests_closing_line(tmp_path: Path, lint: int, test: int,
         "#!/bin/sh\n"
         "read line && exit 9  # standard input must be closed\n"
         "[ $CI = true ] || exit 8\n"
-        f"case $1 in lint) echo linted; exit {lint};; test) echo '5 passed in 1.00s'; exit {test};; esac\n"
+        f"case $1 in lint) echo linted; exit {lint};; test-sanitize) echo checked; exit {sanitize};;\n"
+        f"test) echo '5 passed in 1.00s'; exit {test};; esac\n"
         "exit 7\n",
         encoding="utf-8",
     )
@@ -392,4 +398,4 @@ def test_ci_ends_with_pytests_closing_line(tmp_path: Path, lint: int, test: int,
         check=False,
     )
     assert result.returncode == status
-    assert result.stdout.splitlines() == ["linted", "5 passed in 1.00s"]
+    assert result.stdout.splitlines() == ["linted", "checked", "5 passed in 1.00s"]
