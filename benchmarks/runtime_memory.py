@@ -1,0 +1,94 @@
+"""How much resident memory does a bundle take, opened and answering?
+
+    python benchmarks/runtime_memory.py BUNDLE [--available 7G] [--results DIR]
+
+The peak is the kernel's own (VmHWM): anonymous memory and the pages of mapped files that were resident at the same
+time, so the weights that llama.cpp maps count. ``--available`` lets the runtime believe that so much memory is free,
+as it would find on a smaller device; llama.cpp's second copy of the weights is the only choice that depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from anomalygpt_edge.runtime import llama_session
+from anomalygpt_edge.runtime.inspector import Inspector
+
+RESULTS = Path(__file__).parent / "results"
+GB = 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--available", type=float, help="GB that the runtime believes to be free")
+    parser.add_argument("--inspections", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
+    options = parser.parse_args()
+    if options.bundle is None:
+        print("skipped: give a bundle (see the top of this file)")
+        return
+    figures = measure(options)
+    name = f"{figures.pop('name')}, {figures['available_gb']} GB available"
+    path = options.results / "runtime_memory.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**stored, name: figures}, indent=2) + "\n")
+    print(json.dumps({name: figures}, indent=2))
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Open, inspect a few frames, and read what the kernel counted."""
+    if options.available:
+        llama_session.available_memory = lambda: options.available * GB
+    available = llama_session.available_memory()
+    before = time.perf_counter()
+    with Inspector.open(options.bundle) as inspector:
+        opened, after_opening = time.perf_counter() - before, resident_gb()
+        frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        verdicts = [inspector.inspect(frame) for _ in range(options.inspections)]
+        manifest = inspector.bundle.manifest
+    if any(verdict.sentence is None for verdict in verdicts):
+        sys.exit(f"{Path(__file__).name}: the bundle gave no answer ({verdicts[-1].reason})")
+    precisions = {name: component.precision for name, component in manifest.components.items()}
+    return {
+        "name": f"{manifest.name}, {manifest.language.layers} layers, {precisions['encoder']} + "
+        f"{precisions['language_model']}",
+        "precisions": precisions,
+        "bundle_gb": round(sum(record.bytes for record in manifest.files.values()) / GB, 2),
+        "available_gb": round(available / GB, 1),
+        "resident_after_opening_gb": after_opening,
+        "peak_resident_gb": peak_gb(),
+        "seconds_to_open": round(opened, 1),
+        "seconds_by_stage": {k: round(v / 1e3, 2) for k, v in verdicts[-1].timings_ms.items()},
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("onnxruntime", "llama-cpp-python")},
+    }
+
+
+def resident_gb() -> float:
+    return status_gb("VmRSS")
+
+
+def peak_gb() -> float:
+    return status_gb("VmHWM")
+
+
+def status_gb(name: str) -> float:
+    """A line of this process's status, in GB (Linux)."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found, f"/proc/self/status has no {name}"
+    return round(1024 * int(found[1]) / GB, 2)
+
+
+if __name__ == "__main__":
+    main()
