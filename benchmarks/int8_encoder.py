@@ -3,9 +3,9 @@
     python benchmarks/int8_encoder.py FP32_BUNDLE INT8_BUNDLE [--threads 2,1] [--results DIR]
 
 All three run in turn in one process, on the same pixels, without batching; medians. torch's encoder has the same
-shape with weights of its own: its time does not depend on them. Predicted for ViT-H/14 on two cores before measuring: 323 GFLOP of
-products with weights at 700 GOP/s take 0.46 s, attention, GELU, softmax, norms and copies 0.33 s: 0.79 s against
-torch's 1.9 s, 2.4 times. Measured: the products take what was predicted, the rest half of it.
+shape with weights of its own: its time does not depend on them. Predicted for ViT-H/14 on two cores before
+measuring: 323 GFLOP of products with weights at 700 GOP/s take 0.46 s, attention, GELU, softmax, norms and copies
+0.33 s: 0.79 s against torch's 1.9 s, 2.4 times. Measured: the products take what was predicted, the rest half of it.
 """
 
 from __future__ import annotations
