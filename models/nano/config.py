@@ -35,11 +35,13 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
 class Recipe:
     """What one training run does; the defaults made the shipped model."""
 
-    seed: int = 20
+    seed: int = 21
+    start: bool = True  # go on from training/start.safetensors (generator 1's run) instead of constructed weights
+    pool_groups: int = 6000  # six parts each
     # first the eyes: encoder, image decoder, text features
-    vision_steps: int = 3200
-    groups_per_step: int = 6
-    vision_lr: float = 4e-4
+    vision_steps: int = 2200
+    groups_per_step: int = 4
+    vision_lr: float = 3e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     gallery_groups: int = 3000
@@ -49,5 +51,5 @@ class Recipe:
     warmup_steps: int = 40
     ema: float = 0.998
     log_every: int = 20
-    evaluate_every: int = 400
+    evaluate_every: int = 200
     vision: VisionConfig = field(default_factory=lambda: nano_config().vision)

@@ -15,20 +15,37 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from .canvas import Image
 from .noise import Field, blob, fractal, smooth
-from .products import TRAINED_KINDS, Family, Image, Scene, render
+from .products import TRAINED_KINDS, Family, Scene, render
 
 MIN_CHANGE = 0.02  # grey levels (0..1) by which a pixel must differ to count as defective
-VISIBLE_CHANGE = 0.045  # mean change inside the mask below which nobody could call it a defect
+VISIBLE_CHANGE = 0.03  # mean change inside the mask below which nobody could call it a defect
+VISIBLE_SHARE = 0.35  # the same, as a share of the deviation of the texture around it
+RADIUS = (0.010, 0.15)  # of the frame's shorter side, small ones as likely as large ones
+FAINTEST = 0.25  # more than half the defects are weakened, down to this share of their full contrast
 
 
 @dataclass(frozen=True)
 class Defect:
-    """What was done: its name, the centre (row, column) in 0..1 and its share of the frame's area."""
+    """What was done.
+
+    ``center`` is (row, column) in 0..1, ``area`` the share of the frame, ``contrast`` the mean change of grey level
+    inside the mask (0..1) and ``shade`` the same with its sign: negative where the defect is darker than the part.
+    """
 
     name: str
     center: tuple[float, float]
     area: float
+    contrast: float = 0.0
+    shade: float = 0.0
+
+
+def appearance(defect: Defect) -> str:
+    """"darker" or "brighter" than the part around it, "neither" where most of the change is in colour or structure."""
+    if abs(defect.shade) < 0.5 * defect.contrast:
+        return "neither"
+    return "darker" if defect.shade < 0 else "brighter"
 
 
 def add_defects(
@@ -53,29 +70,38 @@ def add_defects(
         if len(made) == count:
             break
         name = str(rng.choice(names or tuple(DEFECTS)))
-        # from 0.1 % of the frame to about a tenth, small ones as likely as large ones
-        radius = float(np.exp(rng.uniform(np.log(0.016), np.log(0.16)))) * min(size)
+        radius = float(np.exp(rng.uniform(*np.log(RADIUS)))) * min(size)
+        strength = np.float32(np.exp(rng.uniform(np.log(FAINTEST), 0))) if rng.random() < 0.6 else np.float32(1)
         center = _place(scene, rng, name)
         if any(
             np.hypot(center[1] / size[0] - d.center[0], center[0] / size[1] - d.center[1]) < 0.3 for d in made
         ):
             continue
         damaged = DEFECTS[name](Scene(image, scene.background, scene.coverage), rng, center, radius)
-        damaged = np.clip(damaged, 0, 1).astype(np.float32)
-        change = np.abs(damaged - image).max(axis=2)
+        damaged = np.clip(image + strength * (damaged - image), 0, 1).astype(np.float32)
+        change = np.maximum.reduce(cv2.split(np.abs(damaged - image)))
         touched = change > MIN_CHANGE
         touched = cv2.morphologyEx(touched.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
         area = touched.mean()
-        if not 0.0004 < area < 0.2 or change[touched].mean() < VISIBLE_CHANGE:
+        if not 0.0004 < area < 0.2:
             continue
+        contrast = float(change[touched].mean())
         rows, columns = np.nonzero(touched)
-        made.append(
-            Defect(name, (float(rows.mean() / size[0]), float(columns.mean() / size[1])), float(area))
-        )
+        if contrast < max(VISIBLE_CHANGE, VISIBLE_SHARE * _texture(image, rows, columns)):
+            continue
+        shade = float((damaged - image)[touched].mean())
+        middle = float(rows.mean() / size[0]), float(columns.mean() / size[1])
+        made.append(Defect(name, middle, float(area), contrast, shade))
         image, mask = damaged, mask | touched
     if not made:
         return add_defects(scene, rng, count, ("hole", "stain", "scratch"))
     return image, mask, made
+
+
+def _texture(image: Image, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
+    """Deviation of the grey level in and around these pixels."""
+    around = image[max(rows.min() - 4, 0) : rows.max() + 5, max(columns.min() - 4, 0) : columns.max() + 5]
+    return float(cv2.cvtColor(np.asarray(around), cv2.COLOR_BGR2GRAY).std())
 
 
 def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
@@ -136,7 +162,7 @@ def scratch(scene: Scene, rng: Generator, center: tuple[float, float], radius: f
 
 def crack(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
     size = scene.coverage.shape
-    width = rng.uniform(0.5, 1.8) * min(size) / 224
+    width = rng.uniform(0.4, 1.6) * min(size) / 224
     trunk = _path(rng, center, radius * rng.uniform(2, 5), 0.55, 20)
     alpha = _stroke(size, trunk, width)
     for _ in range(int(rng.integers(0, 4))):
@@ -295,14 +321,50 @@ def broken_edge(scene: Scene, rng: Generator, center: tuple[float, float], radiu
     return scene.image + (behind - scene.image) * alpha * np.float32(rng.uniform(0.8, 1.0))
 
 
+def dent(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
+    """A dent, bump or wrinkle: lit on one side, dark on the other, the surface's colour unchanged."""
+    size = scene.coverage.shape
+    bump = cv2.GaussianBlur(blob(rng, size, center, radius, 0.3), (0, 0), max(1.0, radius / 3))
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = np.cos(angle) * cv2.Sobel(bump, cv2.CV_32F, 1, 0) + np.sin(angle) * cv2.Sobel(bump, cv2.CV_32F, 0, 1)
+    slope = slope / max(float(np.abs(slope).max()), 1e-6)
+    return scene.image * (1 + np.float32(rng.uniform(0.25, 0.8)) * slope)[..., None]
+
+
+def streak(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
+    """A straight line along or across the product: a wrong yarn, a die line, a seam; sharp or soft."""
+    size = scene.coverage.shape
+    angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)]) + rng.normal(0, 0.03)
+    length, width = radius * rng.uniform(3, 12), rng.uniform(0.8, 3.0) * min(size) / 224
+    y, x = np.ogrid[: size[0], : size[1]]
+    dx, dy = (x - center[0]).astype(np.float32), (y - center[1]).astype(np.float32)
+    along, across = np.abs(np.cos(angle) * dx + np.sin(angle) * dy), np.abs(np.cos(angle) * dy - np.sin(angle) * dx)
+    soft = rng.choice([0.7, width])
+    alpha = np.clip((width / 2 + soft / 2 - across) / soft, 0, 1) * np.clip((length / 2 - along) / 4, 0, 1)
+    return _paint(scene.image, alpha * (scene.coverage > 0.3), _tone(scene.image, center, rng, 0.1, 0.45))
+
+
+def rough(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
+    """Frayed, scuffed, porous or polished: the local texture is stronger, weaker or another one."""
+    size = scene.coverage.shape
+    alpha = blob(rng, size, center, radius, 0.5)[..., None]
+    if rng.random() < 0.3:
+        changed = np.asarray(cv2.GaussianBlur(scene.image, (0, 0), rng.uniform(1.5, 4)), np.float32)
+    else:
+        grit = fractal(rng, size, rng.uniform(1.0, 6.0) * min(size) / 224, 2, float(rng.choice([1.0, 1.0, 6.0])))
+        changed = scene.image + np.float32(rng.uniform(0.06, 0.25)) * grit[..., None]
+    return scene.image + (changed - scene.image) * alpha
+
+
 DEFECTS: dict[str, Callable[[Scene, Generator, tuple[float, float], float], Image]] = {
     "scratch": scratch, "crack": crack, "hole": hole, "stain": stain, "color_change": color_change,
     "contamination": contamination, "fibre": fibre, "cut_paste": cut_paste, "foreign_texture": foreign_texture,
     "poisson_paste": poisson_paste, "missing": missing, "bent": bent, "broken_edge": broken_edge,
+    "dent": dent, "streak": streak, "rough": rough,
 }  # fmt: skip
 
 # On a random texture a displaced piece of the same texture is simply more of it: nobody could call that a defect.
-RANDOM_TEXTURES = ("leather", "speckle", "carpet", "cast")
+RANDOM_TEXTURES = ("leather", "speckle", "carpet", "cast", "ground", "foam", "glazed")
 DISPLACEMENTS = ("cut_paste", "bent")
 
 

@@ -11,14 +11,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from ..imagebind import Block, VisionEncoder
-from .data import normalise, training_group
+from .data import normalise
+from .pool import NORMALS, draw_group
 
 NUM_ANCHORS = 4
 NUM_POSITION = 4  # cos x, sin x, cos y, sin y
@@ -67,7 +73,7 @@ def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
     content = torch.arange(first, width)
 
     filters = _filters(width - first, config.patch_size)
-    images = np.stack([s.pixels for i in range(num_groups) for s in training_group(seed + 1, i)[:2]])
+    images = np.concatenate([draw_group(seed + 1, i).pixels[:NORMALS] for i in range(num_groups)])
     responses = torch.nn.functional.conv2d(
         torch.from_numpy(normalise(images)), filters, stride=config.patch_size
     )
@@ -134,3 +140,28 @@ def _neighbours(
         for i, channel in enumerate(content[head :: attention.heads].tolist()):
             attention.in_proj_weight[2 * width + start + i, channel] = 1.0
             attention.out_proj.weight[channel, start + i] = NEIGHBOUR_WEIGHT * spread
+
+
+START = Path(__file__).parent / "training" / "start.safetensors"
+
+
+@torch.no_grad()
+def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
+    """Go on from the weights of an earlier run (``save_start``), class by class where the classes differ."""
+    with safe_open(START, "pt") as file:
+        known = json.loads(file.metadata()["classes"])
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        own = model.get_parameter(name)
+        if name == "text":
+            for row, kind in enumerate(classes):
+                own[row] = 8 * F.normalize(tensor[known.index(kind if kind in known else classes[0])], dim=0)
+        else:
+            own.copy_(tensor)
+
+
+def save_start(model: nn.Module, classes: tuple[str, ...], path: Path = START) -> None:
+    """What a later run can go on from, float16."""
+    kept = ("encoder.", "decoder.", "text", "threshold", "sharpness")
+    tensors = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.startswith(kept)}
+    save_file(tensors, path, {"classes": json.dumps(list(classes))})

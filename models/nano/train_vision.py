@@ -20,21 +20,25 @@ from typing import TextIO
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..image_decoder import LOGIT_SCALE, ImageDecoder
 from ..imagebind import VisionEncoder
 from .config import Recipe
-from .data import normalise, patch_coverage, training_group
+from .data import normalise, patch_coverage
+from .defects import Defect, appearance
 from .evaluate import evaluate_vision
-from .initial import construct
+from .initial import construct, load_start
+from .pool import GROUP, NORMALS, Pool
 from .products import TRAINED_KINDS
 
 POSITIVE_COVERAGE = 0.06  # share of a patch that must be defective to count; between 0 and this it is ignored
 OBJECT = "object"
 CLASSES = (OBJECT, *TRAINED_KINDS)
-GROUP = 4  # two references, two queries
+SHADES = ("good", "darker", "brighter", "neither")
+NUM_NEGATIVES, NUM_POSITIVES = 3000, 400  # patches of a batch that are compared pair by pair, drawn at random
 
 
 class NanoVision(nn.Module):
@@ -47,6 +51,7 @@ class NanoVision(nn.Module):
         self.decoder = ImageDecoder(config.width, config.embed_dim, len(config.tap_layers))
         self.text = nn.Parameter(torch.randn(len(CLASSES), 2, config.embed_dim))
         self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # gives CLS something to say; not shipped
+        self.shade_head = nn.Linear(config.embed_dim, len(SHADES))  # the same; lets the words say dark or bright
         # the global scale and threshold of the distances; the threshold ships as the map's operating point
         self.sharpness = nn.Parameter(torch.tensor(3.5))
         self.threshold = nn.Parameter(torch.tensor(0.10))
@@ -56,38 +61,86 @@ class NanoVision(nn.Module):
         return F.normalize(self.text, dim=-1)
 
 
-class Groups(Dataset):
-    """Step number → one batch of groups, generated on the fly."""
+class Batches(Dataset):
+    """Step number → one batch of groups from the pool, mirrored, turned and recoloured."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, pool: Pool) -> None:
+        self.recipe, self.pool = recipe, pool
 
     def __len__(self) -> int:
         return self.recipe.vision_steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        first = step * self.recipe.groups_per_step
-        samples = [
-            s for i in range(self.recipe.groups_per_step) for s in training_group(self.recipe.seed, first + i)
-        ]
+        count = self.recipe.groups_per_step
+        pixels, masks, kinds, shades = [], [], [], []
+        for place in range(step * count, (step + 1) * count):
+            epoch, position = divmod(place, self.pool.num_groups)
+            order = default_rng([self.recipe.seed, epoch]).permutation(self.pool.num_groups)
+            group, rng = self.pool[int(order[position])], default_rng([self.recipe.seed, 1, place])
+            shown, mask = vary(np.asarray(group.pixels), group.masks, rng)
+            pixels.append(shown)
+            masks.append(mask)
+            kinds += [CLASSES.index(group.kind)] * GROUP
+            shades += [SHADES.index(shade_of(defects)) for defects in group.defects]
         return {
-            "pixels": torch.from_numpy(np.stack([s.pixels for s in samples])),
-            "coverage": torch.from_numpy(patch_coverage(np.stack([s.mask for s in samples]))),
-            "kind": torch.tensor([CLASSES.index(s.kind) for s in samples]),
+            "pixels": torch.from_numpy(np.concatenate(pixels)),
+            "coverage": torch.from_numpy(patch_coverage(np.concatenate(masks))),
+            "kind": torch.tensor(kinds),
+            "shade": torch.tensor(shades),
         }
 
 
-def _ranking(normal: Tensor, defective: Tensor, sharpness: Tensor) -> Tensor:
-    """Mean logistic loss over all pairs: every defective value should exceed every normal one."""
+def vary(pixels: np.ndarray, masks: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The same turn, mirror and colours for all parts of a group; the normal samples in another order."""
+    turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    order = np.concatenate([rng.permutation(NORMALS), np.arange(NORMALS, GROUP)])
+    pixels, masks = np.rot90(pixels[order], turns, (1, 2)), np.rot90(masks[order], turns, (1, 2))
+    if mirrored:
+        pixels, masks = pixels[:, :, ::-1], masks[:, :, ::-1]
+    if rng.random() < 0.25:
+        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
+    else:
+        pixels = pixels[..., rng.permutation(3)]
+    table = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(0.75, 1.1)
+    if rng.random() < 0.1:
+        table = 255 - table
+    return np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels.astype(np.uint8)], np.ascontiguousarray(masks)
+
+
+def shade_of(defects: list[Defect]) -> str:
+    """Whether the most visible defect is darker or brighter than the part."""
+    if not defects:
+        return "good"
+    worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
+    return appearance(worst)
+
+
+def _ranking(normal: Tensor, defective: Tensor, sharpness: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean logistic loss over all pairs (of a random share, where there are many): every defective value should
+    exceed every normal one. ``weight`` is the defective values'."""
     if normal.numel() == 0 or defective.numel() == 0:
         return normal.sum() * 0
-    return F.softplus((normal[None, :] - defective[:, None]) * sharpness).mean()
+    if normal.numel() > NUM_NEGATIVES:
+        normal = normal[torch.randint(normal.numel(), (NUM_NEGATIVES,), device=normal.device)]
+    if defective.numel() > NUM_POSITIVES:
+        chosen = torch.randint(defective.numel(), (NUM_POSITIVES,), device=normal.device)
+        defective, weight = defective[chosen], None if weight is None else weight[chosen]
+    losses = F.softplus((normal[None, :] - defective[:, None]) * sharpness).mean(dim=1)
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+def defective_patches(coverage: Tensor) -> Tensor:
+    """bool [M, P]: covered enough to count, and of a defect too small for that the patch that holds most of it."""
+    largest = (coverage == coverage.amax(dim=1, keepdim=True)) & (coverage > 0)
+    return (coverage > POSITIVE_COVERAGE) | largest
 
 
 def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, threshold: Tensor) -> Tensor:
     """Loss of patch distances [M, P] against the defective share of each patch [M, P]."""
-    positive, negative = coverage > POSITIVE_COVERAGE, coverage == 0
-    loss = _ranking(distance[negative], distance[positive], sharpness)
+    positive, negative = defective_patches(coverage), coverage == 0
+    # a defect of one patch counts as much as a defect of four half as much each
+    weight = (1 / positive.sum(dim=1, keepdim=True).clamp(min=1).sqrt()).expand_as(coverage)[positive]
+    loss = _ranking(distance[negative], distance[positive], sharpness, weight)
     worst = distance.topk(3, dim=1).values.mean(dim=1)
     defective = positive.any(dim=1)
     loss = loss + 0.5 * _ranking(worst[~defective], worst[defective], sharpness)
@@ -99,10 +152,16 @@ def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, thresh
         loss = loss + 0.5 * torch.stack(within).mean()
     logits = (distance - threshold) * sharpness
     labelled = positive | negative
-    weight = torch.where(positive, 4.0, 1.0)[labelled]
+    balance = torch.where(positive, 4.0, 1.0)[labelled]
     return loss + 0.2 * F.binary_cross_entropy_with_logits(
-        logits[labelled], positive[labelled].float(), weight
+        logits[labelled], positive[labelled].float(), balance
     )
+
+
+def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
+    """1 − max cosine similarity: [G, T, P, V] × [G, T, N, V] → [G, T, P]."""
+    similarity = F.normalize(query, dim=-1) @ F.normalize(bank, dim=-1).transpose(-1, -2)
+    return 1 - similarity.amax(dim=-1)
 
 
 def vision_loss(
@@ -112,21 +171,15 @@ def vision_loss(
     pixels = torch.from_numpy(normalise(batch["pixels"].numpy())).to(model.threshold.device)
     coverage, kind = batch["coverage"].to(pixels.device), batch["kind"].to(pixels.device)
     embedding, taps = model.encoder(pixels)
-    groups = taps.unflatten(0, (-1, GROUP))  # [G, 4, T, P, V]
-    first, second, query_a, query_b = groups.unbind(1)
-    both = torch.cat([first, second], dim=2)
-    queries = torch.cat([query_a, query_b, query_a, query_b, second, first])
-    banks = [torch.cat([first, first], 0), torch.cat([both, both], 0), torch.cat([first, second], 0)]
+    groups = taps.unflatten(0, (-1, GROUP))  # [G, 6, T, P, V]
     labels = coverage.unflatten(0, (-1, GROUP))
-    label = torch.cat([labels[:, i] for i in (2, 3, 2, 3, 1, 0)])
-    per_tap = []
-    start = 0
-    for bank in banks:
-        part = queries[start : start + bank.shape[0]]
-        start += bank.shape[0]
-        similarity = F.normalize(part, dim=-1) @ F.normalize(bank, dim=-1).transpose(-1, -2)
-        per_tap.append(1 - similarity.amax(dim=-1))
-    distances = torch.cat(per_tap)  # [6 G, T, P]
+    all_normals = groups[:, :NORMALS].transpose(1, 2).flatten(2, 3)  # [G, T, 3 P, V]
+    # each query with one normal sample and with all; a normal sample with another
+    pairs = [(query, groups[:, 0]) for query in range(NORMALS, GROUP)]
+    pairs += [(query, all_normals) for query in range(NORMALS, GROUP)]
+    pairs += [(1, groups[:, 0])]
+    label = torch.cat([labels[:, query] for query, _ in pairs])
+    distances = torch.cat([_tap_distances(groups[:, query], bank) for query, bank in pairs])  # [7 G, T, P]
     sharpness = model.sharpness.exp()
     few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold)
     auxiliary = torch.stack(
@@ -143,7 +196,8 @@ def vision_loss(
     projected = torch.stack([fc(features[:, t]) for t, fc in enumerate(model.decoder.fc)], dim=1)
     logits = LOGIT_SCALE * torch.einsum("btpe,bce->btpc", F.normalize(projected, dim=-1), text)
     margin = logits[..., 1] - logits[..., 0]
-    positive, labelled = coverage > POSITIVE_COVERAGE, (coverage > POSITIVE_COVERAGE) | (coverage == 0)
+    positive = defective_patches(coverage)
+    labelled = positive | (coverage == 0)
     target = positive[:, None].expand_as(margin)
     weight = torch.where(target, 4.0, 1.0) * labelled[:, None]
     zero_shot = F.binary_cross_entropy_with_logits(margin, target.float(), weight)
@@ -151,8 +205,9 @@ def vision_loss(
         margin.mean(dim=1)[coverage == 0], margin.mean(dim=1)[positive], torch.ones_like(sharpness)
     )
     naming = F.cross_entropy(model.kind_head(embedding) * 10, kind)
-    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming
-    parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "loss": loss}
+    shading = F.cross_entropy(model.shade_head(embedding) * 10, batch["shade"].to(pixels.device))
+    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming + 0.05 * shading
+    parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "shading": shading, "loss": loss}
     return loss, {name: value.item() for name, value in parts.items()}
 
 
@@ -177,14 +232,15 @@ def save_atomically(state: dict, path: Path) -> None:
     temporary.replace(path)
 
 
-def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> NanoVision:
+def train_vision(recipe: Recipe, folder: Path, device: str, workers: int, pool: Pool) -> NanoVision:
     """Train (or resume) and return the averaged model.
 
     Args:
         recipe: the numbers.
         folder: where ``vision.pt`` (resumable state) and ``vision.jsonl`` (curve) are kept.
         device: "cpu" or "cuda".
-        workers: processes that generate images; they do not change the result.
+        workers: processes that read and vary images; they do not change the result.
+        pool: what to train on.
     """
     state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
@@ -202,13 +258,15 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int) -> Nan
         start = state["step"]
     else:
         construct(model.encoder.cpu(), recipe.seed)
+        if recipe.start:
+            load_start(model, CLASSES)
         model.to(device)
         average = copy.deepcopy(model)
     if start >= recipe.vision_steps:
         return average
     loader: Iterator[dict[str, Tensor]] = iter(
         DataLoader(
-            Groups(recipe), batch_size=None, sampler=range(start, recipe.vision_steps), num_workers=workers,
+            Batches(recipe, pool), batch_size=None, sampler=range(start, recipe.vision_steps), num_workers=workers,
             prefetch_factor=4 if workers else None,
         )
     )  # fmt: skip

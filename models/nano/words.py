@@ -41,9 +41,12 @@ NOUNS = {
     "tile": "tiled surface", "speckle": "speckled stone", "carpet": "carpet", "cast": "cast surface",
     "printed": "printed pattern", "mesh": "wire mesh", "disc": "disc", "ring": "ring", "gear": "gear", "nut": "nut",
     "capsule": "capsule", "bottle": "bottle", "biscuit": "biscuit", "board": "circuit board",
-    "connector": "connector", "blister": "tablet tray", "bracket": "bracket",
+    "connector": "connector", "blister": "tablet tray", "bracket": "bracket", "fabric": "fine fabric",
+    "ground": "ground surface", "corrugated": "ribbed surface", "foam": "foam", "glazed": "glazed surface",
+    "screw": "screw", "cable": "cable section", "shell": "nut shell", "pill": "tablet", "label": "label",
+    "goblet": "glass bottom", "pins": "component with legs", "zipper": "zipper",
 }  # fmt: skip
-MATERIALS = ("leather", "wood", "weave", "knit", "speckle")  # no article
+MATERIALS = ("leather", "wood", "weave", "knit", "speckle", "fabric", "foam")  # no article
 assert set(NOUNS) == set(KINDS)
 
 ADJECTIVES = (
