@@ -39,7 +39,7 @@ class Recipe:
     start: bool = True  # go on from training/start.safetensors (generator 1's run) instead of constructed weights
     pool_groups: int = 6000  # six parts each
     # first the eyes: encoder, image decoder, text features
-    vision_steps: int = 2200
+    vision_steps: int = 1600
     groups_per_step: int = 4
     vision_lr: float = 3e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder

@@ -159,9 +159,14 @@ def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, thresh
 
 
 def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
-    """1 − max cosine similarity: [G, T, P, V] × [G, T, N, V] → [G, T, P]."""
-    similarity = F.normalize(query, dim=-1) @ F.normalize(bank, dim=-1).transpose(-1, -2)
-    return 1 - similarity.amax(dim=-1)
+    """1 − max cosine similarity of unit vectors: [G, T, P, V] × [G, T, N, V] → [G, T, P].
+
+    The nearest are found outside autograd: only the pairs that matched get a gradient, so only they are computed twice.
+    """
+    with torch.no_grad():
+        nearest = (query @ bank.transpose(-1, -2)).argmax(dim=-1, keepdim=True)
+    matched = bank.gather(2, nearest.expand(-1, -1, -1, bank.shape[-1]))
+    return 1 - (query * matched).sum(dim=-1)
 
 
 def vision_loss(
@@ -171,15 +176,15 @@ def vision_loss(
     pixels = torch.from_numpy(normalise(batch["pixels"].numpy())).to(model.threshold.device)
     coverage, kind = batch["coverage"].to(pixels.device), batch["kind"].to(pixels.device)
     embedding, taps = model.encoder(pixels)
-    groups = taps.unflatten(0, (-1, GROUP))  # [G, 6, T, P, V]
+    parts_of = F.normalize(taps, dim=-1).unflatten(0, (-1, GROUP)).unbind(1)  # six times [G, T, P, V]
     labels = coverage.unflatten(0, (-1, GROUP))
-    all_normals = groups[:, :NORMALS].transpose(1, 2).flatten(2, 3)  # [G, T, 3 P, V]
+    normals = torch.cat(parts_of[:NORMALS], dim=2)  # [G, T, 3 P, V]
     # each query with one normal sample and with all; a normal sample with another
-    pairs = [(query, groups[:, 0]) for query in range(NORMALS, GROUP)]
-    pairs += [(query, all_normals) for query in range(NORMALS, GROUP)]
-    pairs += [(1, groups[:, 0])]
+    pairs = [(query, parts_of[0]) for query in range(NORMALS, GROUP)]
+    pairs += [(query, normals) for query in range(NORMALS, GROUP)]
+    pairs += [(1, parts_of[0])]
     label = torch.cat([labels[:, query] for query, _ in pairs])
-    distances = torch.cat([_tap_distances(groups[:, query], bank) for query, bank in pairs])  # [7 G, T, P]
+    distances = torch.cat([_tap_distances(parts_of[query], bank) for query, bank in pairs])  # [7 G, T, P]
     sharpness = model.sharpness.exp()
     few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold)
     auxiliary = torch.stack(
@@ -193,7 +198,9 @@ def vision_loss(
     features = share * taps + (1 - share) * taps.detach()
     named = torch.where(torch.rand(kind.shape[0] // GROUP, device=kind.device) < 0.5, kind[::GROUP], 0)
     text = model.text_features()[named.repeat_interleave(GROUP)]  # [B, 2, E]
-    projected = torch.stack([fc(features[:, t]) for t, fc in enumerate(model.decoder.fc)], dim=1)
+    projected = torch.stack(
+        [fc(tap) for fc, tap in zip(model.decoder.fc, features.unbind(1), strict=True)], dim=1
+    )
     logits = LOGIT_SCALE * torch.einsum("btpe,bce->btpc", F.normalize(projected, dim=-1), text)
     margin = logits[..., 1] - logits[..., 0]
     positive = defective_patches(coverage)
