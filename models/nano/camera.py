@@ -72,7 +72,12 @@ def _soil(image: Image, style: Generator, part: Generator) -> Image:
     scale = min(size) / 224
     if dusty > 0.65:
         for _ in range(part.poisson(8 * amount)):
-            _dab(image, part, part.uniform(0.3, 1.1) * scale, part.choice([-1, 1]) * part.uniform(0.03, 0.16) * strength)
+            _dab(
+                image,
+                part,
+                part.uniform(0.3, 1.1) * scale,
+                part.choice([-1, 1]) * part.uniform(0.03, 0.16) * strength,
+            )
     if crumby > 0.88:
         for _ in range(part.poisson(30 * amount)):
             _dab(image, part, part.uniform(0.3, 1.0) * crumb_size * scale, crumb)
@@ -83,7 +88,11 @@ def _soil(image: Image, style: Generator, part: Generator) -> Image:
         field = smooth(part, size, part.uniform(20, 70) * scale)
         image *= (1 + 0.035 * strength * field)[..., None]
     if scuffed > 0.85:
-        streaks = smooth(part, size, 1.5 * scale, 30.0) if direction else smooth(part, size[::-1], 1.5 * scale, 30.0).T
+        streaks = (
+            smooth(part, size, 1.5 * scale, 30.0)
+            if direction
+            else smooth(part, size[::-1], 1.5 * scale, 30.0).T
+        )
         image += (0.04 * strength * np.clip(streaks - 1.6, 0, 1))[..., None]
     return image
 

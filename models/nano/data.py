@@ -70,9 +70,7 @@ def held_out_families(count: int = 2 * len(KINDS)) -> list[Family]:
     return [Family(KINDS[i % len(KINDS)], int(rng.integers(*HELD_OUT_FAMILY_SEEDS))) for i in range(count)]
 
 
-def fixed_samples(
-    family: Family, num_normal: int, num_good: int, num_bad: int
-) -> tuple[list[Sample], ...]:
+def fixed_samples(family: Family, num_normal: int, num_good: int, num_bad: int) -> tuple[list[Sample], ...]:
     """(references, good queries, defective queries) of a family, always the same."""
     rng = default_rng([family.seed, 99])
     return (

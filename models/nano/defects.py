@@ -42,7 +42,7 @@ class Defect:
 
 
 def appearance(defect: Defect) -> str:
-    """"darker" or "brighter" than the part around it, "neither" where most of the change is in colour or structure."""
+    """ "darker" or "brighter" than the part around it, "neither" where most of the change is in colour or structure."""
     if abs(defect.shade) < 0.5 * defect.contrast:
         return "neither"
     return "darker" if defect.shade < 0 else "brighter"
@@ -71,7 +71,9 @@ def add_defects(
             break
         name = str(rng.choice(names or tuple(DEFECTS)))
         radius = float(np.exp(rng.uniform(*np.log(RADIUS)))) * min(size)
-        strength = np.float32(np.exp(rng.uniform(np.log(FAINTEST), 0))) if rng.random() < 0.6 else np.float32(1)
+        strength = (
+            np.float32(np.exp(rng.uniform(np.log(FAINTEST), 0))) if rng.random() < 0.6 else np.float32(1)
+        )
         center = _place(scene, rng, name)
         if any(
             np.hypot(center[1] / size[0] - d.center[0], center[0] / size[1] - d.center[1]) < 0.3 for d in made
@@ -326,7 +328,9 @@ def dent(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
     size = scene.coverage.shape
     bump = cv2.GaussianBlur(blob(rng, size, center, radius, 0.3), (0, 0), max(1.0, radius / 3))
     angle = rng.uniform(0, 2 * np.pi)
-    slope = np.cos(angle) * cv2.Sobel(bump, cv2.CV_32F, 1, 0) + np.sin(angle) * cv2.Sobel(bump, cv2.CV_32F, 0, 1)
+    slope = np.cos(angle) * cv2.Sobel(bump, cv2.CV_32F, 1, 0) + np.sin(angle) * cv2.Sobel(
+        bump, cv2.CV_32F, 0, 1
+    )
     slope = slope / max(float(np.abs(slope).max()), 1e-6)
     return scene.image * (1 + np.float32(rng.uniform(0.25, 0.8)) * slope)[..., None]
 
@@ -338,7 +342,10 @@ def streak(scene: Scene, rng: Generator, center: tuple[float, float], radius: fl
     length, width = radius * rng.uniform(3, 12), rng.uniform(0.8, 3.0) * min(size) / 224
     y, x = np.ogrid[: size[0], : size[1]]
     dx, dy = (x - center[0]).astype(np.float32), (y - center[1]).astype(np.float32)
-    along, across = np.abs(np.cos(angle) * dx + np.sin(angle) * dy), np.abs(np.cos(angle) * dy - np.sin(angle) * dx)
+    along, across = (
+        np.abs(np.cos(angle) * dx + np.sin(angle) * dy),
+        np.abs(np.cos(angle) * dy - np.sin(angle) * dx),
+    )
     soft = rng.choice([0.7, width])
     alpha = np.clip((width / 2 + soft / 2 - across) / soft, 0, 1) * np.clip((length / 2 - along) / 4, 0, 1)
     return _paint(scene.image, alpha * (scene.coverage > 0.3), _tone(scene.image, center, rng, 0.1, 0.45))
@@ -351,7 +358,9 @@ def rough(scene: Scene, rng: Generator, center: tuple[float, float], radius: flo
     if rng.random() < 0.3:
         changed = np.asarray(cv2.GaussianBlur(scene.image, (0, 0), rng.uniform(1.5, 4)), np.float32)
     else:
-        grit = fractal(rng, size, rng.uniform(1.0, 6.0) * min(size) / 224, 2, float(rng.choice([1.0, 1.0, 6.0])))
+        grit = fractal(
+            rng, size, rng.uniform(1.0, 6.0) * min(size) / 224, 2, float(rng.choice([1.0, 1.0, 6.0]))
+        )
         changed = scene.image + np.float32(rng.uniform(0.06, 0.25)) * grit[..., None]
     return scene.image + (changed - scene.image) * alpha
 

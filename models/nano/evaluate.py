@@ -71,5 +71,7 @@ def _validation(num_families: int, num_queries: int) -> list[tuple[np.ndarray, n
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = np.stack([s.pixels for s in reference + good + bad])
-        drawn.append((pixels, np.stack([s.mask for s in good + bad]), np.repeat([0.0, 1.0], [len(good), len(bad)])))
+        drawn.append(
+            (pixels, np.stack([s.mask for s in good + bad]), np.repeat([0.0, 1.0], [len(good), len(bad)]))
+        )
     return drawn

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from ..anomalygpt import few_shot_distance
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
-from .data import Sample, normalise, training_group
+from .data import normalise
 from .defects import Defect
+from .pool import GROUP, NORMALS, Pool
+from .words import SURENESS
 
-GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
-NO_MAP = -1.0
+ENTRIES = GROUP - NORMALS + 1  # of a group: one of its good parts and its queries
 
 
 @dataclass
 class Gallery:
     """N parts: their image embedding and their maps in patches.
 
-    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, 256]: distances to one and to two good parts (the second is
-    NO_MAP where there is none); ``margins`` f16 [N, 4, 256]: zero-shot logit differences per tap.
+    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, 256]: distances to one and to two good parts;
+    ``margins`` f16 [N, 4, 256]: zero-shot logit differences per tap.
     """
 
     embedding: NDArray[np.float16]
@@ -40,7 +40,7 @@ class Gallery:
         notes = json.dumps(
             {
                 "kinds": self.kinds,
-                "defects": [[[d.name, d.center, d.area] for d in ds] for ds in self.defects],
+                "defects": [[asdict(d) for d in ds] for ds in self.defects],
             }
         )
         temporary = path.with_suffix(".tmp.npz")
@@ -57,7 +57,7 @@ class Gallery:
     def load(cls, path: Path) -> Gallery:
         with np.load(path, allow_pickle=False) as file:
             notes = json.loads(file["notes"].tobytes())
-            defects = [[Defect(n, (c[0], c[1]), a) for n, c, a in ds] for ds in notes["defects"]]
+            defects = [[Defect(**{**d, "center": tuple(d["center"])}) for d in ds] for ds in notes["defects"]]
             return cls(file["embedding"], file["few_shot"], file["margins"], defects, notes["kinds"])
 
 
@@ -67,52 +67,64 @@ def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Ten
     return logits[..., 1] - logits[..., 0]
 
 
-class GalleryGroups(Dataset):
-    """Group number → its four samples."""
-
-    def __init__(self, seed: int, num_groups: int) -> None:
-        self.seed, self.num_groups = seed, num_groups
-
-    def __len__(self) -> int:
-        return self.num_groups
-
-    def __getitem__(self, index: int) -> list[Sample]:
-        return training_group(self.seed + GALLERY_SEED_OFFSET, index)
-
-
 @torch.no_grad()
-def build_gallery(
-    encoder: VisionEncoder,
-    decoder: ImageDecoder,
-    text: torch.Tensor,
-    seed: int,
-    num_groups: int,
-    workers: int,
-) -> Gallery:
-    """Generate and encode ``num_groups`` groups; three entries each (a good part and two queries)."""
+def build_gallery(encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Tensor, pool: Pool) -> Gallery:
+    """Encode a pool that the encoder was not trained on; entries of one group follow each other.
+
+    Args:
+        text: [2, E], the text features of class "object".
+    """
     device = text.device
     embedding, few_shot, margins = [], [], []
     defects: list[list[Defect]] = []
     kinds: list[str] = []
     began = time.monotonic()
-    groups = DataLoader(
-        GalleryGroups(seed, num_groups), batch_size=None, num_workers=workers, collate_fn=lambda group: group
-    )
-    for index, samples in enumerate(groups):
-        pixels = torch.from_numpy(normalise(np.stack([s.pixels for s in samples]))).to(device)
-        vectors, taps = encoder(pixels)
-        one = few_shot_distance(taps[1:], taps[:1].expand(3, -1, -1, -1))
-        bank = torch.cat([taps[0], taps[1]], dim=1)[None].expand(2, -1, -1, -1)
-        two = torch.full_like(one, NO_MAP)
-        two[1:] = few_shot_distance(taps[2:], bank)
-        embedding.append(vectors[1:].half().cpu().numpy())
+    for index in range(pool.num_groups):
+        group = pool[index]
+        vectors, taps = encoder(torch.from_numpy(normalise(group.pixels)).to(device))
+        vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
+        one = few_shot_distance(shown, taps[:1].expand(ENTRIES, -1, -1, -1))
+        bank = torch.cat([taps[0], taps[1]], dim=1)[None].expand(ENTRIES, -1, -1, -1)
+        two = few_shot_distance(shown, bank)
+        embedding.append(vectors.half().cpu().numpy())
         few_shot.append(torch.stack([one, two], dim=1).half().cpu().numpy())
-        margins.append(zero_shot_margins(decoder, taps[1:], text).half().cpu().numpy())
-        defects += [s.defects for s in samples[1:]]
-        kinds += [s.kind for s in samples[1:]]
+        margins.append(zero_shot_margins(decoder, shown, text).half().cpu().numpy())
+        defects += group.defects[-ENTRIES:]
+        kinds += [group.kind] * ENTRIES
         if (index + 1) % 250 == 0:
-            left = (time.monotonic() - began) / (index + 1) * (num_groups - index - 1) / 60
-            print(f"gallery {index + 1}/{num_groups} groups, {left:.1f} minutes left", flush=True)
+            left = (time.monotonic() - began) / (index + 1) * (pool.num_groups - index - 1) / 60
+            print(f"gallery {index + 1}/{pool.num_groups} groups, {left:.1f} minutes left", flush=True)
     return Gallery(
         np.concatenate(embedding), np.concatenate(few_shot), np.concatenate(margins), defects, kinds
     )
+
+
+class Sureness:
+    """How surely a map tells good from defective: a logistic regression on its largest values (what the language
+    model learns to say, not what decides)."""
+
+    LIMITS = (0.92, 0.75)  # p of the likelier verdict from which on it is sure, and fairly sure
+
+    def __init__(self, statistics: NDArray[np.float64], defective: NDArray[np.bool_]) -> None:
+        self.mean, self.deviation = statistics.mean(axis=0), statistics.std(axis=0) + 1e-6
+        x = self._features(statistics)
+        self.weights = np.zeros(x.shape[1])
+        for _ in range(30):  # Newton's method, slightly regularised
+            p = 1 / (1 + np.exp(-x @ self.weights))
+            gradient = x.T @ (p - defective) + 1e-3 * self.weights
+            curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(x.shape[1])
+            self.weights -= np.linalg.solve(curvature, gradient)
+
+    def _features(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        scaled = (statistics - self.mean) / self.deviation
+        return np.concatenate([scaled, scaled**2, np.ones((*scaled.shape[:-1], 1))], axis=-1)
+
+    def words(self, patch_map: NDArray) -> str:
+        p = 1 / (1 + np.exp(-self._features(map_statistics(patch_map)[None])[0] @ self.weights))
+        return SURENESS[sum(max(p, 1 - p) < limit for limit in self.LIMITS)]
+
+
+def map_statistics(patch_map: NDArray) -> NDArray[np.float64]:
+    """[..., 256] → largest value, mean of the largest three, median, [..., 3]."""
+    ordered = np.sort(patch_map.astype(np.float64), axis=-1)
+    return np.stack([ordered[..., -1], ordered[..., -3:].mean(axis=-1), np.median(ordered, axis=-1)], axis=-1)

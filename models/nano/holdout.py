@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .data import Sample, held_out_families, held_out_samples
+from .data import Sample, fixed_samples, held_out_families
 
 
 def write_holdout(
@@ -20,7 +20,7 @@ def write_holdout(
 ) -> None:
     """Write ``<kind>_<number>/{train/good,test/good,test/defect,ground_truth/defect}`` as PNG."""
     for number, family in enumerate(held_out_families(num_families)):
-        normal, good, bad = held_out_samples(family, num_normal, num_good, num_bad)
+        normal, good, bad = fixed_samples(family, num_normal, num_good, num_bad)
         category = folder / f"{family.kind}_{number:02d}"
         for split, samples in (("train/good", normal), ("test/good", good), ("test/defect", bad)):
             for index, sample in enumerate(samples):
@@ -43,7 +43,7 @@ def _write(path: Path, image: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--families", type=int, default=44, help="every kind twice")
+    parser.add_argument("--families", type=int, default=len(held_out_families()), help="every kind twice")
     options = parser.parse_args()
     write_holdout(options.out, options.families)
 

@@ -63,7 +63,7 @@ def _filters(count: int, patch: int) -> Tensor:
 
 
 @torch.no_grad()
-def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
+def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40, anchored: bool = True) -> None:
     """Write the constructed weights into ``encoder`` (whitening statistics from generated groups of ``seed``)."""
     config = encoder.config
     width, grid = config.width, config.grid
@@ -90,7 +90,7 @@ def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40) -> None:
     angle = torch.arange(grid) * (2 * math.pi / (2 * grid))
     rows, columns = (a.flatten() for a in torch.meshgrid(angle, angle, indexing="ij"))
     encoder.pos_embed.zero_()
-    encoder.pos_embed[:, :, anchors] = ANCHOR * signs
+    encoder.pos_embed[:, :, anchors] = ANCHOR * signs if anchored else 0.0
     waves = torch.stack([columns.cos(), columns.sin(), rows.cos(), rows.sin()], dim=1)
     encoder.pos_embed[:, 1:, position] = POSITION_STD * waves
     encoder.cls_token.zero_()
@@ -155,7 +155,7 @@ def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
         own = model.get_parameter(name)
         if name == "text":
             for row, kind in enumerate(classes):
-                own[row] = 8 * F.normalize(tensor[known.index(kind if kind in known else classes[0])], dim=0)
+                own[row] = 8 * F.normalize(tensor[known.index(kind if kind in known else classes[0])], dim=-1)
         else:
             own.copy_(tensor)
 
@@ -165,3 +165,32 @@ def save_start(model: nn.Module, classes: tuple[str, ...], path: Path = START) -
     kept = ("encoder.", "decoder.", "text", "threshold", "sharpness")
     tensors = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.startswith(kept)}
     save_file(tensors, path, {"classes": json.dumps(list(classes))})
+
+
+LANGUAGE_START = START.with_name("start_language.safetensors")
+BY_PIECE = (
+    "llama.model.embed_tokens.weight",
+    "llama.lm_head.weight",
+)  # a row for each piece of the vocabulary
+
+
+@torch.no_grad()
+def load_language_start(model: nn.Module, pieces: list[str]) -> None:
+    """The same for the words: prompt learner, projection and layers, and the rows of the pieces known before."""
+    with safe_open(LANGUAGE_START, "pt") as file:
+        known = {piece: row for row, piece in enumerate(json.loads(file.metadata()["pieces"]))}
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    rows = [(own, known[piece]) for own, piece in enumerate(pieces) if piece in known]
+    for name, tensor in tensors.items():
+        own = model.get_parameter(name)
+        if name in BY_PIECE:
+            own[[r[0] for r in rows]] = tensor[[r[1] for r in rows]]
+        else:
+            own.copy_(tensor)
+
+
+def save_language_start(model: nn.Module, pieces: list[str], path: Path = LANGUAGE_START) -> None:
+    """What a later run's words can go on from, float16."""
+    kept = ("llama.", "llama_proj.", "prompt_learner.")
+    tensors = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.startswith(kept)}
+    save_file(tensors, path, {"pieces": json.dumps(pieces)})

@@ -19,11 +19,11 @@ FRAME_SIZE = (480, 640)  # height, width of the demo camera
 DEFECT_RATE = 0.3
 
 _LINE = {
-    "gear": Family("gear", 2_000_004),
-    "circuit board": Family("board", 2_000_003),
-    "fabric": Family("weave", 2_000_003),
-    "capsule": Family("capsule", 2_000_003),
-    "tablet tray": Family("blister", 2_000_003),
+    "gear": Family("gear", 2_000_003),
+    "circuit board": Family("board", 2_000_008),
+    "fabric": Family("weave", 2_000_006),
+    "capsule": Family("capsule", 2_000_008),
+    "tablet tray": Family("blister", 2_000_008),
 }
 PRODUCTS: tuple[str, ...] = tuple(_LINE)
 

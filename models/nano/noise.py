@@ -71,7 +71,9 @@ def blob(
     ]
     softness = rng.uniform(0.7, 2.0) + radius * rng.choice([0.0, 0.0, 0.25])
     alpha = np.zeros(size, np.float32)
-    reach = int(np.ceil(radius * 1.83 * (1 + sum(abs(w[1]) for w in waves)) + softness)) + 1  # exp(0.6) = 1.83
+    reach = (
+        int(np.ceil(radius * 1.83 * (1 + sum(abs(w[1]) for w in waves)) + softness)) + 1
+    )  # exp(0.6) = 1.83
     top, left = max(int(center[1]) - reach, 0), max(int(center[0]) - reach, 0)
     window = alpha[top : max(int(center[1]) + reach + 1, 0), left : max(int(center[0]) + reach + 1, 0)]
     y, x = np.ogrid[: window.shape[0], : window.shape[1]]

@@ -11,6 +11,7 @@ from numpy.random import Generator
 from .canvas import Image, View, bolt_circle, jitter, mix, pigment, polar, skin, wave
 from .noise import Field, fractal, smooth
 
+
 def disc(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     radius, rim, dome = style.uniform(0.25, 0.46), style.uniform(0.01, 0.05), style.uniform(-0.3, 0.3)
     face = skin(style, part, view, pigment(style))
@@ -236,7 +237,8 @@ def screw(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     taper = np.clip((2 * length - along) / tip, 0.15, 1)
     body_edge = np.maximum(np.abs(view.v) - radius * taper, np.abs(view.u) - length)
     cap = np.maximum(
-        np.abs(view.v) - head * np.clip(0.5 + along / head_length, 0, 1), np.abs(along - head_length / 2) - head_length / 2
+        np.abs(view.v) - head * np.clip(0.5 + along / head_length, 0, 1),
+        np.abs(along - head_length / 2) - head_length / 2,
     )
     edge = np.minimum(body_edge, cap)
     width = np.where(along < head_length, head, shank)
@@ -312,7 +314,9 @@ def pill(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
         3: np.minimum(np.abs(view.u), np.abs(view.v)) + 9.0 * (np.hypot(view.u, view.v) > radius * 0.5),
     }[mark]  # fmt: skip
     shade = shade * (1 - 0.3 * np.exp(-((groove / 0.012) ** 2)))
-    freckles = np.clip((smooth(part, view.size, 3 * min(view.size) / 224) - 1.5) * 3, 0, 1) * (speckles > 0.05)
+    freckles = np.clip((smooth(part, view.size, 3 * min(view.size) / 224) - 1.5) * 3, 0, 1) * (
+        speckles > 0.05
+    )
     body = mix(coat, dots, freckles * 0.7) * (shade * (1 + 0.015 * fractal(part, view.size, 3, 2)))[..., None]
     return body, view.fill(d)
 
@@ -320,15 +324,23 @@ def pill(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
 def label(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     """A printed label: bars, lines of text, a block; the print sits a little differently on every one."""
     width, height = style.uniform(0.3, 0.46), style.uniform(0.18, 0.38)
-    paper, ink, accent = pigment(style, 0.7, 0.98, 0.5), pigment(style, 0.02, 0.35, 0.7), pigment(style, 0.1, 0.8, 0.2)
+    paper, ink, accent = (
+        pigment(style, 0.7, 0.98, 0.5),
+        pigment(style, 0.02, 0.35, 0.7),
+        pigment(style, 0.1, 0.8, 0.2),
+    )
     canvas, side = np.zeros((192, 256), np.float32), np.zeros((192, 256), np.float32)
     band = int(style.integers(0, 60))
     cv2.rectangle(side, (0, 0), (256, band), 1.0, -1)
     for row in range(int(style.integers(2, 6))):
         height_px, x = int(style.integers(7, 15)), 10
         for _ in range(int(style.integers(4, 16))):
-            glyph = style.integers(0, 3, (int(style.integers(2, 5)), 2, 2)) * (height_px // 2) * np.array([0.7, 1.0])
-            for stroke in np.rint((glyph + (x, 66 + row * 24)) * 16).astype(np.int32):
+            glyph = (
+                style.integers(0, 3, (int(style.integers(2, 5)), 2, 2))
+                * (height_px // 2)
+                * np.array([0.7, 1.0])
+            )
+            for stroke in np.rint((glyph + np.array([x, 66 + row * 24])) * 16).astype(np.int32):
                 cv2.polylines(canvas, [stroke], False, 1.0, 1 + (height_px > 11), cv2.LINE_AA, shift=4)
             x += height_px
     if style.random() < 0.6:
@@ -342,7 +354,9 @@ def label(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     map_y = ((view.v / height * 0.5 + 0.5) * 191 + shift[1]).astype(np.float32)
     printed = cv2.remap(canvas, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
     banded = cv2.remap(side, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
-    body = mix(mix(np.broadcast_to(paper, (*view.size, 3)), accent, banded), ink, printed * part.uniform(0.85, 1.0))
+    body = mix(
+        mix(np.broadcast_to(paper, (*view.size, 3)), accent, banded), ink, printed * part.uniform(0.85, 1.0)
+    )
     edge = np.maximum(np.abs(view.u) - width, np.abs(view.v) - height)
     return body * (1 + 0.01 * fractal(part, view.size, 4, 2))[..., None], view.fill(edge)
 
@@ -361,7 +375,8 @@ def goblet(style: Generator, part: Generator, view: View) -> tuple[Image, Field]
     for k in range(rings):
         profile = np.exp(-(((share - places[k]) / widths[k]) ** 2))
         lit = sum(
-            np.exp(sharp * (np.cos(theta - start[j] - slant[k] - 0.02 * part.normal()) - 1)) for j in range(lights)
+            np.exp(sharp * (np.cos(theta - start[j] - slant[k] - 0.02 * part.normal()) - 1))
+            for j in range(lights)
         )
         sparkle = sparkle + profile * (0.2 + glints * lit)
     rim = np.exp(-(((share - 0.97) / 0.03) ** 2)) * 0.4
@@ -371,7 +386,11 @@ def goblet(style: Generator, part: Generator, view: View) -> tuple[Image, Field]
 def pins(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     """A small component with legs: transistor, relay, plug."""
     width, height = style.uniform(0.14, 0.28), style.uniform(0.12, 0.24)
-    legs, leg_length, leg_width = int(style.integers(2, 7)), style.uniform(0.1, 0.22), style.uniform(0.01, 0.025)
+    legs, leg_length, leg_width = (
+        int(style.integers(2, 7)),
+        style.uniform(0.1, 0.22),
+        style.uniform(0.01, 0.025),
+    )
     case, tin, both = pigment(style, 0.04, 0.5, 0.7), pigment(style, 0.5, 0.95, 0.8), style.random() < 0.4
     marking, ink = int(style.integers(0, 3)), pigment(style, 0.6, 0.98, 0.7)
     body_edge = np.maximum(np.abs(view.u) - width, np.abs(view.v) - height)
@@ -380,12 +399,16 @@ def pins(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     for leg in range(legs):
         x = (leg + 0.5) / legs * 2 * width - width + 0.003 * part.normal()
         lean = 0.03 * part.normal() * np.clip(y - height, 0, 1)
-        distance = np.maximum(np.abs(view.u - x - lean) - leg_width, np.abs(y - height - leg_length / 2) - leg_length / 2)
+        distance = np.maximum(
+            np.abs(view.u - x - lean) - leg_width, np.abs(y - height - leg_length / 2) - leg_length / 2
+        )
         legs_edge = np.minimum(legs_edge, distance)
     round_leg = tin * (0.75 + 0.4 * wave(view.u / (4 * leg_width)))[..., None]
     face = skin(style, part, view, case) * (1 - 0.3 * view.fill(np.abs(body_edge + 0.02) - 0.006))[..., None]
     if marking:
-        text = view.fill(np.maximum(np.abs(view.u) - width * 0.6, np.abs(np.abs(view.v) - 0.03 * marking) - 0.008))
+        text = view.fill(
+            np.maximum(np.abs(view.u) - width * 0.6, np.abs(np.abs(view.v) - 0.03 * marking) - 0.008)
+        )
         face = mix(face, ink, 0.8 * text * (wave(view.u * 30) > 0.3))
     inside = view.fill(body_edge)[..., None]
     return face * inside + round_leg * (1 - inside), view.fill(np.minimum(body_edge, legs_edge))
@@ -404,7 +427,10 @@ def zipper(style: Generator, part: Generator, view: View) -> tuple[Image, Field]
     tooth = inside * view.fill(np.abs(view.v) - reach)
     shade = 1.1 - 0.6 * np.abs(side - k - 0.5) - 2.0 * np.abs(view.v)
     cloth = tape * (0.85 + 0.15 * wave(view.v * yarn) + 0.05 * smooth(part, view.size, 2.0, 6.0))[..., None]
-    body = mix(cloth, np.ones(3, np.float32), tooth) * (1 - tooth)[..., None] + metal_color * (tooth * shade)[..., None]
+    body = (
+        mix(cloth, np.ones(3, np.float32), tooth) * (1 - tooth)[..., None]
+        + metal_color * (tooth * shade)[..., None]
+    )
     return body, view.fill(np.abs(view.v) - tape_width)
 
 

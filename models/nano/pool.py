@@ -78,7 +78,9 @@ def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1) -> No
     shards = -(-num_groups // SHARD_GROUPS)
     about, note = {"generator": GENERATOR_VERSION, "seed": seed}, folder / "pool.json"
     if note.exists() and json.loads(note.read_text()) != about:
-        raise ValueError(f"{folder} holds a pool of another seed or generator: choose another folder, or delete it")
+        raise ValueError(
+            f"{folder} holds a pool of another seed or generator: choose another folder, or delete it"
+        )
     note.write_text(json.dumps(about))
     missing = [shard for shard in range(shards) if not _notes_file(folder, shard).exists()]
     began = time.monotonic()
@@ -88,7 +90,9 @@ def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1) -> No
     else:
         with ProcessPoolExecutor(workers) as processes:
             _report(
-                processes.map(_write_shard, [folder] * len(missing), [seed] * len(missing), missing), len(missing), began
+                processes.map(_write_shard, [folder] * len(missing), [seed] * len(missing), missing),
+                len(missing),
+                began,
             )
 
 
@@ -118,6 +122,7 @@ class Pool:
         notes = self._notes[shard]
         masks = np.unpackbits(self._masks[shard][row], axis=-1, count=SIZE).astype(bool)
         defects = [
-            [Defect(**{**d, "center": tuple(d["center"])}) for d in sample] for sample in notes["defects"][row]
+            [Defect(**{**d, "center": tuple(d["center"])}) for d in sample]
+            for sample in notes["defects"][row]
         ]
         return Group(self._pixels[shard][row], masks, defects, notes["kinds"][row])

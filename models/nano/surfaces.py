@@ -15,6 +15,7 @@ from numpy.random import Generator
 from .canvas import Image, View, jitter, mix, pigment, wave
 from .noise import Field, fractal, smooth, white
 
+
 def weave(style: Generator, part: Generator, view: View) -> Image:
     pitch, ratio, relief = style.uniform(10, 42), style.uniform(0.7, 1.4), style.uniform(0.2, 0.6)
     twill, uneven = style.integers(0, 3), style.uniform(0.01, 0.08)
@@ -169,7 +170,9 @@ def fabric(style: Generator, part: Generator, view: View) -> Image:
     i, j = view.u * pitch + bias * view.v * pitch, view.v * pitch * ratio + drift * pitch
     warp, weft = wave(i), wave(j)
     threads = jitter(part, np.floor(i), uneven) * warp + jitter(part, np.floor(j) + 2048, uneven) * weft
-    uneven_yarn = slub / 2 * (_slubs(part, np.floor(i), view.v * length) + _slubs(part, np.floor(j), view.u * length))
+    uneven_yarn = (
+        slub / 2 * (_slubs(part, np.floor(i), view.v * length) + _slubs(part, np.floor(j), view.u * length))
+    )
     tone = 1 - depth + depth * np.maximum(warp, weft) + threads + uneven_yarn
     return cloth * tone[..., None]
 
@@ -182,7 +185,7 @@ def _slubs(part: Generator, thread: Field, along: Field) -> Field:
 
 
 def ground(style: Generator, part: Generator, view: View) -> Image:
-    """Ground, sintered or cast grey faces under uneven light: fine pits, faint marks, a shading that differs by part."""
+    """Ground, sintered or cast grey faces under uneven light: pits, faint marks, each with its own shading."""
     base = pigment(style, 0.12, 0.7, 0.9)
     grit, marks, pits = style.uniform(0.01, 0.07), style.uniform(0, 0.06), style.uniform(0, 0.25)
     period, uneven = style.uniform(15, 120), style.uniform(0.01, 0.09)

@@ -15,10 +15,14 @@ import torch
 from ..anomalygpt import AnomalyGPT
 from .config import Recipe, nano_config
 from .gallery import Gallery, build_gallery
+from .initial import load_language_start
+from .pool import Pool, build_pool
 from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Vocabulary, train_language
 from .train_vision import CLASSES, train_vision
+
+GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
 
 
 def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: int) -> None:
@@ -43,22 +47,26 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         )
     kept.write_text(numbers, encoding="utf-8")
 
-    print("[1/4] encoder, image decoder, text features", flush=True)
-    vision = train_vision(recipe, folder, device, workers).eval()
-    print("[2/4] vocabulary", flush=True)
+    print("[1/5] pools of generated parts", flush=True)
+    build_pool(folder / "pool", recipe.seed, recipe.pool_groups, workers)
+    build_pool(folder / "gallery_pool", recipe.seed + GALLERY_SEED_OFFSET, recipe.gallery_groups, workers)
+    print("[2/5] encoder, image decoder, text features", flush=True)
+    vision = train_vision(recipe, folder, device, Pool(folder / "pool", recipe.pool_groups)).eval()
+    print("[3/5] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
     words = Vocabulary(load_tokenizer(vocabulary_file))
-    print("[3/4] gallery of maps", flush=True)
+    print("[4/5] gallery of maps", flush=True)
     gallery_file = folder / "gallery.npz"
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
-        build_gallery(vision.encoder, vision.decoder, text, recipe.seed, recipe.gallery_groups, workers).save(
-            gallery_file
-        )
-    print("[4/4] prompt learner, projection, language model", flush=True)
+        pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
+        build_gallery(vision.encoder, vision.decoder, text, pool).save(gallery_file)
+    print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    if recipe.language_start:
+        load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
     model = train_language(recipe, model, vision, Gallery.load(gallery_file), words, folder, device)

@@ -7,7 +7,9 @@ is, the map what is wrong with it.
 from __future__ import annotations
 
 import copy
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,11 @@ from ..prompts import (
     answer,
 )
 from .config import Recipe
-from .data import held_out_families, held_out_samples, mirror_defects, normalise
-from .gallery import NO_MAP, Gallery
+from .data import fixed_samples, mirror_defects, normalise, validation_families
+from .defects import Defect
+from .gallery import ENTRIES, Gallery, Sureness, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
-from .words import dialogue, places
+from .words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, dialogue, follow_ups, places
 
 IGNORE = -100
 VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
@@ -50,6 +53,10 @@ class Vocabulary:
         self.affirmative = tokenizer.encode(AFFIRMATIVE)[0]
         self.negative = tokenizer.encode(NEGATIVE)[0]
 
+    @property
+    def pieces(self) -> list[str]:
+        return [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.vocab_size())]
+
     def turns(self, dialogue: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
         """Token ids behind the prompt embeddings, and the label of each (IGNORE where nothing is learned).
 
@@ -65,35 +72,53 @@ class Vocabulary:
         return ids, labels
 
 
-def draw_map(gallery: Gallery, index: int, rng: Generator) -> Tensor:
-    """One of the part's maps [224, 224]: two normal samples, one, or none (zero-shot)."""
-    source = rng.choice(["two", "one", "zero"], p=[0.35, 0.4, 0.25])
-    if source == "zero":
-        margins = torch.from_numpy(gallery.margins[index].astype(np.float32))
-        return upsample_map(margins).sigmoid().mean(dim=0)
-    row = 1 if source == "two" and gallery.few_shot[index, 1, 0] != NO_MAP else 0
-    distance = torch.from_numpy(gallery.few_shot[index, row].astype(np.float32)) * float(
-        rng.uniform(0.92, 1.08)
-    )
-    return upsample_map(distance[None])[0]
+class Maps:
+    """Draws one of a part's maps (one normal sample, two, none) and says how sure it is."""
+
+    SOURCES, SHARES = ("one", "two", "zero"), (0.45, 0.35, 0.2)
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        defective = np.array([bool(d) for d in gallery.defects])
+        self.sureness = {
+            source: Sureness(map_statistics(self.patches(slice(None), source)), defective)
+            for source in self.SOURCES
+        }
+
+    def patches(self, index: int | slice, source: str) -> np.ndarray:
+        """The map in patches, float32 [..., 256]; the zero-shot one approximately (mean before upsampling)."""
+        if source == "zero":
+            return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
+        return self.gallery.few_shot[index, ("one", "two").index(source)].astype(np.float32)
+
+    def draw(self, index: int, rng: Generator) -> tuple[Tensor, str]:
+        """Map [224, 224] and the words for its sureness."""
+        source = str(rng.choice(self.SOURCES, p=self.SHARES))
+        patches = self.patches(index, source)
+        words = self.sureness[source].words(patches)
+        if source == "zero":
+            margins = torch.from_numpy(self.gallery.margins[index].astype(np.float32))
+            return upsample_map(margins).sigmoid().mean(dim=0), words
+        scaled = torch.from_numpy(patches) * float(rng.uniform(0.96, 1.04))
+        return upsample_map(scaled[None])[0], words
 
 
-def draw_batch(
-    gallery: Gallery, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int
-):
+def draw_batch(maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int):
     """Maps [B, 224, 224], image embeddings [B, E], token ids [B, L] and labels [B, L]; half the parts defective."""
+    gallery = maps.gallery
     chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2)])
-    maps, rows = [], []
+    shown, rows = [], []
     for index in chosen:
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((0, up_down), (1, left_right)) if flip]
-        maps.append(draw_map(gallery, index, rng).flip(flips))
+        drawn, sureness = maps.draw(index, rng)
+        shown.append(drawn.flip(flips))
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
-        rows.append(words.turns(dialogue(rng, defects, gallery.kinds[index])))
+        rows.append(words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)))
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
-    return torch.stack(maps), torch.from_numpy(gallery.embedding[chosen].astype(np.float32)), ids, labels
+    return torch.stack(shown), torch.from_numpy(gallery.embedding[chosen].astype(np.float32)), ids, labels
 
 
 def language_loss(
@@ -142,30 +167,100 @@ def generate(
     return texts, p_anomaly
 
 
+@dataclass
+class Shown:
+    """What the language model is given of one family's queries, and the truth."""
+
+    one_shot: Tensor  # [B, 224, 224]
+    zero_shot: Tensor
+    embedding: Tensor  # [B, E]
+    defects: list[list[Defect]]
+    kind: str
+    seed: int
+
+    @property
+    def defective(self) -> np.ndarray:
+        return np.array([bool(d) for d in self.defects])
+
+
 @torch.no_grad()
-def evaluate_language(
-    model: AnomalyGPT, vision: NanoVision, words: Vocabulary, num_families: int = 22, num_queries: int = 4
-) -> dict[str, float]:
-    """Verdict accuracy, named place (one defect, said Yes) and shuffled-prompt accuracy on held-out products."""
+def show_validation(vision: NanoVision, num_families: int = 35, num_queries: int = 4) -> list[Shown]:
+    """The validation families as the frozen encoder shows them: one normal sample, good and defective queries."""
     text = vision.text_features()[0]
-    figures: dict[str, list[float]] = {"place": []}
-    for family in held_out_families(num_families):
-        reference, good, bad = held_out_samples(family, 1, num_queries, num_queries)
+    shown = []
+    for family in validation_families(num_families):
+        reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
         vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
         one_shot = upsample_map(few_shot_distance(taps[1:], taps[:1].expand(len(taps) - 1, -1, -1, -1)))
-        zero = vision.decoder(taps[1:], text)
-        truth = np.array([0] * len(good) + [1] * len(bad))
-        shuffled = one_shot[torch.from_numpy(default_rng(family.seed).permutation(len(truth)))]
-        for name, maps in (("one_shot", one_shot), ("zero_shot", zero), ("shuffled", shuffled)):
-            texts, _ = generate(model, words, maps, vectors[1:], DEFAULT_QUESTION)
+        defects = [s.defects for s in good + bad]
+        zero_shot = vision.decoder(taps[1:], text)
+        shown.append(Shown(one_shot, zero_shot, vectors[1:], defects, family.kind, family.seed))
+    return shown
+
+
+@torch.no_grad()
+def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) -> dict[str, float]:
+    """Share of right answers on validation products.
+
+    Verdicts with one normal sample, with none and with another part's map; the named place, and the answers to
+    every follow-up question, of parts with one defect that it called defective; refusals of questions that it never
+    saw and that no picture answers.
+    """
+    figures: dict[str, list[float]] = {}
+    for family in shown:
+        truth, rng = family.defective, default_rng(family.seed)
+        shuffled = family.one_shot[torch.from_numpy(rng.permutation(len(truth)))]
+        sources = {"one_shot": family.one_shot, "zero_shot": family.zero_shot, "shuffled": shuffled}
+        for name, maps in sources.items():
+            texts, _ = generate(model, words, maps, family.embedding, DEFAULT_QUESTION)
             said = np.array([t.startswith(AFFIRMATIVE) for t in texts])
             figures.setdefault(f"{name}_accuracy", []).append(float((said == truth).mean()))
             if name == "one_shot":
-                for sample, sentence in zip(bad, texts[len(good) :], strict=True):
-                    if len(sample.defects) == 1 and sentence.startswith(AFFIRMATIVE):
-                        figures["place"].append(float(sentence == answer(places(sample.defects))))
+                caught = [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
+        for i in caught:
+            told = [family.one_shot[i : i + 1], family.embedding[i : i + 1]]
+            asked = follow_ups(rng, family.defects[i], family.kind, "")
+            right = {"verdict_place": (DEFAULT_QUESTION, answer(places(family.defects[i])))}
+            right |= {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
+            right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
+            for name, (question, reply) in right.items():
+                texts, _ = generate(model, words, *told, question)
+                figures.setdefault(name, []).append(float(texts[0] == reply))
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
+
+
+@torch.no_grad()
+def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarray) -> float:
+    """Scale the language model's head so that p(anomaly) means what it says; greedy answers stay what they are.
+
+    Args:
+        parts: gallery entries of families that the language model was not trained on.
+
+    Returns:
+        The temperature found (Guo et al., ICML 2017): the logits are divided by it.
+    """
+    shown = upsample_map(torch.from_numpy(maps.patches(slice(None), "one")[parts]))
+    embedding = torch.from_numpy(maps.gallery.embedding[parts].astype(np.float32))
+    defective = torch.tensor([bool(maps.gallery.defects[i]) for i in parts])
+    asked = words.tokenizer.encode(DEFAULT_QUESTION + PIECE_ASSISTANT)
+    device = next(model.parameters()).device
+    margins = []
+    for start in range(0, len(parts), 64):
+        batch = shown[start : start + 64].to(device), embedding[start : start + 64].to(device)
+        ids = torch.tensor([asked] * len(batch[0]), device=device)
+        last = _logits(model, words, *batch, ids)[:, -1]
+        margins.append((last[:, words.affirmative] - last[:, words.negative]).cpu())
+    margin = torch.cat(margins)
+    # good and defective parts count the same, as a line's mix is not known
+    weight = torch.where(defective, 0.5 / defective.float().mean(), 0.5 / (~defective).float().mean())
+    temperatures = torch.exp(torch.linspace(math.log(0.5), math.log(6), 60))
+    losses = [
+        F.binary_cross_entropy_with_logits(margin / t, defective.float(), weight).item() for t in temperatures
+    ]
+    temperature = float(temperatures[int(np.argmin(losses))])
+    model.llama.lm_head.weight.div_(temperature)
+    return temperature
 
 
 def train_language(
@@ -193,8 +288,12 @@ def train_language(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    bad = np.array([i for i, d in enumerate(gallery.defects) if d])
-    good = np.array([i for i, d in enumerate(gallery.defects) if not d])
+    maps, shown = Maps(gallery), show_validation(vision)
+    kept = (
+        len(gallery.defects) // ENTRIES * 9 // 10 * ENTRIES
+    )  # the last tenth's families are for the calibration
+    bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
+    good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
     began = time.monotonic()
     with open(folder / "language.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.language_steps):
@@ -203,7 +302,7 @@ def train_language(
                 group["lr"] = learning_rate(
                     step, recipe.language_steps, recipe.warmup_steps, recipe.language_lr
                 )
-            batch = [t.to(device) for t in draw_batch(gallery, good, bad, words, rng, recipe.language_batch)]
+            batch = [t.to(device) for t in draw_batch(maps, good, bad, words, rng, recipe.language_batch)]
             loss = language_loss(model, words, *batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -219,7 +318,9 @@ def train_language(
                     {"step": done, "loss": loss.item(), "s_per_step": round(pace, 3), "minutes_left": left},
                 )
             if done % recipe.evaluate_every == 0 or done == recipe.language_steps:
-                log_record(log, {"step": done, **evaluate_language(average, vision, words)})
+                log_record(log, {"step": done, **evaluate_language(average, words, shown)})
                 state = {"model": model.state_dict(), "average": average.state_dict()}
                 save_atomically({**state, "optimizer": optimizer.state_dict(), "step": done}, state_file)
+        temperature = calibrate(average, words, maps, np.arange(kept, len(gallery.defects)))
+        log_record(log, {"step": recipe.language_steps, "temperature": temperature})
     return average

@@ -13,7 +13,6 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -22,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from ..image_decoder import LOGIT_SCALE, ImageDecoder
 from ..imagebind import VisionEncoder
@@ -51,7 +49,9 @@ class NanoVision(nn.Module):
         self.decoder = ImageDecoder(config.width, config.embed_dim, len(config.tap_layers))
         self.text = nn.Parameter(torch.randn(len(CLASSES), 2, config.embed_dim))
         self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # gives CLS something to say; not shipped
-        self.shade_head = nn.Linear(config.embed_dim, len(SHADES))  # the same; lets the words say dark or bright
+        self.shade_head = nn.Linear(
+            config.embed_dim, len(SHADES)
+        )  # the same; lets the words say dark or bright
         # the global scale and threshold of the distances; the threshold ships as the map's operating point
         self.sharpness = nn.Parameter(torch.tensor(3.5))
         self.threshold = nn.Parameter(torch.tensor(0.10))
@@ -61,14 +61,11 @@ class NanoVision(nn.Module):
         return F.normalize(self.text, dim=-1)
 
 
-class Batches(Dataset):
+class Batches:
     """Step number → one batch of groups from the pool, mirrored, turned and recoloured."""
 
     def __init__(self, recipe: Recipe, pool: Pool) -> None:
         self.recipe, self.pool = recipe, pool
-
-    def __len__(self) -> int:
-        return self.recipe.vision_steps
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         count = self.recipe.groups_per_step
@@ -77,7 +74,7 @@ class Batches(Dataset):
             epoch, position = divmod(place, self.pool.num_groups)
             order = default_rng([self.recipe.seed, epoch]).permutation(self.pool.num_groups)
             group, rng = self.pool[int(order[position])], default_rng([self.recipe.seed, 1, place])
-            shown, mask = vary(np.asarray(group.pixels), group.masks, rng)
+            shown, mask = vary(np.asarray(group.pixels), group.masks, rng, self.recipe.recolour)
             pixels.append(shown)
             masks.append(mask)
             kinds += [CLASSES.index(group.kind)] * GROUP
@@ -90,13 +87,17 @@ class Batches(Dataset):
         }
 
 
-def vary(pixels: np.ndarray, masks: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+def vary(
+    pixels: np.ndarray, masks: np.ndarray, rng: Generator, recolour: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """The same turn, mirror and colours for all parts of a group; the normal samples in another order."""
     turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
     order = np.concatenate([rng.permutation(NORMALS), np.arange(NORMALS, GROUP)])
     pixels, masks = np.rot90(pixels[order], turns, (1, 2)), np.rot90(masks[order], turns, (1, 2))
     if mirrored:
         pixels, masks = pixels[:, :, ::-1], masks[:, :, ::-1]
+    if not recolour:
+        return np.ascontiguousarray(pixels), np.ascontiguousarray(masks)
     if rng.random() < 0.25:
         pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
     else:
@@ -104,7 +105,9 @@ def vary(pixels: np.ndarray, masks: np.ndarray, rng: Generator) -> tuple[np.ndar
     table = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(0.75, 1.1)
     if rng.random() < 0.1:
         table = 255 - table
-    return np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels.astype(np.uint8)], np.ascontiguousarray(masks)
+    return np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels.astype(np.uint8)], np.ascontiguousarray(
+        masks
+    )
 
 
 def shade_of(defects: list[Defect]) -> str:
@@ -135,12 +138,21 @@ def defective_patches(coverage: Tensor) -> Tensor:
     return (coverage > POSITIVE_COVERAGE) | largest
 
 
-def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, threshold: Tensor) -> Tensor:
+def _distance_loss(
+    distance: Tensor, coverage: Tensor, sharpness: Tensor, threshold: Tensor, recipe: Recipe
+) -> Tensor:
     """Loss of patch distances [M, P] against the defective share of each patch [M, P]."""
     positive, negative = defective_patches(coverage), coverage == 0
+    logits = (distance - threshold) * sharpness
+    labelled = positive | negative
+    balance = torch.where(positive, 4.0, 1.0)[labelled]
+    loss = F.binary_cross_entropy_with_logits(logits[labelled], positive[labelled].float(), balance)
+    if not recipe.ranking:
+        return loss
     # a defect of one patch counts as much as a defect of four half as much each
-    weight = (1 / positive.sum(dim=1, keepdim=True).clamp(min=1).sqrt()).expand_as(coverage)[positive]
-    loss = _ranking(distance[negative], distance[positive], sharpness, weight)
+    size = positive.sum(dim=1, keepdim=True).clamp(min=1)
+    weight = (1 / size.sqrt() if recipe.weigh_small else torch.ones_like(size)).expand_as(coverage)[positive]
+    loss = 0.2 * loss + _ranking(distance[negative], distance[positive], sharpness, weight)
     worst = distance.topk(3, dim=1).values.mean(dim=1)
     defective = positive.any(dim=1)
     loss = loss + 0.5 * _ranking(worst[~defective], worst[defective], sharpness)
@@ -150,12 +162,7 @@ def _distance_loss(distance: Tensor, coverage: Tensor, sharpness: Tensor, thresh
     ]
     if within:
         loss = loss + 0.5 * torch.stack(within).mean()
-    logits = (distance - threshold) * sharpness
-    labelled = positive | negative
-    balance = torch.where(positive, 4.0, 1.0)[labelled]
-    return loss + 0.2 * F.binary_cross_entropy_with_logits(
-        logits[labelled], positive[labelled].float(), balance
-    )
+    return loss
 
 
 def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
@@ -181,15 +188,16 @@ def vision_loss(
     normals = torch.cat(parts_of[:NORMALS], dim=2)  # [G, T, 3 P, V]
     # each query with one normal sample and with all; a normal sample with another
     pairs = [(query, parts_of[0]) for query in range(NORMALS, GROUP)]
-    pairs += [(query, normals) for query in range(NORMALS, GROUP)]
+    if recipe.many_normals:
+        pairs += [(query, normals) for query in range(NORMALS, GROUP)]
     pairs += [(1, parts_of[0])]
     label = torch.cat([labels[:, query] for query, _ in pairs])
     distances = torch.cat([_tap_distances(parts_of[query], bank) for query, bank in pairs])  # [7 G, T, P]
     sharpness = model.sharpness.exp()
-    few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold)
+    few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold, recipe)
     auxiliary = torch.stack(
         [
-            _distance_loss(distances[:, t], label, sharpness, model.threshold)
+            _distance_loss(distances[:, t], label, sharpness, model.threshold, recipe)
             for t in range(distances.shape[1])
         ]
     ).mean()
@@ -239,14 +247,13 @@ def save_atomically(state: dict, path: Path) -> None:
     temporary.replace(path)
 
 
-def train_vision(recipe: Recipe, folder: Path, device: str, workers: int, pool: Pool) -> NanoVision:
+def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoVision:
     """Train (or resume) and return the averaged model.
 
     Args:
         recipe: the numbers.
         folder: where ``vision.pt`` (resumable state) and ``vision.jsonl`` (curve) are kept.
         device: "cpu" or "cuda".
-        workers: processes that read and vary images; they do not change the result.
         pool: what to train on.
     """
     state_file = folder / "vision.pt"
@@ -264,19 +271,14 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int, pool: 
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     else:
-        construct(model.encoder.cpu(), recipe.seed)
+        construct(model.encoder.cpu(), recipe.seed, anchored=recipe.anchored)
         if recipe.start:
             load_start(model, CLASSES)
         model.to(device)
         average = copy.deepcopy(model)
     if start >= recipe.vision_steps:
         return average
-    loader: Iterator[dict[str, Tensor]] = iter(
-        DataLoader(
-            Batches(recipe, pool), batch_size=None, sampler=range(start, recipe.vision_steps), num_workers=workers,
-            prefetch_factor=4 if workers else None,
-        )
-    )  # fmt: skip
+    batches = Batches(recipe, pool)
     began, seen = time.monotonic(), start
     with open(folder / "vision.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.vision_steps):
@@ -284,7 +286,7 @@ def train_vision(recipe: Recipe, folder: Path, device: str, workers: int, pool: 
             rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, parts = vision_loss(model, next(loader), recipe)
+            loss, parts = vision_loss(model, batches[step], recipe)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from numpy.random import Generator, default_rng
 
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
-from .defects import Defect
+from .defects import Defect, appearance
 from .products import KINDS
 
 ANOMALY_QUESTIONS = (
@@ -28,6 +28,23 @@ COUNT_QUESTIONS = (
     "How many anomalies are there?",
     "How many defects are there in the image?",
     "How many are there?",
+)
+SIZE_QUESTIONS = (
+    "How large is it?",
+    "How large is the defect?",
+    "How big is the anomaly?",
+    "How much of the image is defective?",
+)
+LOOK_QUESTIONS = (
+    "What does it look like?",
+    "What does the defect look like?",
+    "What kind of anomaly is it?",
+    "Describe the defect.",
+)
+SURE_QUESTIONS = (
+    "How sure are you?",
+    "Are you sure?",
+    "How certain is that?",
 )
 KIND_QUESTIONS = (
     "What is in the image?",
@@ -53,6 +70,35 @@ ADJECTIVES = (
     "without any damage, flaw, defect, scratch, hole or broken part",
     "round", "flat", "smooth", "clean", "regular", "of one color", "with a clear outline",
 )  # fmt: skip
+# what a picture of a part cannot tell; the last ones of each list are kept out of training, to test with
+UNKNOWABLE = (
+    "Why is it defective?", "What caused the defect?", "What is the cause?", "Why did this happen?",
+    "How can it be repaired?", "How do I fix it?", "Can it be repaired?", "What should I do now?",
+    "When was it made?", "How old is this part?", "Who made it?", "Where was it made?", "Which machine made it?",
+    "What is the serial number?", "What does it cost?", "How much does it weigh?", "What is it made of?",
+    "Will it break?", "How long will it last?", "Can I sell it?", "Is it safe to use?", "Is the customer happy?",
+    "What time is it?", "What is the weather like?", "Who are you?", "What is your name?", "Tell me a joke.",
+    "Write a poem.", "What is two plus two?", "Which batch is it from?", "How many parts were made today?",
+    "What will the next part be?", "What temperature was it?", "Is the camera dirty?", "Is the machine broken?",
+    "Which tool is worn?", "Hello.", "Thank you.", "Do you like it?", "What do you think about it?",
+)  # fmt: skip
+UNKNOWABLE_UNSEEN = (
+    "What is the reason for it?", "How did the damage happen?", "Who is the supplier?", "How heavy is this part?",
+    "What is the order number?", "Should I stop the machine?", "Is it expensive?", "What day is it?",
+    "How can I avoid it?", "How fast is the line?",
+)  # fmt: skip
+NOTHING = "There is no anomaly in the image."
+CANNOT_KNOW = "I cannot know that from the image."
+
+SIZES = (  # (up to this share of the image, words)
+    (0.003, "tiny: less than 0.3 percent"),
+    (0.01, "small: less than 1 percent"),
+    (0.03, "medium: 1 to 3 percent"),
+    (1.0, "large: more than 3 percent"),
+)
+LINES = ("scratch", "crack", "fibre", "streak")
+ABSENCES = ("missing", "broken_edge", "hole")
+SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
@@ -60,6 +106,34 @@ def places(defects: list[Defect]) -> list[str]:
     """The 3×3 place of every defect, in reading order."""
     centers = sorted((d.center for d in defects), key=lambda center: (place_number(*center), center))
     return [place_name(*center) for center in centers]
+
+
+def size_answer(defects: list[Defect]) -> str:
+    if not defects:
+        return NOTHING
+    area = sum(d.area for d in defects)
+    words = next(words for limit, words in SIZES if area <= limit)
+    return f"{'It is' if len(defects) == 1 else 'Together they are'} {words} of the image."
+
+
+def look_answer(defects: list[Defect]) -> str:
+    """Form and shade of the most visible defect."""
+    if not defects:
+        return NOTHING
+    worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
+    shade = {"darker": "dark ", "brighter": "bright ", "neither": ""}[appearance(worst)]
+    if worst.name in LINES:
+        form = "line"
+    elif worst.name in ABSENCES:
+        form = (
+            "spot where something is missing"
+            if worst.area < SIZES[1][0]
+            else "area where something is missing"
+        )
+    else:
+        form = "spot" if worst.area < SIZES[1][0] else "area"
+    article = "an" if (shade + form)[0] in "aeiou" else "a"
+    return f"It looks like {article} {shade}{form}."
 
 
 def noun_phrase(kind: str) -> str:
@@ -78,7 +152,7 @@ def describe_product(rng: Generator, kind: str) -> str:
 
 def place_answer(named: list[str]) -> str:
     if not named:
-        return "There is no anomaly in the image."
+        return NOTHING
     unique = list(dict.fromkeys(named))
     where = unique[0] if len(unique) == 1 else ", ".join(unique[:-1]) + " and " + unique[-1]
     return f"At the {where} of the image."
@@ -90,22 +164,31 @@ def count_answer(named: list[str]) -> str:
     return f"There {'are' if named else 'is'} {NUMBERS[len(named)]} {'anomalies' if named else 'anomaly'} in the image."
 
 
-def dialogue(rng: Generator, defects: list[Defect], kind: str) -> list[tuple[str, str]]:
-    """One to three turns about a part; the first usually asks whether there is an anomaly."""
+def follow_ups(rng: Generator, defects: list[Defect], kind: str, sureness: str) -> dict[str, tuple[str, str]]:
+    """A question of each kind with its right answer."""
     named = places(defects)
-    ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(named))
+    return {
+        "place": (str(rng.choice(PLACE_QUESTIONS)), place_answer(named)),
+        "count": (str(rng.choice(COUNT_QUESTIONS)), count_answer(named)),
+        "size": (str(rng.choice(SIZE_QUESTIONS)), size_answer(defects)),
+        "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects)),
+        "sure": (str(rng.choice(SURE_QUESTIONS)), sureness),
+        "kind": (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
+        "unknowable": (str(rng.choice(UNKNOWABLE)), CANNOT_KNOW),
+    }
+
+
+def dialogue(rng: Generator, defects: list[Defect], kind: str, sureness: str) -> list[tuple[str, str]]:
+    """One to three turns about a part; the first usually asks whether there is an anomaly."""
+    ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
-    others = [
-        (str(rng.choice(PLACE_QUESTIONS)), place_answer(named)),
-        (str(rng.choice(COUNT_QUESTIONS)), count_answer(named)),
-        (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
-    ]
+    others = list(follow_ups(rng, defects, kind, sureness).values())
     rng.shuffle(others)
-    turns = [ask_verdict, *others] if rng.random() < 0.8 else [*others[:1], ask_verdict, *others[1:]]
+    turns = [ask_verdict, *others] if rng.random() < 0.75 else [*others[:1], ask_verdict, *others[1:]]
     if rng.random() < 0.4:
         turns[0] = (describe_product(rng, kind) + turns[0][0], turns[0][1])
-    return turns[: int(rng.integers(1, 4))]
+    return turns[: int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))]
 
 
 def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:
@@ -113,8 +196,19 @@ def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:
     rng = default_rng(seed)
     for _ in range(size):
         count = int(rng.integers(0, 4))
-        defects = [Defect("", (float(rng.random()), float(rng.random())), 0.01) for _ in range(count)]
-        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS))):
+        names = rng.choice(["scratch", "missing", "stain"], count)
+        defects = [
+            Defect(
+                str(n),
+                (float(rng.random()), float(rng.random())),
+                float(rng.uniform(0, 0.05)),
+                1,
+                float(rng.uniform(-1, 1)),
+            )
+            for n in names
+        ]
+        sureness = str(rng.choice(SURENESS))
+        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS)), sureness):
             yield question
             yield reply
         # with two signs instead of three the stop piece becomes a token and "###" does not, as in LLaMA's vocabulary

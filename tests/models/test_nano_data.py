@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.nano import line
+from anomalygpt_edge.models.nano import line, pool
 from anomalygpt_edge.models.nano.data import (
     HELD_OUT_FAMILY_SEEDS,
     TRAINING_FAMILY_SEEDS,
+    VALIDATION_FAMILY_SEEDS,
     draw,
     held_out_families,
     patch_coverage,
-    training_group,
+    validation_families,
 )
-from anomalygpt_edge.models.nano.defects import DEFECTS, MIN_CHANGE, add_defects, plausible_defects
+from anomalygpt_edge.models.nano.defects import (
+    DEFECTS,
+    MIN_CHANGE,
+    VISIBLE_CHANGE,
+    add_defects,
+    appearance,
+    plausible_defects,
+)
+from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
 from anomalygpt_edge.models.nano.products import (
     GENERATOR_VERSION,
     HELD_OUT_KINDS,
@@ -32,8 +44,8 @@ kinds = st.sampled_from(KINDS)
 seeds = st.integers(0, 2**31 - 1)
 
 
-TRAINED_MEANS = [138.1, 138.8, 148.6, 131.2]  # grey levels of the first group
-TRAINED_AREA = 0.4006  # defective shares of 12 groups, added up
+TRAINED_MEANS = [162.9, 161.0, 167.6, 165.7]  # grey levels of the first group
+TRAINED_AREA = 0.2028  # defective shares of 12 groups, added up
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,21 +83,61 @@ def test_every_defect_changes_what_its_mask_says(name: str) -> None:
 
 
 def test_groups_are_reproducible_and_differ() -> None:
-    first, again, other = training_group(3, 5), training_group(3, 5), training_group(3, 6)
-    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0].pixels, other[0].pixels)
-    assert [bool(s.defects) for s in first][:3] == [False, False, True]
-    assert not first[0].mask.any()
-    assert first[2].mask.any()
+    first, again, other = draw_group(3, 5), draw_group(3, 5), draw_group(3, 6)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert first.defects == again.defects
+    assert not np.array_equal(first.pixels, other.pixels)
+    defective = [bool(d) for d in first.defects]
+    assert defective[:NORMALS] == [False] * NORMALS
+    assert defective[NORMALS]
+    assert not defective[-1]
+    assert [m.any() for m in first.masks] == defective
+
+
+def test_a_pool_goes_on_where_it_stopped_and_gives_what_was_drawn(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pool, "SHARD_GROUPS", 2)
+    build_pool(tmp_path, 7, 4)
+    (tmp_path / "00001.npz").unlink()  # as if interrupted while the second shard was written
+    kept = (tmp_path / "00000.npy").stat().st_mtime_ns
+    build_pool(tmp_path, 7, 4)
+    assert (tmp_path / "00000.npy").stat().st_mtime_ns == kept
+    stored, drawn = Pool(tmp_path, 4)[3], draw_group(7, 3)
+    assert np.array_equal(stored.pixels, drawn.pixels)
+    assert np.array_equal(stored.masks, drawn.masks)
+    assert (stored.defects, stored.kind) == (drawn.defects, drawn.kind)
+    with pytest.raises(ValueError, match="another seed"):
+        build_pool(tmp_path, 8, 4)
+
+
+def test_dirt_and_light_change_every_shot_of_a_good_part_but_not_its_mask() -> None:
+    for kind in ("ground", "biscuit", "screw"):
+        shots = [draw(Family(kind, 11), default_rng(part), 0) for part in range(2)]
+        assert not np.array_equal(shots[0].pixels, shots[1].pixels)
+        assert not any(s.mask.any() for s in shots)
+
+
+def test_defects_go_down_to_faint_and_tiny_ones_and_say_how_they_look() -> None:
+    defects = [d for i in range(40) for ds in draw_group(4, i).defects for d in ds]
+    assert min(d.contrast for d in defects) < 0.06
+    assert min(d.area for d in defects) < 0.002
+    assert all(d.contrast >= VISIBLE_CHANGE for d in defects)
+    assert all(abs(d.shade) <= d.contrast + 1e-6 for d in defects)
+    assert {appearance(d) for d in defects} == {"darker", "brighter", "neither"}
 
 
 def test_held_out_products_are_held_out() -> None:
-    families = held_out_families()
-    assert all(HELD_OUT_FAMILY_SEEDS[0] <= f.seed < HELD_OUT_FAMILY_SEEDS[1] for f in families)
-    assert TRAINING_FAMILY_SEEDS[1] <= HELD_OUT_FAMILY_SEEDS[0]
-    assert set(HELD_OUT_KINDS) <= {f.kind for f in families}
+    ranges = sorted((TRAINING_FAMILY_SEEDS, VALIDATION_FAMILY_SEEDS, HELD_OUT_FAMILY_SEEDS))
+    assert all(low[1] <= high[0] for low, high in itertools.pairwise(ranges))
+    for families, (low, high) in (
+        (held_out_families(), HELD_OUT_FAMILY_SEEDS),
+        (validation_families(), VALIDATION_FAMILY_SEEDS),
+    ):
+        assert all(low <= f.seed < high for f in families)
+        assert {f.kind for f in families} == set(KINDS)
+        assert len(set(families)) == len(families)
+    shown = {product.seed for product in line._LINE.values()}
+    assert not any(TRAINING_FAMILY_SEEDS[0] <= seed < TRAINING_FAMILY_SEEDS[1] for seed in shown)
     assert not set(HELD_OUT_KINDS) & set(TRAINED_KINDS)
-    assert len(set(families)) == len(families)
 
 
 def test_patch_coverage_counts_the_right_patch() -> None:
@@ -112,9 +164,9 @@ def test_the_generator_is_the_one_the_shipped_model_was_trained_with() -> None:
 
     Coarse statistics, so that another NumPy or OpenCV build with other rounding still passes.
     """
-    assert GENERATOR_VERSION == 1
-    samples = [sample for index in range(12) for sample in training_group(20, index)]
-    means = np.array([sample.pixels.mean() for sample in samples])
-    areas = np.array([sample.mask.mean() for sample in samples])
+    assert GENERATOR_VERSION == 2
+    groups = [draw_group(21, index) for index in range(12)]
+    means = groups[0].pixels.mean(axis=(1, 2, 3))
+    areas = np.array([group.masks.mean(axis=(1, 2)) for group in groups])
     assert means[:4] == pytest.approx(TRAINED_MEANS, abs=0.5)
     assert areas.sum() == pytest.approx(TRAINED_AREA, rel=0.02)

@@ -9,19 +9,35 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
-from sklearn.metrics import roc_auc_score
 
-from anomalygpt_edge.models.nano import train_language, train_vision
-from anomalygpt_edge.models.nano.config import Recipe
-from anomalygpt_edge.models.nano.data import mirror_defects, training_group
-from anomalygpt_edge.models.nano.evaluate import auroc
-from anomalygpt_edge.models.nano.gallery import Gallery, build_gallery
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT, upsample_map
+from anomalygpt_edge.models.nano import initial, train_language, train_vision
+from anomalygpt_edge.models.nano.config import Recipe, nano_config
+from anomalygpt_edge.models.nano.data import mirror_defects
+from anomalygpt_edge.models.nano.defects import Defect
+from anomalygpt_edge.models.nano.gallery import ENTRIES, Gallery, Sureness, build_gallery, map_statistics
+from anomalygpt_edge.models.nano.initial import (
+    load_language_start,
+    load_start,
+    save_language_start,
+    save_start,
+)
+from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
-from anomalygpt_edge.models.nano.words import dialogue, places
+from anomalygpt_edge.models.nano.words import (
+    CANNOT_KNOW,
+    NOTHING,
+    SURENESS,
+    dialogue,
+    look_answer,
+    places,
+    size_answer,
+)
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 
 TINY = Recipe(
+    pool_groups=2,
     vision_steps=4,
     warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
@@ -36,21 +52,30 @@ TINY = Recipe(
 @pytest.fixture(autouse=True)
 def _small_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures logged while training are not what is tested here: two families do."""
-    for module, name in ((train_vision, "evaluate_vision"), (train_language, "evaluate_language")):
+    for module, name in ((train_vision, "evaluate_vision"), (train_language, "show_validation")):
         whole = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, _whole=whole: _whole(*args, num_families=2, num_queries=1)
         )
 
 
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory) -> Pool:
+    folder = tmp_path_factory.mktemp("pool")
+    build_pool(folder, TINY.seed, TINY.pool_groups)
+    return Pool(folder, TINY.pool_groups)
+
+
 def _weights(state: dict[str, torch.Tensor]) -> np.ndarray:
     return np.concatenate([v.numpy().ravel() for v in state.values()])
 
 
-def test_interrupted_vision_training_ends_where_uninterrupted_does(tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_vision_training_ends_where_uninterrupted_does(
+    tmp_path: Path, monkeypatch, groups: Pool
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
-    expected = train_vision.train_vision(TINY, whole, "cpu", 0)
+    expected = train_vision.train_vision(TINY, whole, "cpu", groups)
     loss, calls = train_vision.vision_loss, []
 
     def dies_at_the_fourth(*args):
@@ -61,9 +86,9 @@ def test_interrupted_vision_training_ends_where_uninterrupted_does(tmp_path: Pat
 
     monkeypatch.setattr(train_vision, "vision_loss", dies_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        train_vision.train_vision(TINY, parts, "cpu", 0)
+        train_vision.train_vision(TINY, parts, "cpu", groups)
     monkeypatch.setattr(train_vision, "vision_loss", loss)
-    resumed = train_vision.train_vision(TINY, parts, "cpu", 0)
+    resumed = train_vision.train_vision(TINY, parts, "cpu", groups)
     assert np.allclose(_weights(resumed.state_dict()), _weights(expected.state_dict()), atol=1e-6)
 
 
@@ -73,14 +98,14 @@ def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     assert "one_shot_pixel" in (tmp_path / "run" / "vision.jsonl").read_text()
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
-        train(dataclasses.replace(TINY, seed=21), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+        train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
 
 
-def test_the_loss_teaches_matching() -> None:
+def test_the_loss_teaches_matching(groups: Pool) -> None:
     """A few steps on one batch must lower its loss."""
     torch.manual_seed(0)
     model = train_vision.NanoVision(TINY)
-    batch = train_vision.Groups(TINY)[0]
+    batch = train_vision.Batches(TINY, groups)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(6):
@@ -105,38 +130,104 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
     assert words.tokenizer.id_to_piece(words.stop) == STOP_PIECE
 
 
-def test_gallery_survives_the_disk(tmp_path: Path) -> None:
+def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
-    gallery = build_gallery(
-        vision.encoder, vision.decoder, vision.text_features()[0].detach(), 5, 2, workers=0
-    )
+    gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
     gallery.save(tmp_path / "gallery.npz")
     loaded = Gallery.load(tmp_path / "gallery.npz")
     assert np.array_equal(loaded.few_shot, gallery.few_shot)
     assert loaded.defects == gallery.defects
-    assert len(loaded.kinds) == 6
+    assert len(loaded.kinds) == 2 * ENTRIES
 
 
 def test_mirrored_maps_and_places_agree() -> None:
-    sample = training_group(1, 1)[2]
-    mirrored = mirror_defects(sample.defects, True, False)
+    defects = draw_group(1, 1).defects[NORMALS]
+    mirrored = mirror_defects(defects, True, False)
     assert {
-        p.replace("left", "x").replace("right", "left").replace("x", "right") for p in places(sample.defects)
+        p.replace("left", "x").replace("right", "left").replace("x", "right") for p in places(defects)
     } == set(places(mirrored))
 
 
 def test_every_dialogue_has_a_grounded_answer() -> None:
     rng = default_rng(0)
     for index in range(30):
-        sample = training_group(2, index)[2]
-        for question, reply in dialogue(rng, sample.defects, sample.kind):
+        group = draw_group(2, index)
+        defects = group.defects[NORMALS + index % 3]
+        for question, reply in dialogue(rng, defects, group.kind, SURENESS[0]):
             assert question.endswith(("?", "."))
             if reply.startswith(("Yes", "No,")):
-                assert reply == answer(places(sample.defects))
+                assert reply == answer(places(defects))
+            if not defects:
+                assert reply in (answer([]), NOTHING, SURENESS[0], CANNOT_KNOW) or "photo" in reply
 
 
-def test_auroc_equals_scikit_learns() -> None:
+@pytest.mark.parametrize(
+    ("defect", "size", "look"),
+    [
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "tiny", "a dark line."),
+        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a bright spot."),
+        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area where something is missing."),
+        (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),
+    ],
+)
+def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -> None:
+    assert f"It is {size}" in size_answer([defect])
+    assert look_answer([defect]).endswith(look)
+
+
+def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
     rng = default_rng(0)
-    scores, labels = rng.integers(0, 8, 200) / 8, rng.integers(0, 2, 200)
-    assert auroc(scores, labels.astype(float)) == pytest.approx(roc_auc_score(labels, scores))
+    good, bad = (rng.uniform(0, 1, (200, 256)) * rng.uniform(0.2, 0.4, (200, 1)) for _ in range(2))
+    bad[:, :3] += rng.uniform(0, 0.3, (200, 1))
+    sureness = Sureness(map_statistics(np.concatenate([good, bad])), np.arange(400) >= 200)
+    clear, doubtful = (np.concatenate([[top] * 3, good[0, 3:]]) for top in (0.8, 0.38))
+    assert sureness.words(clear) == SURENESS[0]
+    assert sureness.words(doubtful) in SURENESS[1:]
+
+
+def test_calibration_lowers_the_loss_and_changes_no_answer(groups: Pool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = train_vision.NanoVision(TINY).eval()
+    gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
+    train_tokenizer(tmp_path / "tokenizer.model")
+    words = train_language.Vocabulary(load_tokenizer(tmp_path / "tokenizer.model"))
+    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size())).eval()
+    with torch.no_grad():
+        model.llama.lm_head.weight *= 30  # far too sure of itself
+    shown = upsample_map(torch.from_numpy(gallery.few_shot[:, 0].astype(np.float32)))
+    embedding = torch.from_numpy(gallery.embedding.astype(np.float32))
+    before = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
+    parts = np.arange(len(gallery.kinds))
+    temperature = train_language.calibrate(model, words, train_language.Maps(gallery), parts)
+    after = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
+    assert temperature > 1
+    assert before[0] == after[0]
+    assert ((after[1] - 0.5).abs() <= (before[1] - 0.5).abs() + 1e-6).all()
+
+
+def test_a_start_is_what_was_saved_class_by_class(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    saved, started = train_vision.NanoVision(TINY), train_vision.NanoVision(TINY)
+    fewer = train_vision.CLASSES[:-1]
+    with torch.no_grad():
+        saved.text.data = saved.text.data[:-1]
+    save_start(saved, fewer, tmp_path / "start.safetensors")
+    monkeypatch.setattr(initial, "START", tmp_path / "start.safetensors")
+    load_start(started, train_vision.CLASSES)
+    a, b = saved.encoder.blocks[0].mlp.fc1.weight, started.encoder.blocks[0].mlp.fc1.weight
+    assert torch.allclose(a, b, atol=1e-3)
+    assert torch.allclose(saved.text_features(), started.text_features()[:-1], atol=1e-3)
+    assert torch.allclose(started.text_features()[-1], started.text_features()[0])  # a new class: as "object"
+
+
+def test_words_start_from_the_pieces_known_before(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    saved, started = AnomalyGPT(nano_config(8)), AnomalyGPT(nano_config(8))
+    save_language_start(saved, list("abcdefgh"), tmp_path / "start_language.safetensors")
+    monkeypatch.setattr(initial, "LANGUAGE_START", tmp_path / "start_language.safetensors")
+    fresh = started.llama.lm_head.weight[0].clone()
+    load_language_start(started, list("xhgfedcb"))
+    assert torch.equal(started.llama.lm_head.weight[0], fresh)  # "x" is new
+    assert torch.allclose(started.llama.lm_head.weight[1], saved.llama.lm_head.weight[7], atol=1e-3)
+    assert torch.allclose(started.prompt_learner.base_prompts, saved.prompt_learner.base_prompts, atol=2e-3)

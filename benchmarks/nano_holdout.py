@@ -1,0 +1,164 @@
+"""How good is the bundled model on generated products that it never saw, and how small or faint may a defect be?
+
+The fixed held-out families (two of every kind, a few kinds never trained on at all), through the runtime as a line
+would: AUROC, the sentence's verdict against the truth, the place it names, p(anomaly) against how often it is right,
+and what is caught by size and by contrast of the defect.
+
+    python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families
+from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
+from anomalygpt_edge.models.nano.words import places
+from anomalygpt_edge.models.prompts import answer
+from anomalygpt_edge.runtime.evaluation import parse_shots
+from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.verdict import Status
+
+NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many defective queries
+AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
+CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
+BINS = 10  # of p(anomaly)
+
+
+@dataclass
+class Inspected:
+    """One part's truth and what the runtime said."""
+
+    area: float
+    contrast: float
+    score: float
+    said_defective: bool
+    p_anomaly: float
+    place_right: bool | None  # None: not one defect, or not called defective
+
+    @property
+    def defective(self) -> bool:
+        return self.area > 0
+
+
+def inspect_family(
+    inspector: Inspector, family_samples: tuple[list[Sample], ...], shots: int
+) -> tuple[list[Inspected], float]:
+    """Every query of one family with ``shots`` normal samples; and the pixel AUROC."""
+    references, good, bad = family_samples
+    inspector.use(inspector.make_bank([r.pixels for r in references[:shots]]) if shots else None)
+    found, maps = [], []
+    for part in good + bad:
+        verdict = inspector.inspect(part.pixels)
+        said = verdict.status == Status.FAIL
+        right = verdict.sentence == answer(places(part.defects)) if said and len(part.defects) == 1 else None
+        contrast = max((d.contrast for d in part.defects), default=0.0)
+        found.append(
+            Inspected(part.mask.mean(), contrast, verdict.score, said, verdict.p_anomaly, right)  # type: ignore[arg-type]
+        )
+        maps.append(verdict.anomaly_map)
+    return found, pixel_auroc(np.stack(maps), np.stack([p.mask for p in good + bad]))  # type: ignore[arg-type]
+
+
+def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
+    """Expected calibration error over equal-width bins of p (Naeini et al., AAAI 2015)."""
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    gaps = [abs(p[bins == b].mean() - truth[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+    return float(np.sum(gaps))
+
+
+def figures(families: list[list[Inspected]], pixels: list[float]) -> dict[str, float | None]:
+    parts = list(itertools.chain.from_iterable(families))
+    truth = np.array([p.defective for p in parts])
+    said = np.array([p.said_defective for p in parts])
+    placed = [p.place_right for p in parts if p.place_right is not None]
+    image = [
+        auroc(np.array([p.score for p in f]), np.array([float(p.defective) for p in f])) for f in families
+    ]
+    return {
+        "image_auroc_top1": float(np.mean(image)),
+        "pixel_auroc": float(np.mean(pixels)),
+        "verdict_accuracy": float((said == truth).mean()),
+        "caught": float(said[truth].mean()),
+        "false_alarms": float(said[~truth].mean()),
+        "place": float(np.mean(placed)) if placed else None,
+        "calibration_error": calibration_error(np.array([p.p_anomaly for p in parts]), truth),
+    }
+
+
+def caught_by(families: list[list[Inspected]], name: str, edges: tuple[float, ...]) -> list[dict]:
+    """Share of defective parts called defective, by ``name`` ("area" or "contrast")."""
+    bad = [p for f in families for p in f if p.defective]
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        said = [p.said_defective for p in bad if low <= getattr(p, name) < high]
+        rows.append(
+            {"from": low, "to": high, "parts": len(said), "caught": float(np.mean(said)) if said else None}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="the bundled model by default")
+    parser.add_argument("--shots", default="0,1,4")
+    parser.add_argument("--families", type=int, default=len(held_out_families()))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    shots = parse_shots(options.shots)
+    samples = [
+        fixed_samples(f, NUM_REFERENCES, NUM_PARTS, NUM_PARTS)
+        for f in track(held_out_families(options.families), "drawing parts", disable=not sys.stderr.isatty())
+    ]
+    results = {}
+    with Inspector.open(options.bundle) as inspector:
+        for k in shots:
+            inspected = [
+                inspect_family(inspector, s, k)
+                for s in track(samples, f"{k} normal samples", disable=not sys.stderr.isatty())
+            ]
+            families, pixels = [i[0] for i in inspected], [i[1] for i in inspected]
+            results[k] = {
+                **figures(families, pixels),
+                "by_area": caught_by(families, "area", AREAS),
+                "by_contrast": caught_by(families, "contrast", CONTRASTS),
+            }
+    print_tables(results)
+    if options.json:
+        options.json.write_text(json.dumps({"nano_holdout": results}, indent=2) + "\n")
+
+
+def print_tables(results: dict[int, dict]) -> None:
+    console = Console()
+    table = Table(title="held-out generated products", box=box.SIMPLE_HEAD)
+    table.add_column("normal samples")
+    names = [name for name in next(iter(results.values())) if not name.startswith("by_")]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for k, row in results.items():
+        table.add_row(str(k), *("–" if row[name] is None else f"{row[name]:.3f}" for name in names))
+    console.print(table)
+    for k, row in results.items():
+        if k == 0:
+            continue
+        for key, title in (("by_area", "defective share of the frame"), ("by_contrast", "contrast")):
+            table = Table(title, "parts", "caught", title=f"{k} normal samples", box=box.SIMPLE_HEAD)
+            for line in row[key]:
+                caught = "–" if line["caught"] is None else f"{line['caught']:.0%}"
+                table.add_row(f"{line['from']:.1%} to {line['to']:.1%}", str(line["parts"]), caught)
+            console.print(table)
+
+
+if __name__ == "__main__":
+    main()
