@@ -41,9 +41,10 @@ class Recipe:
     )
     pool_groups: int = 6000  # six parts each
     # first the eyes: encoder, image decoder, text features
-    vision_steps: int = 420
+    freeze_encoder: bool = True  # train the zero-shot head and the operating level only
+    vision_steps: int = 240
     groups_per_step: int = 4
-    vision_lr: float = 1e-4
+    vision_lr: float = 5e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     gallery_groups: int = 1500
@@ -60,5 +61,5 @@ class Recipe:
     warmup_steps: int = 20
     ema: float = 0.99
     log_every: int = 10
-    evaluate_every: int = 140
+    evaluate_every: int = 120
     vision: VisionConfig = field(default_factory=lambda: nano_config().vision)

@@ -259,8 +259,12 @@ def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoV
     state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
     model = NanoVision(recipe).to(device)
+    model.encoder.requires_grad_(not recipe.freeze_encoder)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98)
+        [p for p in model.parameters() if p.requires_grad],
+        lr=recipe.vision_lr,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
     )
     start = 0
     if state_file.exists():
