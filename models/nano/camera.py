@@ -27,11 +27,11 @@ def photograph(image: Image, style: Generator, part: Generator) -> NDArray[np.ui
     soft, unsteady = style.uniform(0, 0.8), style.choice([0.1, 0.3, 1.0], p=[0.5, 0.3, 0.2])
     sigma = soft * (1 + unsteady * part.uniform(-0.5, 1.0))  # focus and depth differ from shot to shot
     if sigma > 0.25:
-        shot = cv2.GaussianBlur(shot, (0, 0), sigma * min(image.shape[:2]) / 224)
+        shot = np.asarray(cv2.GaussianBlur(shot, (0, 0), sigma * min(image.shape[:2]) / 224), np.float32)
     noise, quality = noise_level(style), style.choice([0, 0, 0, 60, 85])
     shot = clip(shot)
     if gamma != 1.0:
-        shot = cv2.pow(shot, float(gamma))
+        shot = np.asarray(cv2.pow(shot, float(gamma)), np.float32)
     shot = shot + (noise * part.uniform(0.7, 1.2)) * white(part, image.shape[:2])[..., None]
     pixels = np.rint(clip(shot) * 255).astype(np.uint8)
     if quality:

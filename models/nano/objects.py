@@ -352,8 +352,10 @@ def label(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
     shift = part.normal(size=2) * 1.2  # tolerance of the print
     map_x = ((view.u / width * 0.5 + 0.5) * 255 + shift[0]).astype(np.float32)
     map_y = ((view.v / height * 0.5 + 0.5) * 191 + shift[1]).astype(np.float32)
-    printed = cv2.remap(canvas, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
-    banded = cv2.remap(side, map_x, map_y, cv2.INTER_LINEAR, borderValue=0)
+    printed, banded = (
+        np.asarray(cv2.remap(layer, map_x, map_y, cv2.INTER_LINEAR, borderValue=0), np.float32)
+        for layer in (canvas, side)
+    )
     body = mix(
         mix(np.broadcast_to(paper, (*view.size, 3)), accent, banded), ink, printed * part.uniform(0.85, 1.0)
     )

@@ -74,7 +74,7 @@ def _lit(style: Generator, body: Image, background: Image, coverage: Field) -> S
     bevel, width = style.uniform(-0.3, 0.8), style.uniform(0.004, 0.012) * unit
     toward = np.array([np.cos(angle), np.sin(angle)])
     if shadow > 0:
-        move = np.float32([[1, 0, -reach * toward[0]], [0, 1, -reach * toward[1]]])
+        move = np.array([[1, 0, -reach * toward[0]], [0, 1, -reach * toward[1]]], np.float32)
         cast = cv2.GaussianBlur(coverage, (0, 0), max(1.0, reach / 2))
         cast = cv2.warpAffine(cast, move, coverage.shape[::-1])
         background = background * (1 - np.float32(shadow) * np.asarray(cast))[..., None]

@@ -181,7 +181,7 @@ def _slubs(part: Generator, thread: Field, along: Field) -> Field:
     """How thick each yarn is here: a smooth random course of its own along every thread."""
     table = part.standard_normal((64, 128), dtype=np.float32)
     course, row = np.mod(along, 126).astype(np.float32), np.mod(thread, 64).astype(np.float32)
-    return cv2.remap(table, course, row, cv2.INTER_LINEAR)
+    return np.asarray(cv2.remap(table, course, row, cv2.INTER_LINEAR), np.float32)
 
 
 def ground(style: Generator, part: Generator, view: View) -> Image:

@@ -219,13 +219,13 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
             if name == "one_shot":
                 caught = [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
         for i in caught:
-            told = [family.one_shot[i : i + 1], family.embedding[i : i + 1]]
+            its_map, its_embedding = family.one_shot[i : i + 1], family.embedding[i : i + 1]
             asked = follow_ups(rng, family.defects[i], family.kind, "")
             right = {"verdict_place": (DEFAULT_QUESTION, answer(places(family.defects[i])))}
             right |= {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             for name, (question, reply) in right.items():
-                texts, _ = generate(model, words, *told, question)
+                texts, _ = generate(model, words, its_map, its_embedding, question)
                 figures.setdefault(name, []).append(float(texts[0] == reply))
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
