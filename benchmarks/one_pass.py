@@ -4,7 +4,7 @@ The demo line's parts with the bundled model, and a model with the layers of LLa
 answers are foreseen as a trained model's are. Each part is answered three ways in turn: step by step; with drafts; by
 llama-cpp-python's own ``Llama.eval`` and ``sample`` behind the same prompt of embeddings. Answers must be the same.
 
-    python benchmarks/one_pass.py [--parts 1000] [--layers 8] [--threads N] [--device NAME]
+    python benchmarks/one_pass.py [--parts 1000] [--layers 2] [--threads N] [--device NAME]
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="bundle folder; the one that ships when left out")
     parser.add_argument("--parts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=8, help="of the large model; 0 leaves it out")
+    parser.add_argument("--layers", type=int, default=2, help="of the large model; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--scratch", type=Path, help="folder for the large model")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")

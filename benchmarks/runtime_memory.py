@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
         verdicts = [inspector.inspect(frame) for _ in range(options.inspections)]
         manifest = inspector.bundle.manifest
-    if any(verdict.sentence is None for verdict in verdicts):
+    if any(verdict.p_anomaly is None for verdict in verdicts):
         sys.exit(f"{Path(__file__).name}: the bundle gave no answer ({verdicts[-1].reason})")
     precisions = {name: component.precision for name, component in manifest.components.items()}
     return {

@@ -107,4 +107,5 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.n
     """float32 [3, 256]: what each grey level of each RGB channel becomes, ``(level / 255 − mean) / std``."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     mean_column, std_column = (np.asarray(values, np.float32)[:, None] for values in (mean, std))
-    return (levels - mean_column) / std_column
+    with np.errstate(divide="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        return (levels - mean_column) / std_column

@@ -240,9 +240,10 @@ class Inspector:
             ImageError: not a frame.
             ConfigError: the question is too long.
         """
-        image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
-        prompt_embeddings = self._prompt(self._localise(patch_features))
-        return self._language.answer(image_embedding[0], prompt_embeddings[0], question)
+        part = self.part(frame)
+        return self._language.answer(
+            part.image_embedding, part.prompt_embeddings, question, reading=part.reading
+        )
 
     def dialogue(self, frame: np.ndarray) -> Dialogue:
         """Questions about a frame, each seeing the turns before it.
