@@ -155,6 +155,27 @@ def enroll(
     max_patches: Annotated[
         int | None, typer.Option(min=1, help="Memory bank: keep only so many patches of each layer.")
     ] = None,
+    false_reject_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of good parts that may be rejected: p(anomaly) decides at an operating point for it, not the "
+            "sentence. 0.01 takes 99 good parts at least.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Other good parts, or a folder of them, to choose the operating point on; each --normal against "
+            "the rest when left out."
+        ),
+    ] = None,
+    without_verdict: Annotated[
+        str,
+        typer.Option(
+            help="What a part is for whose answer the deadline leaves no time: no_result, or what the map says at "
+            "its operating point (map)."
+        ),
+    ] = "no_result",
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
@@ -162,11 +183,13 @@ def enroll(
     from .enroll import enroll as make_recipe
     from .images import read_image
     from .inspector import Inspector
+    from .operating_point import rate_limit
     from .run import image_paths
 
     frames = [read_image(path) for path in image_paths(normal)]
+    others = [read_image(path) for path in image_paths(held_out)] if held_out else []
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
-        make_recipe(
+        recipe = make_recipe(
             inspector,
             frames,
             out,
@@ -175,8 +198,18 @@ def enroll(
             description=description,
             storage=storage,  # type: ignore[arg-type]  # checked there
             max_patches=max_patches,
+            false_reject_rate=false_reject_rate,
+            held_out=others,
+            without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
         )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
+    if point := recipe.operating_point:
+        limit = rate_limit(point.false_reject_rate, point.num_normals)
+        print(
+            f"FAIL above p(anomaly) {point.p_anomaly:.6g}, chosen on {point.num_normals} good parts: on average over "
+            f"such choices at most {point.false_reject_rate:.1%} of good parts are rejected; after this one, at most "
+            f"{limit:.1%} (with 95 % confidence)"
+        )
 
 
 @app.command()

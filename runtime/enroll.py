@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
+from .engines import Engine
+from .errors import ConfigError
 from .inspector import Inspector
 from .memory_bank import Storage
-from .recipe import Recipe, save_recipe
+from .operating_point import check_rate, choose_operating_point
+from .recipe import Recipe, WithoutVerdict, save_recipe
+from .verdict import Verdict
+
+MAX_GROUPS = 20  # good parts are judged against the others in so many groups; one by one when there are fewer
 
 
 def enroll(
@@ -25,6 +36,9 @@ def enroll(
     question: str = "",
     storage: Storage = "float32",
     max_patches: int | None = None,
+    false_reject_rate: float | None = None,
+    held_out: Sequence[np.ndarray] = (),
+    without_verdict: WithoutVerdict = "no_result",
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
@@ -38,13 +52,24 @@ def enroll(
         question: asked of every part; the bundle's own when "".
         storage: of the memory bank: float16 halves its memory, int8 quarters it.
         max_patches: of the memory bank, in each tap; all when None.
+        false_reject_rate: of good parts, for which the operating point of p(anomaly) is chosen; the greedy answer
+            decides when None.
+        held_out: other good parts to choose it on; each of ``normals`` against the rest when there are none.
+        without_verdict: "map": where there is no time for an answer the map's operating point decides.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
 
     Raises:
-        ImageError, RecipeError, ConfigError: a frame, the class name or the folder cannot be used.
+        ImageError, RecipeError, ConfigError: a frame, the class name or the folder cannot be used; too few good
+            parts for the rate.
     """
+    if without_verdict not in get_args(WithoutVerdict):
+        raise ConfigError(f"without a verdict a part is no_result or map, not {without_verdict!r}")
+    if false_reject_rate is not None:
+        check_rate(false_reject_rate, len(held_out or normals))
+    elif held_out or without_verdict == "map":
+        raise ConfigError("there is no rate to choose an operating point for: give --false-reject-rate too")
     out = Path(out)
     recipe = Recipe(
         name=name,
@@ -56,10 +81,66 @@ def enroll(
     before = inspector.product
     inspector.use(recipe)
     try:
-        bank = inspector.make_bank(normals, storage, max_patches)
+        with _remembering_encoder(inspector):
+            bank = inspector.make_bank(normals, storage, max_patches)
+            point = None
+            if false_reject_rate is not None:
+                inspector.use(bank)
+                verdicts = _judge(inspector, normals, held_out, storage, max_patches)
+                point = choose_operating_point(verdicts, false_reject_rate)
     finally:
         inspector.use(before)
     record = bank.save(out.with_name(f"{out.stem}.bank.npz"))
-    recipe = msgspec.structs.replace(recipe, memory_bank=record)
+    recipe = msgspec.structs.replace(
+        recipe, memory_bank=record, operating_point=point, without_verdict=without_verdict
+    )
     save_recipe(recipe, out)
     return recipe
+
+
+def _judge(
+    inspector: Inspector,
+    normals: Sequence[np.ndarray],
+    held_out: Sequence[np.ndarray],
+    storage: Storage,
+    max_patches: int | None,
+) -> list[Verdict]:
+    """Verdicts about good parts, none of which is in the bank that it is compared with."""
+    console = Console(stderr=True)
+    if held_out:
+        return [inspector.inspect(frame) for frame in track(held_out, "good parts", console=console)]
+    verdicts = []
+    num_groups = min(MAX_GROUPS, len(normals))
+    for group in track(range(num_groups), "each good part against the others", console=console):
+        others = [frame for i, frame in enumerate(normals) if i % num_groups != group]
+        inspector.use(inspector.make_bank(others, storage, max_patches))
+        verdicts += [inspector.inspect(frame) for frame in normals[group::num_groups]]
+    return verdicts
+
+
+@contextmanager
+def _remembering_encoder(inspector: Inspector) -> Iterator[None]:
+    """The encoder sees each frame once, however often the frame comes."""
+    encoder = inspector.networks["encoder"]
+    inspector.networks["encoder"] = _Remembering(encoder)
+    try:
+        yield
+    finally:
+        inspector.networks["encoder"] = encoder
+
+
+class _Remembering:
+    """An engine that keeps what it gave for every input."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._outputs: dict[bytes, dict[str, np.ndarray]] = {}
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        key = hashlib.sha256(b"".join(inputs[name].tobytes() for name in sorted(inputs))).digest()
+        if key not in self._outputs:
+            self._outputs[key] = {name: array.copy() for name, array in self._engine.run(**inputs).items()}
+        return self._outputs[key]
+
+    def close(self) -> None:
+        self._engine.close()

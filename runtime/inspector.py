@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 from ..kernels import match, preprocess, summarise, upsample
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
+from .decide import decide, decide_by_map
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, LateError, RecipeError
@@ -24,7 +25,7 @@ from .images import check_frame
 from .language import Answer, LanguageModel, Part
 from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
 from .memory_bank import MemoryBank, Storage, load_bank
-from .recipe import Recipe, load_recipe
+from .recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
 from .verdict import Region, Status, Verdict
 
 MAX_DEFAULT_THREADS = 8
@@ -40,6 +41,8 @@ class Product:
         bank: normal samples: with a bank the few-shot map replaces the zero-shot one, as in the original.
         question: with the description in front; "" asks the bundle's own.
         resize: how frames are fitted to the encoder.
+        operating_point: of p(anomaly) and map; None: the greedy answer decides.
+        without_verdict: what a part is for whose answer there was no time.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Product:
     bank: MemoryBank | None
     question: str
     resize: Literal["crop", "stretch"]
+    operating_point: OperatingPoint | None = None
+    without_verdict: WithoutVerdict = "no_result"
 
 
 class Inspector:
@@ -215,8 +220,8 @@ class Inspector:
             regions = self._regions(anomaly_map[0], frame.shape[:2])
             found.update(rung="map")
         if not budget.fits(VERDICT_STAGES):
-            found.update(regions=regions)
-            raise LateError("no time for the verdict before the deadline")
+            found.update(regions=regions, **self._without_verdict(found["score"]))
+            return
         with stages.timed("prompt"):
             prompt_embeddings = self._prompt(anomaly_map)
         with stages.timed("judge"):
@@ -337,18 +342,24 @@ class Inspector:
         levels = self.bundle.manifest.region_level
         return levels.zero_shot if self.product.bank is None else levels.few_shot
 
+    def _without_verdict(self, score: float) -> dict[str, Any]:
+        """What the recipe wants of a part for whose answer there is no time.
+
+        Raises:
+            LateError: nothing: NO_RESULT.
+        """
+        late = "no time for the verdict before the deadline"
+        point = self.product.operating_point
+        if self.product.without_verdict == "map" and point is not None:
+            return decide_by_map(score, point, late)
+        raise LateError(late)
+
     def _decide(self, answer: Answer, regions: tuple[Region, ...]) -> dict[str, Any]:
-        """The greedy answer is the verdict, no threshold is tuned; the map only says where."""
-        if answer.affirmative is None:
-            return {
-                "status": Status.NO_RESULT,
-                "reason": f"the answer is neither yes nor no: {answer.text!r}",
-            }
-        words = self.bundle.manifest.prompt
+        """The language model decides, or its p(anomaly) at the recipe's operating point; the map only says where."""
+        found = decide(answer, self.bundle.manifest.prompt, self.product.operating_point)
         return {
-            "status": Status.FAIL if answer.affirmative else Status.PASS,
-            "reason": f"answered {words.affirmative if answer.affirmative else words.negative}",
-            "regions": () if self._level is None and not answer.affirmative else regions,
+            **found,
+            "regions": () if self._level is None and found["status"] is not Status.FAIL else regions,
             "agreement": places_agree(answer.text, regions) if answer.affirmative else None,
         }
 
@@ -392,6 +403,8 @@ def prepare_product(
         bank=bank,
         question=f"{recipe.description} {question}".strip(),
         resize=recipe.resize or bundle.manifest.preprocess.resize,
+        operating_point=recipe.operating_point,
+        without_verdict=recipe.without_verdict,
     )
 
 

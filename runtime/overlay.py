@@ -132,8 +132,9 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
 
 
 def said(verdict: Verdict) -> str:
-    """What to tell a person: the model's sentence, or why there is no result."""
-    return printable(verdict.reason if verdict.status == Status.NO_RESULT else verdict.sentence)
+    """What to tell a person: the model's sentence, or the reason where there is none or it did not decide."""
+    spoken = verdict.sentence and verdict.status != Status.NO_RESULT and not verdict.contradiction
+    return printable(verdict.sentence if spoken else verdict.reason)
 
 
 def _figures(verdict: Verdict) -> list[str]:

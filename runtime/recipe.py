@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -21,9 +22,11 @@ else:
 
 SCHEMA_VERSION = 1
 MAX_RECIPE_BYTES = 1 << 20
+MAX_FALSE_REJECT_RATE = 0.5
 
 # Operator text is data and goes into the prompt: bounded, so that the prompt always fits the context.
 PromptText = Annotated[str, Meta(max_length=500)]
+WithoutVerdict = Literal["no_result", "map"]
 
 
 class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +42,20 @@ class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{self.file!r} is not a file name")
 
 
+class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a part is rejected instead of where the answer is yes: above ``p_anomaly``; above ``score`` where the map
+    decides. Chosen on ``num_normals`` good parts for ``false_reject_rate``."""
+
+    false_reject_rate: Annotated[float, Meta(gt=0, le=MAX_FALSE_REJECT_RATE)]
+    num_normals: Annotated[int, Meta(ge=1)]
+    p_anomaly: Annotated[float, Meta(ge=0, le=1)]
+    score: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise ValueError(f"the operating point's score is {self.score}")
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Product settings; None and empty mean the bundle's own."""
 
@@ -49,11 +66,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     question: PromptText = ""
     resize: Literal["crop", "stretch"] | None = None
     memory_bank: MemoryBankRecord | None = None
+    operating_point: OperatingPoint | None = None  # None: the greedy answer decides
+    without_verdict: WithoutVerdict = "no_result"  # what a part is for whose answer there was no time
     created: str = ""
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema version {self.schema_version}, and this program reads {SCHEMA_VERSION}")
+        if self.without_verdict == "map" and self.operating_point is None:
+            raise ValueError("without_verdict is 'map' and there is no operating_point for it to decide by")
 
 
 def load_recipe(path: Path | str) -> Recipe:

@@ -52,6 +52,8 @@ class Record(Schema, frozen=True, kw_only=True):
     peak: float | None
     regions: list[RegionRecord]
     agreement: bool | None
+    decided_by: Literal["answer", "operating point", "map"] | None = None
+    contradiction: bool = False
     frame_size: tuple[int, int]  # height, width; zeros where no frame arrived
     latency_ms: float  # from the frame's arrival to the verdict
     timings_ms: dict[str, float]

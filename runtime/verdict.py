@@ -12,9 +12,11 @@ import numpy as np
 from ..kernels import project
 from .budget import Rung
 
+DecidedBy = Literal["answer", "operating point", "map"]
+
 
 class Status(str, Enum):
-    """PASS and FAIL are the language model's word; NO_RESULT is everything else, never a PASS."""
+    """PASS and FAIL are the language model's word, or the recipe's; NO_RESULT is everything else, never a PASS."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -48,6 +50,9 @@ class Verdict:
         peak: the map's maximum.
         regions: highest peak first.
         agreement: whether a place that the sentence names is a region's place; None when it names none.
+        decided_by: "answer" (the greedy one), the recipe's "operating point" of p(anomaly), or "map", where there
+            was no time for an answer; None for NO_RESULT.
+        contradiction: the sentence says the other thing.
         timings_ms: milliseconds per stage, in order.
         rung: how far the inspection came: "sentence", "verdict", "map" or "none".
         costs_ms: what each stage was expected to cost: a high percentile of its last durations.
@@ -68,6 +73,8 @@ class Verdict:
     peak: float | None = None
     regions: tuple[Region, ...] = ()
     agreement: bool | None = None
+    decided_by: DecidedBy | None = None
+    contradiction: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)
     rung: Rung = "none"
     costs_ms: dict[str, float] = field(default_factory=dict)
@@ -97,6 +104,8 @@ class Verdict:
                 for r in self.regions
             ],
             "agreement": self.agreement,
+            "decided_by": self.decided_by,
+            "contradiction": self.contradiction,
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
             "rung": self.rung,
             "costs_ms": dict(self.costs_ms),
