@@ -70,3 +70,21 @@ def test_demo_line_accounts_for_its_time(tiny_bundle, tmp_path):
     assert whole["p50"] <= whole["p99"] <= whole["max"]
     assert sum(figures["statuses"].values()) == 6
     assert figures["inspections_per_second"] > 0
+
+
+def test_calibration_draws_what_it_measures(tmp_path):
+    files = ("--json", tmp_path / "c.json", "--picture", tmp_path / "c.png")
+    result = script("calibration.py", "--families", 2, "--shots", 1, "--rate", 0.25, *files)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "c.json").read_text())
+    row = figures["shots"]["1"]
+    assert figures["good_parts_to_choose_on"] == 3
+    assert figures["expected_rate"] == 0.25
+    assert sum(one["parts"] for one in row["bins"]) == row["parts"] == 2 * 20
+    filled = [one for one in row["bins"] if one["parts"]]
+    weighted = sum(one["parts"] * abs(one["p"] - one["defective"]) for one in filled) / row["parts"]
+    assert abs(row["calibration_error"] - weighted) < 1e-9
+    assert row["calibration_error_95"][0] <= row["calibration_error_95"][1]
+    picture = cv2.imread(str(tmp_path / "c.png"))
+    assert picture is not None
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5, "lines and points, not an empty square"
