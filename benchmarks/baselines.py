@@ -122,7 +122,7 @@ def evaluate(category: Category, method: Method, shots: list[int], seed: int) ->
     scores = {k: Scores() for k in possible}
     for sample in category.tests:
         frame = read_image(sample.image)
-        mask = mask_as_seen(sample, frame.shape[:2], SIZE, RESIZE) if method.localises else None
+        mask = mask_as_seen(sample, frame.shape[:2], (SIZE, SIZE), RESIZE) if method.localises else None
         query = method.extract(load(sample.image))
         for k, kept in scores.items():
             anomaly_map = upsample(method.distance(query, normals[:k])[None], SIZE)[0]

@@ -5,7 +5,7 @@ time (``choice``): ``available()`` lists what runs here, ``AGPT_KERNELS`` forces
 """
 
 from .choice import active, available, using
-from .geometry import Box, Window, resize_window, tile_grid
+from .geometry import Box, Window, resize_window, split_grid, tile_grid
 from .maps import Component, Summary, components, localise, project, summarise, upsample
 from .matching import Bank, coreset, match, most_like, normalise, prepare_bank
 from .pixels import FORMATS, PixelFormat, frame_size, preprocess
@@ -34,6 +34,7 @@ __all__ = [
     "preprocess",
     "project",
     "resize_window",
+    "split_grid",
     "summarise",
     "tile_grid",
     "upsample",

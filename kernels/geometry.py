@@ -77,11 +77,51 @@ def tile_grid(height: int, width: int, tile: int, overlap: float = 0.0) -> tuple
 
 
 def _tile_starts(side: int, tile: int, overlap: float) -> list[int]:
-    room = side - tile
-    if room <= 0:
-        return [0]
-    steps = math.ceil(room / max(1, math.floor(tile * (1 - overlap))))
-    return [round(room * step / steps) for step in range(steps + 1)]
+    steps = math.ceil(max(0, side - tile) / max(1, math.floor(tile * (1 - overlap))))
+    return _spread(max(0, side - tile), steps + 1)
+
+
+def _spread(room: int, count: int) -> list[int]:
+    """``count`` whole numbers from 0 to ``room``, evenly spaced."""
+    return [round(room * step / max(1, count - 1)) for step in range(count)]
+
+
+def split_grid(height: int, width: int, rows: int, columns: int, overlap: float = 0.0) -> tuple[Box, ...]:
+    """``rows`` × ``columns`` tiles that cover a frame, row by row, evenly spaced from edge to edge.
+
+    They are the smallest squares that do with this overlap. Where the frame is so narrow that squares would overlap
+    by more than three quarters, they are the smallest rectangles.
+
+    Args:
+        height, width: of the frame in pixels.
+        rows, columns: how many tiles lie below and beside each other.
+        overlap: share of a tile that it has in common with its neighbour, 0 ≤ overlap < 1, at least (to a pixel).
+
+    Raises:
+        ValueError: a number is not positive, there are more tiles than pixels, or the overlap is not below 1.
+    """
+    if not (1 <= rows <= height and 1 <= columns <= width) or not 0 <= overlap < 1:
+        raise ValueError(
+            f"split_grid takes 1 to {height} rows and 1 to {width} columns of a frame of {width} x {height} pixels "
+            f"and an overlap from 0 to below 1, not {rows} x {columns} and {overlap}"
+        )
+    tile_height, tile_width = _least_side(height, rows, overlap), _least_side(width, columns, overlap)
+    side = max(tile_height, tile_width)
+    if all(_steps_well(length, count, side) for length, count in ((height, rows), (width, columns))):
+        tile_height = tile_width = side
+    return tuple(
+        Box(x, y, tile_width, tile_height)
+        for y in _spread(height - tile_height, rows)
+        for x in _spread(width - tile_width, columns)
+    )
+
+
+def _steps_well(length: int, count: int, tile: int) -> bool:
+    return tile <= length and (length - tile) * 4 >= tile * (count - 1)
+
+
+def _least_side(length: int, count: int, overlap: float) -> int:
+    return math.ceil(length / (1 + (count - 1) * (1 - overlap)))
 
 
 def check_box(box: Box, height: int, width: int) -> Box:

@@ -87,6 +87,7 @@ def project(
     resize: Resize,
     frame_size: tuple[int, int],
     *,
+    size: tuple[int, int] | None = None,
     outside: float = 0.0,
     threads: int = 1,
 ) -> np.ndarray:
@@ -100,26 +101,33 @@ def project(
         boxes: where each map's pixels came from, as given to ``preprocess``; the whole frame when None (M = 1).
         resize: as given to ``preprocess``.
         frame_size: (height, width) of the frame in pixels.
+        size: (height, width) of the result, the whole frame in other pixels; the frame's own when None.
         outside: value of pixels that no map covers.
         threads: at most this many CPU threads work on it.
 
     Returns:
-        float32 [H, W].
+        float32 [H, W], or of the size that is asked for.
 
     Raises:
         ValueError: another shape or type, or a box that does not lie in the frame.
     """
     height, width = frame_size
+    size = size or frame_size
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.dtype != np.float32 or 0 in maps.shape:
         raise ValueError(f"project takes float32 maps [M, S, S], not {_found(maps)}")
-    if min(height, width) < 1:
-        raise ValueError(f"project needs a frame of at least one pixel, not {width} x {height}")
+    if min(height, width, *size) < 1:
+        raise ValueError(
+            f"project needs a frame and a result of at least one pixel, "
+            f"not {width} x {height} and {size[1]} x {size[0]}"
+        )
     whole = (Box(0, 0, width, height),)
     checked = whole if boxes is None else tuple(check_box(Box(*box), height, width) for box in boxes)
     if len(checked) != len(maps):
         raise ValueError(f"project takes one box a map, not {len(checked)} boxes and {len(maps)} maps")
-    out = np.full((height, width), outside, np.float32)
+    out = np.full(size, outside, np.float32)
     places = placements(checked, maps.shape[1], resize)
+    places[:, [0, 3]] *= width / size[1]
+    places[:, [1, 4]] *= height / size[0]
     implementation("project").project(aligned(maps), places, out, threads)
     return out
 

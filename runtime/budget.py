@@ -37,9 +37,16 @@ class StageCosts:
     def relax(self, stages: tuple[str, ...]) -> None:
         """These were left out: hold their costs for a little less, so that after a slow spell they are tried again."""
         for stage in stages:
-            if durations := self._durations.get(stage):
+            if stage in self._costs:
+                durations = self._durations.get(stage, ())
                 self._durations[stage] = deque((RELAXED * seconds for seconds in durations), maxlen=NUM_KEPT)
                 self._costs[stage] *= RELAXED
+
+    def in_proportion(self, factor: float) -> StageCosts:
+        """What to expect of frames that take so many times as long, until one of them is measured."""
+        expected = StageCosts()
+        expected._costs = {stage: factor * seconds for stage, seconds in self._costs.items()}
+        return expected
 
     def seconds(self, stages: tuple[str, ...]) -> float:
         """Of these stages together; one that was never measured costs nothing, so that it is tried."""
@@ -47,6 +54,22 @@ class StageCosts:
 
     def milliseconds(self) -> dict[str, float]:
         return {stage: round(1e3 * seconds, 3) for stage, seconds in self._costs.items()}
+
+
+class CostsOfViews:
+    """Costs by the number of views of a frame: nine tiles take about nine times what the whole frame does."""
+
+    def __init__(self) -> None:
+        self._costs: dict[int, StageCosts] = {}
+
+    def of(self, num_views: int) -> StageCosts:
+        """Learned from frames of so many views; before the first one, in proportion to the nearest number's."""
+        if num_views not in self._costs:
+            nearest = min(self._costs, key=lambda known: abs(known - num_views), default=None)
+            self._costs[num_views] = (
+                StageCosts() if nearest is None else self._costs[nearest].in_proportion(num_views / nearest)
+            )
+        return self._costs[num_views]
 
 
 class Budget:
@@ -62,27 +85,48 @@ class Budget:
         self._costs, self._clock = costs, clock
         self._deadline = math.inf if deadline is None else deadline
 
-    def fits(self, stages: tuple[str, ...]) -> bool:
-        """Whether these stages would end in time."""
-        fits = self._clock() + self._costs.seconds(stages) <= self._deadline
+    def fits(self, stages: tuple[str, ...], reserved: float = 0.0) -> bool:
+        """Whether these stages would end in time, with so many seconds left for what must come after them."""
+        fits = self._clock() + self._costs.seconds(stages) + reserved <= self._deadline
         if not fits:
             self._costs.relax(stages)
         return fits
 
 
 class PassTimer:
-    """Times the passes of an answer, and stops it when another would be late; asked between passes."""
+    """Times the passes of a frame's answers, and stops an answer when another pass would be late.
 
-    def __init__(self, costs: StageCosts, clock: Callable[[], float], budget: Budget) -> None:
+    Views that do not fit into the language model's context together are judged one group after the other: every
+    view's verdict comes before any view's sentence.
+    """
+
+    def __init__(
+        self, costs: StageCosts, clock: Callable[[], float], budget: Budget, num_views: int = 1
+    ) -> None:
         self._costs, self._clock, self._budget = costs, clock, budget
-        self._stage, self._started = "verdict", clock()
+        self._num_views = self._num_waiting = num_views
+        self._verdict_seconds = 0.0  # first passes, all groups together
+        self._in_first_pass, self._started = True, clock()
+
+    def begin(self, num_views: int) -> PassTimer:
+        """The first pass over a group of so many views comes next."""
+        self._num_waiting -= num_views
+        self._in_first_pass, self._started = True, self._clock()
+        return self
 
     def __call__(self) -> bool:
+        """Asked between passes."""
         self.lap()
-        return not self._budget.fits(SENTENCE_STAGES)
+        share = self._num_waiting / self._num_views
+        return not self._budget.fits(SENTENCE_STAGES, share * self._costs.seconds(("verdict",)))
 
     def lap(self) -> None:
         """A pass has ended."""
         now = self._clock()
-        self._costs.add(self._stage, now - self._started)
-        self._stage, self._started = "step", now
+        if not self._in_first_pass:
+            self._costs.add("step", now - self._started)
+        else:
+            self._verdict_seconds += now - self._started
+            if not self._num_waiting:
+                self._costs.add("verdict", self._verdict_seconds)
+        self._in_first_pass, self._started = False, now

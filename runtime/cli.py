@@ -48,6 +48,18 @@ EngineOption = Annotated[
         "onnxruntime (CPU); auto takes the best that this machine can run.",
     ),
 ]
+TilesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles",
+        help="Look at tiles of the frame at their own resolution, so that small defects survive: ROWSxCOLUMNS "
+        "like 3x3, or a tile's side in pixels like 448.",
+    ),
+]
+DEFAULT_OVERLAP = 0.2
+OverlapOption = Annotated[
+    float, typer.Option(min=0.0, max=0.9, help="Share of a tile that the next one shows too.")
+]
 OverlayChoice = Annotated[
     str, typer.Option("--overlays", help="Which parts get a picture: all, reject or none.")
 ]
@@ -176,6 +188,15 @@ def enroll(
             "its operating point (map)."
         ),
     ] = "no_result",
+    tiles: TilesOption = None,
+    overlap: OverlapOption = DEFAULT_OVERLAP,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Look at this box of the frame only, NAME=x,y,width,height or with an angle behind, in pixels and "
+            "degrees clockwise; may be given several times."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
@@ -185,7 +206,10 @@ def enroll(
     from .inspector import Inspector
     from .operating_point import rate_limit
     from .run import image_paths
+    from .views import parse_region, parse_tiles
 
+    grid = parse_tiles(tiles, overlap) if tiles is not None else None
+    regions = [parse_region(text) for text in region or ()]
     frames = [read_image(path) for path in image_paths(normal)]
     others = [read_image(path) for path in image_paths(held_out)] if held_out else []
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
@@ -201,6 +225,8 @@ def enroll(
             false_reject_rate=false_reject_rate,
             held_out=others,
             without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
+            tiles=grid,
+            regions=regions,
         )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
     if point := recipe.operating_point:
@@ -237,7 +263,10 @@ def ask(
         raise ConfigError("the question is empty: ask something")
     frame = read_image(image)
     with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads, engine) as inspector:
-        answer_lines(inspector.dialogue(frame), sys.stdin if question is None else [question])
+        dialogue = inspector.dialogue(frame)
+        if dialogue.view:
+            print(f"about {printable(dialogue.view)}, where the map is highest", file=sys.stderr)
+        answer_lines(dialogue, sys.stdin if question is None else [question])
 
 
 @app.command()
@@ -270,13 +299,17 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
     class_name: ClassOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Which normal samples are taken.")] = 0,
+    tiles: TilesOption = None,
+    overlap: OverlapOption = DEFAULT_OVERLAP,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
     """Measure a bundle on labelled images: image and pixel AUROC, verdict accuracy."""
     from .evaluation import evaluate_folder, parse_shots, print_table, write_json
+    from .views import parse_tiles
 
-    results = evaluate_folder(bundle, folder, parse_shots(shots), class_name, seed, threads, engine)
+    grid = parse_tiles(tiles, overlap) if tiles is not None else None
+    results = evaluate_folder(bundle, folder, parse_shots(shots), class_name, seed, threads, engine, grid)
     print_table(results)
     if json is not None:
         write_json(results, json)

@@ -7,6 +7,7 @@ contradicts the sentence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .bundle import PromptLayout
@@ -39,6 +40,34 @@ def decide(answer: Answer, words: PromptLayout, point: OperatingPoint | None) ->
         "decided_by": "operating point",
         "contradiction": contradiction,
     }
+
+
+def decide_views(
+    names: Sequence[str], answers: Sequence[Answer], words: PromptLayout, point: OperatingPoint | None
+) -> tuple[list[Status], int, dict[str, Any]]:
+    """The verdict about a part of several views: FAIL if any of them fails, NO_RESULT if any is unclear, PASS only
+    if all of them pass.
+
+    Args:
+        names: of the views; "" for the whole frame.
+        answers: one a view.
+        words, point: as for ``decide``.
+
+    Returns:
+        The status of each view; which of them decides, of equals the most anomalous; and what ``decide`` says of it,
+        with its name in the reason.
+    """
+    found = [decide(answer, words, point) for answer in answers]
+    statuses = [each["status"] for each in found]
+    worst = max(statuses, key=(Status.PASS, Status.NO_RESULT, Status.FAIL).index)
+    alike = [index for index, status in enumerate(statuses) if status is worst]
+    deciding = max(alike, key=lambda index: answers[index].p_anomaly)
+    reason = found[deciding]["reason"]
+    if names[deciding]:
+        reason = f"{names[deciding]}: {reason}"
+    if len(names) > 1:
+        reason += f" ({len(alike)} of {len(names)} views {worst})"
+    return statuses, deciding, {**found[deciding], "reason": reason}
 
 
 def decide_by_map(score: float, point: OperatingPoint, why: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Dialogue:
         turns: (question, answer) each, those that the model still sees.
         num_dropped: turns that it does not see any more.
         num_computed: positions of the prompt that the last answer had to compute.
+        view: which region or tile of a frame the image is, for people.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Dialogue:
         self.turns: list[tuple[str, str]] = []
         self.num_dropped = 0
         self.num_computed = 0
+        self.view = ""
         self._model = model
         self._reading = reading
         self._image = model.image_rows(image_embedding, prompt_embeddings)

@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.progress import track
 
 from .engines import Engine
-from .errors import ConfigError
+from .errors import ConfigError, RecipeError
+from .images import check_frame
 from .inspector import Inspector
 from .memory_bank import Storage
 from .operating_point import check_rate, choose_operating_point
 from .recipe import Recipe, WithoutVerdict, save_recipe
 from .verdict import Verdict
+from .views import RegionOfInterest, Tiles, make_layout
 
 MAX_GROUPS = 20  # good parts are judged against the others in so many groups; one by one when there are fewer
 
@@ -39,6 +41,8 @@ def enroll(
     false_reject_rate: float | None = None,
     held_out: Sequence[np.ndarray] = (),
     without_verdict: WithoutVerdict = "no_result",
+    tiles: Tiles | None = None,
+    regions: Sequence[RegionOfInterest] = (),
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
@@ -51,18 +55,20 @@ def enroll(
         description: what a good part looks like, put before the question as the original's scripts do.
         question: asked of every part; the bundle's own when "".
         storage: of the memory bank: float16 halves its memory, int8 quarters it.
-        max_patches: of the memory bank, in each tap; all when None.
+        max_patches: of the memory bank, in each tap and of each region; all when None.
         false_reject_rate: of good parts, for which the operating point of p(anomaly) is chosen; the greedy answer
             decides when None.
         held_out: other good parts to choose it on; each of ``normals`` against the rest when there are none.
         without_verdict: "map": where there is no time for an answer the map's operating point decides.
+        tiles: look at tiles of the frame, which share the memory bank.
+        regions: look at these boxes of the frame, which have a memory bank each.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
 
     Raises:
-        ImageError, RecipeError, ConfigError: a frame, the class name or the folder cannot be used; too few good
-            parts for the rate.
+        ImageError, RecipeError, ConfigError: a frame, the class name, a region or the folder cannot be used; too few
+            good parts for the rate.
     """
     if without_verdict not in get_args(WithoutVerdict):
         raise ConfigError(f"without a verdict a part is no_result or map, not {without_verdict!r}")
@@ -71,18 +77,29 @@ def enroll(
     elif held_out or without_verdict == "map":
         raise ConfigError("there is no rate to choose an operating point for: give --false-reject-rate too")
     out = Path(out)
+    if not normals:
+        raise RecipeError("there is no normal image: give at least one")
+    layout = make_layout(tiles, tuple(regions), check_frame(normals[0]).shape[:2])
     recipe = Recipe(
         name=name,
         class_name=class_name,
         description=description,
         question=question,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        frame=layout.frame,
+        tiles=layout.tiles,
+        regions=layout.regions,
     )
     before = inspector.product
     inspector.use(recipe)
     try:
         with _remembering_encoder(inspector):
-            bank = inspector.make_bank(normals, storage, max_patches)
+            bank = inspector.make_bank(
+                normals,
+                storage,
+                max_patches,
+                track=lambda frames: track(frames, "good parts", console=Console(stderr=True)),
+            )
             point = None
             if false_reject_rate is not None:
                 inspector.use(bank)

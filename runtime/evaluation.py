@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..kernels import resize_window
+from ..kernels import Window, resize_window
 from .bundle import MANIFEST_FILE, digest_file
 from .datasets import Category, Sample, find_categories
 from .engines import AUTO, Engine
@@ -28,8 +28,10 @@ from .memory_bank import MemoryBank
 from .metrics import accuracy, auroc, mean
 from .recipe import write_whole
 from .verdict import Status, Verdict
+from .views import WHOLE, Layout, Tiles, describe_tiles
 
 MAX_SHOTS = 1000
+MAX_FRAME_SIDE = 512  # pixels of the longer side at which frames of several views are scored
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +55,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     shots: list[int]
     seed: int
+    tiles: Tiles | None = None
     seconds: float
     categories: dict[str, dict[str, Figures]]
     mean: dict[str, dict[str, float | None]]
@@ -84,6 +87,7 @@ def evaluate_folder(
     seed: int = 0,
     threads: int | None = None,
     engine: str = AUTO,
+    tiles: Tiles | None = None,
 ) -> Evaluation:
     """Evaluate every category under a folder.
 
@@ -93,6 +97,7 @@ def evaluate_folder(
         shots: numbers of normal samples; 0 is zero-shot.
         class_name: for all categories; from each category's name when None.
         seed: which normal samples; those for k shots are among those for more.
+        tiles: look at tiles; maps and masks are then compared over the whole frame, not as a centre crop sees it.
 
     Raises:
         AgptError: the bundle, the folder or the class name cannot be used.
@@ -105,13 +110,16 @@ def evaluate_folder(
         with Progress(console=Console(stderr=True), transient=True) as progress:
             for category in categories:
                 steps = progress.track(category.tests, description=category.name)
-                found[category.name] = evaluate_category(inspector, category, shots, class_name, seed, steps)
+                found[category.name] = evaluate_category(
+                    inspector, category, shots, class_name, seed, steps, Layout(tiles=tiles)
+                )
         return Evaluation(
             bundle=inspector.bundle.manifest.name,
             bundle_sha256=digest_file(inspector.bundle.folder / MANIFEST_FILE).sha256,
             folder=folder.resolve().name,
             shots=shots,
             seed=seed,
+            tiles=tiles,
             seconds=round(time.monotonic() - started, 1),
             categories=found,
             mean=_means(found),
@@ -125,11 +133,14 @@ def evaluate_category(
     class_name: str | None,
     seed: int,
     samples: Iterable[Sample] | None = None,
+    layout: Layout = WHOLE,
 ) -> dict[str, Figures]:
     """Figures by number of shots. More shots than the category has normal samples are left out."""
     manifest = inspector.bundle.manifest
     class_name = class_name or class_of(category.name, manifest.classes) or manifest.default_class
     zero_shot = inspector.prepare(class_name=class_name)
+    if not layout.is_whole:
+        zero_shot = replace(zero_shot, layout=layout, resize="stretch")
     inspector.use(zero_shot)
     banks = _banks(inspector, category, shots, seed)
     scores = {k: Scores() for k in shots if k == 0 or k in banks}
@@ -140,7 +151,11 @@ def evaluate_category(
             for kept in scores.values():
                 kept.miss(sample)
             continue
-        mask = mask_as_seen(sample, frame.shape[:2], manifest.preprocess.size, zero_shot.resize)
+        if layout.is_whole:
+            size = manifest.preprocess.size, manifest.preprocess.size
+        else:
+            size = frame_map_size(frame.shape[:2])
+        mask = mask_as_seen(sample, frame.shape[:2], size, zero_shot.resize)
         for k, kept in scores.items():
             inspector.use(replace(zero_shot, bank=banks.get(k)))
             kept.add(sample, inspector.inspect(frame), mask)
@@ -210,15 +225,16 @@ class Scores:
         if mask is None:
             self.num_without_mask += 1
         else:
-            self.maps.append(verdict.anomaly_map)
-            self.masks.append(mask)
+            whole = verdict.map_in_frame(size=mask.shape) if verdict.views else verdict.anomaly_map
+            self.maps.append(whole.ravel())
+            self.masks.append(mask.ravel())
 
     def figures(self) -> Figures:
         anomalous = [label for label, _ in self.judged]
         return Figures(
             image_auroc_max=auroc(self.labels, self.peaks),
             image_auroc_top1=auroc(self.labels, self.tops),
-            pixel_auroc=auroc(np.stack(self.masks), np.stack(self.maps)) if self.maps else None,
+            pixel_auroc=auroc(np.concatenate(self.masks), np.concatenate(self.maps)) if self.maps else None,
             accuracy=accuracy([True] * len(self.judged), [right for _, right in self.judged]),
             num_good=anomalous.count(False),
             num_anomalous=anomalous.count(True),
@@ -232,14 +248,8 @@ def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int
     possible = [k for k in shots if 0 < k <= len(category.normals)]
     if not possible:
         return {}
-    largest = inspector.make_bank(
-        [read_image(path) for path in choose_normals(category, max(possible), seed)]
-    )
-    patches = largest.features.shape[1] // largest.num_samples
-    return {
-        k: replace(largest, features=np.ascontiguousarray(largest.features[:, : k * patches]), num_samples=k)
-        for k in possible
-    }
+    normals = [read_image(path) for path in choose_normals(category, max(possible), seed)]
+    return {k: inspector.make_bank(normals[:k]) for k in possible}
 
 
 def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
@@ -249,9 +259,9 @@ def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
 
 
 def mask_as_seen(
-    sample: Sample, frame_size: tuple[int, int], size: int, resize: Literal["crop", "stretch"]
+    sample: Sample, frame_size: tuple[int, int], size: tuple[int, int], resize: Literal["crop", "stretch"]
 ) -> np.ndarray | None:
-    """The truth in the map's geometry, bool [S, S]: as the pixels went, but with the nearest neighbour.
+    """The truth in the map's geometry, bool [h, w] of ``size``: as the pixels went, but with the nearest neighbour.
 
     None for an anomalous image without a mask.
 
@@ -259,16 +269,23 @@ def mask_as_seen(
         ImageError, ConfigError: the mask cannot be read or does not fit the image.
     """
     if sample.mask is None:
-        return None if sample.anomalous else np.zeros((size, size), bool)
+        return None if sample.anomalous else np.zeros(size, bool)
     mask = read_image(sample.mask).max(axis=2)
     if mask.shape != tuple(frame_size):
         raise ConfigError(
             f"{sample.mask} is {mask.shape} and its image {tuple(frame_size)}: give masks that fit"
         )
-    window = resize_window(*frame_size, size, resize)
+    height, width = size
+    window = resize_window(*frame_size, height, "crop") if resize == "crop" else Window(height, width, 0, 0)
     # EXACT takes the pixel whose centre is nearest, as Pillow does; plain INTER_NEAREST is half a pixel off.
     fitted = cv2.resize(mask, (window.width, window.height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return fitted[window.top : window.top + size, window.left : window.left + size] > 0
+    return fitted[window.top : window.top + height, window.left : window.left + width] > 0
+
+
+def frame_map_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which a whole frame is scored: its own shape, the longer side at most 512 pixels."""
+    scale = min(1, MAX_FRAME_SIDE / max(frame_size))
+    return max(1, round(scale * frame_size[0])), max(1, round(scale * frame_size[1]))
 
 
 def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | None]]:
@@ -285,7 +302,10 @@ def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | 
 
 def print_table(results: Evaluation, console: Console | None = None) -> None:
     """One row per category and number of shots, then the means."""
-    table = Table(title=f"{results.bundle} on {results.folder}, seed {results.seed}", box=box.SIMPLE_HEAD)
+    title = f"{results.bundle} on {results.folder}, seed {results.seed}"
+    if results.tiles:
+        title += f", tiles {describe_tiles(results.tiles)}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("category")
     for name in ("shots", "image AUROC max", "image AUROC top 1 %", "pixel AUROC", "accuracy", "images"):
         table.add_column(name, justify="right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +14,20 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ..kernels import match, preprocess, summarise, upsample
-from .budget import MAP_STAGES, VERDICT_STAGES, Budget, PassTimer, StageCosts
+from ..kernels import preprocess, summarise, upsample
+from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
-from .decide import decide, decide_by_map
+from .decide import decide_by_map, decide_views
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
-from .errors import AgptError, BundleError, LateError, RecipeError
+from .errors import AgptError, BundleError, ConfigError, LateError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel, Part
-from .localise import find_regions, half_way_level, places_agree, read_map, top_mean
+from .localise import find_regions, find_regions_of_views, half_way_level, places_agree, read_map
 from .memory_bank import MemoryBank, Storage, load_bank
 from .recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
-from .verdict import Region, Status, Verdict
+from .verdict import Region, Status, Verdict, ViewResult
+from .views import WHOLE, Layout, View
 
 MAX_DEFAULT_THREADS = 8
 WARM_UP_RUNS = 2
@@ -40,9 +41,10 @@ class Product:
         text_features: float32 [2, E]: the zero-shot reference, used when there is no bank.
         bank: normal samples: with a bank the few-shot map replaces the zero-shot one, as in the original.
         question: with the description in front; "" asks the bundle's own.
-        resize: how frames are fitted to the encoder.
+        resize: how frames, or views of them, are fitted to the encoder.
         operating_point: of p(anomaly) and map; None: the greedy answer decides.
         without_verdict: what a part is for whose answer there was no time.
+        layout: the views of a frame: the whole of it, regions or tiles.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Product:
     resize: Literal["crop", "stretch"]
     operating_point: OperatingPoint | None = None
     without_verdict: WithoutVerdict = "no_result"
+    layout: Layout = WHOLE
 
 
 class Inspector:
@@ -75,7 +78,7 @@ class Inspector:
         self._networks = networks
         self._language = language
         self._clock = time.perf_counter
-        self.costs = StageCosts()
+        self._costs = CostsOfViews()
         self._threads = threads
         self._blas = ThreadpoolController().select(user_api="blas").limit(limits=1)
 
@@ -123,6 +126,11 @@ class Inspector:
         """Encoder, decoder and prompt learner as they are open here."""
         return self._networks
 
+    @property
+    def costs(self) -> StageCosts:
+        """What the stages take for frames of as many views as the product's."""
+        return self._costs.of(self.product.layout.num_views)
+
     def close(self) -> None:
         """Free the models' native memory and give NumPy its threads back."""
         self._language.close()
@@ -144,7 +152,7 @@ class Inspector:
         """Inspect this product from now on. ``Product`` and ``MemoryBank`` cost nothing; None: zero-shot.
 
         Raises:
-            RecipeError: the bank was made with another encoder, or the recipe cannot be used.
+            RecipeError: the bank was made with another encoder or for other views, or the recipe cannot be used.
         """
         if isinstance(product, Product):
             self.product = product
@@ -153,28 +161,41 @@ class Inspector:
                 raise RecipeError(
                     "the memory bank was made with another encoder: make it again with this bundle"
                 )
+            if len(product.features) != max(1, len(self.product.layout.regions)):
+                raise RecipeError(
+                    "the memory bank was made for other regions: make it again with this recipe"
+                )
             self.product = replace(self.product, bank=product)
         else:
             self.product = self.prepare(product)
 
     def make_bank(
-        self, normals: Sequence[np.ndarray], storage: Storage = "float32", max_patches: int | None = None
+        self,
+        normals: Sequence[np.ndarray],
+        storage: Storage = "float32",
+        max_patches: int | None = None,
+        *,
+        track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     ) -> MemoryBank:
         """Memory bank of normal frames, uint8 [H, W, 3] BGR each, seen as the current product's.
 
         Args:
             normals: the frames.
             storage, max_patches: see ``MemoryBank.from_features``.
+            track: watches the frames go by, to show progress.
 
         Raises:
-            ImageError: something is not a frame.
+            ImageError: something is not a frame, or has another size than the product's regions or tiles are for.
             RecipeError: no frame, features that are not finite, or an unknown storage.
         """
         if not normals:
             raise RecipeError("there is no normal image: give at least one")
-        taps = [self._encode(self._preprocess(check_frame(frame)))[1] for frame in normals]
         return MemoryBank.from_features(
-            np.concatenate(taps), self.bundle.encoder_sha256, storage, max_patches
+            [self._encode(self._preprocess(frame, self._views(frame)))[1] for frame in track(normals)],
+            self.bundle.encoder_sha256,
+            storage,
+            max_patches,
+            per_view=bool(self.product.layout.regions),
         )
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
@@ -186,9 +207,10 @@ class Inspector:
             deadline: seconds of ``time.perf_counter``; what would end later is left out, and ``rung`` says so:
                 first the sentence, then the verdict, then the map. Without a verdict it is NO_RESULT.
         """
-        stages = _Stages(self._clock, self.costs)
+        costs = self.costs
+        stages = _Stages(self._clock, costs)
         found: dict[str, Any] = {"rung": "none"}
-        budget = Budget(self.costs, self._clock, deadline)
+        budget = Budget(costs, self._clock, deadline)
         try:
             self._climb(frame, stages, budget, found)
         except Exception as error:
@@ -198,7 +220,7 @@ class Inspector:
             frame_size=size,
             resize=self.product.resize,
             timings_ms=stages.milliseconds,
-            costs_ms=self.costs.milliseconds(),
+            costs_ms=costs.milliseconds(),
             **found,
         )
 
@@ -211,32 +233,24 @@ class Inspector:
         if not budget.fits(MAP_STAGES):
             raise LateError("no time for the map before the deadline")
         with stages.timed("preprocess"):
-            pixels = self._preprocess(check_frame(frame))
+            views = self._views(frame)
+            pixels = self._preprocess(frame, views)
         with stages.timed("encode"):
-            image_embedding, patch_features = self._encode(pixels)
+            image_embeddings, patch_features = self._encode(pixels)
         with stages.timed("localise"):
-            anomaly_map = self._localise(patch_features)
-            found.update(anomaly_map=anomaly_map[0], **_summary(anomaly_map[0]))
-            regions = self._regions(anomaly_map[0], frame.shape[:2])
-            found.update(rung="map")
+            maps = self._localise(patch_features)
+            seen = self._read(maps, views)
+            found.update(self._summary(seen), rung="map")
+            regions = self._regions(seen, maps, frame.shape[:2])
         if not budget.fits(VERDICT_STAGES):
             found.update(regions=regions, **self._without_verdict(found["score"]))
             return
         with stages.timed("prompt"):
-            prompt_embeddings = self._prompt(anomaly_map)
+            prompt_embeddings = self._prompt(maps)
         with stages.timed("judge"):
-            timer = PassTimer(self.costs, self._clock, budget)
-            answer = self._language.answer(
-                image_embedding[0],
-                prompt_embeddings[0],
-                self.product.question,
-                reading=read_map(anomaly_map[0], found["score"], regions),
-                stop=timer,
-            )
-            timer.lap()
-            found.update(p_anomaly=answer.p_anomaly, sentence=answer.text if answer.complete else "")
+            answers = self._judge(self._parts(image_embeddings, prompt_embeddings, seen), budget)
         with stages.timed("decide"):
-            found.update(self._decide(answer, regions), rung="sentence" if answer.complete else "verdict")
+            found.update(self._decide(seen, answers, regions))
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
         """The model's answer to any question about a frame.
@@ -251,25 +265,31 @@ class Inspector:
         )
 
     def dialogue(self, frame: np.ndarray) -> Dialogue:
-        """Questions about a frame, each seeing the turns before it.
+        """Questions about a frame (of several views the one whose map is highest), each seeing the turns before it.
 
         Raises:
             ImageError: not a frame.
         """
         part = self.part(frame)
-        return self._language.dialogue(part.image_embedding, part.prompt_embeddings, part.reading)
+        dialogue = self._language.dialogue(part.image_embedding, part.prompt_embeddings, part.reading)
+        dialogue.view = part.view
+        return dialogue
 
     def part(self, frame: np.ndarray) -> Part:
-        """What the language model is given of a frame, with the product's question.
+        """What the language model is given of a frame, with the product's question; of several views that of the
+        one whose map is highest.
 
         Raises:
-            ImageError: not a frame.
+            ImageError: not a frame, or of another size than the product's regions or tiles are for.
         """
-        image_embedding, patch_features = self._encode(self._preprocess(check_frame(frame)))
-        anomaly_map = self._localise(patch_features)
-        score, regions = top_mean(anomaly_map[0]), self._regions(anomaly_map[0], frame.shape[:2])
-        reading = read_map(anomaly_map[0], score, regions)
-        return Part(image_embedding[0], self._prompt(anomaly_map)[0], self.product.question, reading)
+        return max(self.parts(frame), key=lambda part: part.reading.score if part.reading else 0.0)
+
+    def parts(self, frame: np.ndarray) -> list[Part]:
+        """What the language model is given of each view of a frame; errors as for ``part``."""
+        views = self._views(frame)
+        image_embeddings, patch_features = self._encode(self._preprocess(frame, views))
+        maps = self._localise(patch_features)
+        return self._parts(image_embeddings, self._prompt(maps), self._read(maps, views))
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
         """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.
@@ -287,10 +307,12 @@ class Inspector:
 
         Raises:
             ImageError: not a frame.
-            ConfigError: the question is too long.
+            ConfigError: the question is too long, or the product has regions or tiles.
         """
+        if not self.product.layout.is_whole:
+            raise ConfigError("a trace is of whole frames: use a recipe without regions or tiles")
         question = question or self.product.question
-        pixels = self._preprocess(check_frame(frame))
+        pixels = self._preprocess(frame, self._views(frame))
         image_embedding, patch_features = self._encode(pixels)
         anomaly_map = self._localise(patch_features)
         prompt_embeddings = self._prompt(anomaly_map)
@@ -307,38 +329,133 @@ class Inspector:
             "answer_token_ids": np.asarray(answer.token_ids, np.int32),
         }
 
-    def _preprocess(self, frame: np.ndarray) -> np.ndarray:
-        """→ float32 [1, 3, S, S]."""
+    def _views(self, frame: np.ndarray) -> tuple[View, ...]:
+        """What is looked at of a frame.
+
+        Raises:
+            ImageError: not a frame, or of another size than the product's regions or tiles are for.
+        """
+        return self.product.layout.views(check_frame(frame).shape[:2])
+
+    def _preprocess(self, frame: np.ndarray, views: Sequence[View]) -> np.ndarray:
+        """→ float32 [views, 3, S, S]."""
         settings = self.bundle.manifest.preprocess
         return preprocess(
-            frame, settings.size, self.product.resize, settings.mean, settings.std, threads=self._threads
+            frame,
+            settings.size,
+            self.product.resize,
+            settings.mean,
+            settings.std,
+            boxes=[view.box for view in views],
+            threads=self._threads,
         )
 
     def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """→ image embedding [1, D] in the language model's width, taps [1, T, P, V]."""
+        """→ image embeddings [views, D] in the language model's width, taps [views, T, P, V]."""
         outputs = self._networks["encoder"].run(pixels=pixels)
         return outputs["image_embedding"], outputs["patch_features"]
 
     def _localise(self, patch_features: np.ndarray) -> np.ndarray:
-        """→ anomaly map [1, S, S]: distance to the normal samples, or text features without any."""
+        """→ anomaly maps [views, S, S]: distance to the normal samples, or text features without any."""
         if self.product.bank is not None:
-            distance = match(patch_features, self.product.bank.prepared, threads=self._threads)
+            distance = self.product.bank.distance(patch_features, self._threads)
             return upsample(distance, self.bundle.manifest.preprocess.size, threads=self._threads)
         inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
         return self._networks["decoder"].run(**inputs)["anomaly_map"]
 
-    def _prompt(self, anomaly_map: np.ndarray) -> np.ndarray:
-        """→ prompt embeddings [1, num_prompts, D]."""
-        return self._networks["prompt_learner"].run(anomaly_map=anomaly_map)["prompt_embeddings"]
+    def _read(self, maps: np.ndarray, views: Sequence[View]) -> list[ViewResult]:
+        """What each view's map shows.
 
-    def _regions(self, anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> tuple[Region, ...]:
-        """What stands out at the product's operating level, or half way to the peak where none was chosen."""
-        level = self._level
-        level = half_way_level(anomaly_map) if level is None else level
-        return find_regions(anomaly_map, level, frame_size, self.product.resize)
+        Raises:
+            ValueError: a map has a value that is not finite.
+        """
+        seen = []
+        for view, anomaly_map in zip(views, maps, strict=True):
+            figures = summarise(anomaly_map)
+            if not math.isfinite(figures.peak):
+                raise ValueError("the anomaly map is not finite")
+            box_size = int(view.box.height), int(view.box.width)
+            regions = find_regions(anomaly_map, self._level(anomaly_map), box_size, self.product.resize)
+            seen.append(ViewResult(*view, anomaly_map, figures.top_mean, figures.peak, regions))
+        return seen
+
+    def _summary(self, seen: Sequence[ViewResult]) -> dict[str, Any]:
+        """What is known before anything is judged."""
+        highest = max(seen, key=lambda view: view.score)
+        return {
+            "anomaly_map": highest.anomaly_map,
+            "score": highest.score,
+            "peak": max(view.peak for view in seen),
+            "view": highest.name,
+            "views": () if self.product.layout.is_whole else tuple(seen),
+        }
+
+    def _regions(
+        self, seen: Sequence[ViewResult], maps: np.ndarray, frame_size: tuple[int, int]
+    ) -> tuple[Region, ...]:
+        """Of the frame."""
+        if self.product.layout.is_whole:
+            return seen[0].regions
+        level = self._level(max(seen, key=lambda view: view.peak).anomaly_map)
+        boxes = [view.box for view in seen]
+        return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
+
+    def _prompt(self, maps: np.ndarray) -> np.ndarray:
+        """→ prompt embeddings [views, num_prompts, D]."""
+        return self._networks["prompt_learner"].run(anomaly_map=maps)["prompt_embeddings"]
+
+    def _parts(
+        self, image_embeddings: np.ndarray, prompt_embeddings: np.ndarray, seen: Sequence[ViewResult]
+    ) -> list[Part]:
+        """What the language model is given of each view."""
+        question = self.product.question
+        return [
+            Part(image, prompt, question, read_map(view.anomaly_map, view.score, view.regions), view.name)
+            for image, prompt, view in zip(image_embeddings, prompt_embeddings, seen, strict=True)
+        ]
+
+    def _judge(self, parts: Sequence[Part], budget: Budget) -> list[Answer]:
+        """The answers of all views, as many at a time as the language model has room for."""
+        timer = PassTimer(self.costs, self._clock, budget, len(parts))
+        together = self._language.num_together(self.product.question)
+        answers: list[Answer] = []
+        for first in range(0, len(parts), together):
+            group = parts[first : first + together]
+            answers += self._language.answer_all(group, stop=timer.begin(len(group)))
+            timer.lap()
+        return answers
+
+    def _decide(
+        self, seen: Sequence[ViewResult], answers: Sequence[Answer], regions: tuple[Region, ...]
+    ) -> dict[str, Any]:
+        """The language model decides, or its p(anomaly) at the recipe's operating point; the maps only say where."""
+        names = [view.name for view in seen]
+        words, point = self.bundle.manifest.prompt, self.product.operating_point
+        statuses, deciding, found = decide_views(names, answers, words, point)
+        view, answer = seen[deciding], answers[deciding]
+        judged = (
+            replace(view, status=status, p_anomaly=answer.p_anomaly, sentence=_spoken(answer))
+            for view, status, answer in zip(seen, statuses, answers, strict=True)
+        )
+        return {
+            **found,
+            "p_anomaly": answer.p_anomaly,
+            "sentence": _spoken(answer),
+            "anomaly_map": view.anomaly_map,
+            "view": view.name,
+            "views": () if self.product.layout.is_whole else tuple(judged),
+            "regions": () if self._trained_level is None and found["status"] is not Status.FAIL else regions,
+            "agreement": places_agree(answer.text, view.regions) if answer.affirmative else None,
+            "rung": "sentence" if all(each.complete for each in answers) else "verdict",
+        }
+
+    def _level(self, anomaly_map: np.ndarray) -> float:
+        """Where a region begins: the bundle's operating level, or half way to the peak where none was chosen."""
+        level = self._trained_level
+        return half_way_level(anomaly_map) if level is None else level
 
     @property
-    def _level(self) -> float | None:
+    def _trained_level(self) -> float | None:
         levels = self.bundle.manifest.region_level
         return levels.zero_shot if self.product.bank is None else levels.few_shot
 
@@ -354,21 +471,13 @@ class Inspector:
             return decide_by_map(score, point, late)
         raise LateError(late)
 
-    def _decide(self, answer: Answer, regions: tuple[Region, ...]) -> dict[str, Any]:
-        """The language model decides, or its p(anomaly) at the recipe's operating point; the map only says where."""
-        found = decide(answer, self.bundle.manifest.prompt, self.product.operating_point)
-        return {
-            **found,
-            "regions": () if self._level is None and found["status"] is not Status.FAIL else regions,
-            "agreement": places_agree(answer.text, regions) if answer.affirmative else None,
-        }
-
     def _warm_up(self) -> None:
         """The first frame is as fast as the rest, a bundle that cannot run says so now."""
-        size = self.bundle.manifest.preprocess.size
+        size, layout = self.bundle.manifest.preprocess.size, self.product.layout
+        height, width = (layout.frame.height, layout.frame.width) if layout.frame else (size, size)
         for _ in range(WARM_UP_RUNS):
             try:
-                self.ask(np.full((size, size, 3), 128, np.uint8), "")
+                self._language.answer_all(self.parts(np.full((height, width, 3), 128, np.uint8)))
             except AgptError:
                 raise
             except Exception as error:
@@ -395,16 +504,17 @@ def prepare_product(
     if recipe.memory_bank is not None:
         if folder is None:
             raise RecipeError(f"recipe {recipe.name!r} has a memory bank beside it: give the recipe's path")
-        bank = load_bank(recipe.memory_bank, folder, bundle)
+        bank = load_bank(recipe.memory_bank, folder, bundle, recipe.layout)
     question = recipe.question or bundle.manifest.prompt.question
     return Product(
         name=recipe.name,
         text_features=bundle.text_features(class_name or recipe.class_name),
         bank=bank,
         question=f"{recipe.description} {question}".strip(),
-        resize=recipe.resize or bundle.manifest.preprocess.resize,
+        resize=recipe.resize or (bundle.manifest.preprocess.resize if recipe.layout.is_whole else "stretch"),
         operating_point=recipe.operating_point,
         without_verdict=recipe.without_verdict,
+        layout=recipe.layout,
     )
 
 
@@ -432,16 +542,9 @@ class _Stages:
             self.milliseconds[stage] = 1e3 * seconds
 
 
-def _summary(anomaly_map: np.ndarray) -> dict[str, float]:
-    """Score and peak of a map.
-
-    Raises:
-        ValueError: the map has a value that is not finite.
-    """
-    figures = summarise(anomaly_map)
-    if not math.isfinite(figures.peak):
-        raise ValueError("the anomaly map is not finite")
-    return {"score": figures.top_mean, "peak": figures.peak}
+def _spoken(answer: Answer) -> str:
+    """A sentence that a deadline cut short is none."""
+    return answer.text if answer.complete else ""
 
 
 def _reason(error: Exception) -> str:

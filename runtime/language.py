@@ -81,12 +81,14 @@ class Part:
         prompt_embeddings: float32 [num_prompts, D].
         question: "" asks the bundle's own.
         reading: of the map, to draft answers from; costs only speed when left out.
+        view: which region or tile of a frame it shows, for people.
     """
 
     image_embedding: np.ndarray
     prompt_embeddings: np.ndarray
     question: str = ""
     reading: MapReading | None = None
+    view: str = ""
 
 
 @dataclass(eq=False)
@@ -237,6 +239,13 @@ class LanguageModel:
             ]
             answers += self.say(turns, stop, sampling)
         return answers
+
+    def num_together(self, question: str = "", max_tokens: int = MAX_ANSWER_TOKENS) -> int:
+        """How many images ``answer_all`` answers a question about in the same passes."""
+        after = self.piece((question or self.layout.question) + self.layout.assistant)
+        rows = 1 + len(self._after_image) + self.layout.num_prompts + len(after)
+        room = (self.session.num_context - self.num_prefix) // (rows + max_tokens)
+        return max(1, min(room, self.session.num_sequences))
 
     def prompt_token_ids(self, question: str = "") -> list[int]:
         """The whole prompt as ``answer`` feeds it, position by position; ``INJECTED`` where an embedding goes in.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from ..kernels import components, resize_window, summarise
+from ..kernels import Box, Window, components, project, resize_window, summarise
 from .verdict import Region
 
 # The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
@@ -21,7 +23,8 @@ PLACES = (
 )  # fmt: skip
 _PLACE_WORDS = re.compile(r"\b(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
 
-MIN_REGION_FRACTION = 0.0002  # of the map: about 10 pixels of 224 × 224, less than a twentieth of a patch
+MIN_REGION_FRACTION = 0.0002  # of a view's map: 10 pixels of 224 × 224, less than a twentieth of a patch
+MAX_FRAME_MAP_PIXELS = 1 << 21  # of several views' maps together
 MAX_REGIONS = 16
 
 
@@ -66,22 +69,27 @@ def half_way_level(anomaly_map: np.ndarray) -> float:
 
 
 def find_regions(
-    anomaly_map: np.ndarray, level: float, frame_size: tuple[int, int], resize: Literal["crop", "stretch"]
+    anomaly_map: np.ndarray,
+    level: float,
+    frame_size: tuple[int, int],
+    resize: Literal["crop", "stretch"],
+    min_area: float | None = None,
 ) -> tuple[Region, ...]:
     """Connected components of ``map >= level``, highest peak first, specks left out.
 
     Args:
-        anomaly_map: float32 [S, S].
+        anomaly_map: float32 [S, S]; of another shape [h, w] only where the frame was stretched.
         level: the operating level, in the map's own values.
         frame_size: (height, width) of the frame in pixels.
         resize: how the frame was fitted to the map.
+        min_area: pixels of the map below which a component is a speck; 0.02 % of the map when None.
 
     Returns:
         At most 16 regions; boxes and areas in frame pixels, places in the inspected image.
     """
-    size = anomaly_map.shape[0]
-    min_area = MIN_REGION_FRACTION * anomaly_map.size
-    window = resize_window(*frame_size, size, resize)
+    rows, columns = anomaly_map.shape
+    min_area = MIN_REGION_FRACTION * anomaly_map.size if min_area is None else min_area
+    window = resize_window(*frame_size, rows, "crop") if resize == "crop" else Window(rows, columns, 0, 0)
     scale_x, scale_y = frame_size[1] / window.width, frame_size[0] / window.height
     regions = []
     for x, y, width, height, area, peak in components(anomaly_map, level):
@@ -92,12 +100,36 @@ def find_regions(
         regions.append(
             Region(
                 box=(left, top, right - left, bottom - top),
-                place=place_name((y + height / 2) / size, (x + width / 2) / size),
+                place=place_name((y + height / 2) / rows, (x + width / 2) / columns),
                 area_px=round(area * scale_x * scale_y, 1),
                 peak=peak,
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak)[:MAX_REGIONS])
+
+
+def find_regions_of_views(
+    maps: np.ndarray,
+    boxes: Sequence[Box],
+    level: float,
+    frame_size: tuple[int, int],
+    resize: Literal["crop", "stretch"],
+    threads: int = 1,
+) -> tuple[Region, ...]:
+    """``find_regions`` of several views, laid over the frame together: what crosses a seam is one region.
+
+    Args:
+        maps: float32 [views, S, S].
+        boxes: of the frame that they show.
+        level, frame_size, resize: as there; areas and places are the frame's.
+        threads: at most this many.
+    """
+    size = maps.shape[1]
+    finest = max(size / min(box.width, box.height) for box in boxes)
+    scale = min(1, finest, math.sqrt(MAX_FRAME_MAP_PIXELS / (frame_size[0] * frame_size[1])))
+    height, width = (max(1, round(scale * side)) for side in frame_size)
+    together = project(maps, boxes, resize, frame_size, size=(height, width), threads=threads)
+    return find_regions(together, level, frame_size, "stretch", MIN_REGION_FRACTION * size * size)
 
 
 def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..kernels import Bank, coreset, normalise, prepare_bank
+from ..kernels import Bank, coreset, match, normalise, prepare_bank
 from .bundle import Bundle, digest_file
 from .errors import RecipeError
 from .recipe import MemoryBankRecord, write_whole
+from .views import WHOLE, Layout
 
 Storage = Literal["float32", "float16", "int8"]
 
@@ -21,12 +23,13 @@ Storage = Literal["float32", "float16", "int8"]
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
     """Attributes:
-    features: float32, float16 or int8 [T, N, V]: unit length, int8 times ``scales``.
+    features: float32, float16 or int8 [M, T, N, V]: unit length, int8 times ``scales``; M is the number of views
+        that are compared each with its own patches, or 1: all are compared with the same.
     num_samples: normal images in it ("shots").
     encoder_sha256: the encoder that made the features.
-    scales: float32 [T, N] of int8 features; None: all 1.
-    origins: int32 [T, N], which patch of the samples each row was, counted through all samples; None: all
-        of them, in their order.
+    scales: float32 [M, T, N] of int8 features; None: all 1.
+    origins: int32 [M, T, N], which patch of the samples each row was, counted through all samples, the views of
+        each and the patches of each view that the bank serves; None: all of them, in their order.
     """
 
     features: np.ndarray
@@ -36,47 +39,71 @@ class MemoryBank:
     origins: np.ndarray | None = None
 
     @cached_property
-    def prepared(self) -> Bank:
-        """As the kernels match with it."""
-        scales = np.ones(self.features.shape[:2], np.float32) if self.scales is None else self.scales
-        return Bank(np.ascontiguousarray(self.features), scales)
+    def prepared(self) -> tuple[Bank, ...]:
+        """As the kernels match with it, M of them."""
+        scales = np.ones(self.features.shape[:3], np.float32) if self.scales is None else self.scales
+        return tuple(map(Bank, np.ascontiguousarray(self.features), scales))
+
+    def distance(self, patch_features: np.ndarray, threads: int) -> np.ndarray:
+        """``kernels.match`` of a frame's views with their patches.
+
+        Args:
+            patch_features: float32 [views, T, P, V], raw.
+            threads: at most this many.
+
+        Returns:
+            float32 [views, P].
+
+        Raises:
+            ValueError: another number of views than the bank has patches for.
+        """
+        banks = self.prepared
+        if len(banks) == 1:
+            return match(patch_features, banks[0], threads=threads)
+        pairs = zip(patch_features[:, None], banks, strict=True)
+        return np.concatenate([match(view, bank, threads=threads) for view, bank in pairs])
 
     @classmethod
     def from_features(
         cls,
-        patch_features: np.ndarray,
+        samples: Sequence[np.ndarray],
         encoder_sha256: str,
         storage: Storage = "float32",
         max_patches: int | None = None,
+        *,
+        per_view: bool = False,
     ) -> MemoryBank:
-        """Bank of K normal images from their raw taps, float32 [K, T, P, V].
+        """Bank of K normal images from their raw taps, float32 [views, T, P, V] each.
 
         Args:
-            patch_features: see above.
+            samples: see above.
             encoder_sha256: digest of the encoder that made them.
             storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
             max_patches: keep at most so many patches of each tap, those that cover the rest best (a coreset).
+            per_view: compare each view with its own patches only, not with those of all.
 
         Raises:
             RecipeError: no image, a feature that is not finite, or a storage or limit that does not exist.
         """
-        num_samples, taps, _, width = patch_features.shape
-        if num_samples == 0:
+        if len(samples) == 0:
             raise RecipeError("a memory bank needs at least one normal image: give some")
         if storage not in get_args(Storage):
             raise RecipeError(f"a memory bank is stored as float32, float16 or int8, not {storage!r}")
         if max_patches is not None and max_patches < 1:
             raise RecipeError(f"a memory bank needs at least one patch, not {max_patches}")
-        if not np.isfinite(patch_features).all():
+        if not all(np.isfinite(sample).all() for sample in samples):
             raise RecipeError("a normal image gives features that are not finite: leave it out")
-        rows = normalise(patch_features.transpose(1, 0, 2, 3).reshape(taps, -1, width))
+        # [M, images, T, P, V]
+        groups = np.stack(samples, axis=1) if per_view else np.concatenate(samples)[None]
+        num_banks, _, taps, _, width = groups.shape
+        rows = normalise(groups.swapaxes(1, 2).reshape(num_banks, taps, -1, width))
         origins = None
-        if max_patches is not None and max_patches < rows.shape[1]:
-            origins = np.sort(coreset(rows, max_patches), axis=1)
-            rows = np.take_along_axis(rows, origins[..., None], axis=1)
-        bank = prepare_bank(rows, storage)
-        scales = bank.scales if storage == "int8" else None
-        return cls(bank.rows, num_samples, encoder_sha256, scales, origins)
+        if max_patches is not None and max_patches < rows.shape[2]:
+            origins = np.sort([coreset(bank, max_patches) for bank in rows], axis=2)
+            rows = np.take_along_axis(rows, origins[..., None], axis=2)
+        banks = [prepare_bank(bank, storage) for bank in rows]
+        scales = np.stack([bank.scales for bank in banks]) if storage == "int8" else None
+        return cls(np.stack([bank.rows for bank in banks]), len(samples), encoder_sha256, scales, origins)
 
     def save(self, path: Path) -> MemoryBankRecord:
         """Write the features as npz; returns what a recipe needs to find and trust the file."""
@@ -87,8 +114,8 @@ class MemoryBank:
         return MemoryBankRecord(path.name, digest_file(path).sha256, self.num_samples, self.encoder_sha256)
 
 
-def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle) -> MemoryBank:
-    """The bank that a recipe in ``folder`` names.
+def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: Layout = WHOLE) -> MemoryBank:
+    """The bank that a recipe in ``folder`` names, for the views of its layout.
 
     Raises:
         RecipeError: missing, altered, made with another encoder, or not what this bundle's encoder gives.
@@ -108,29 +135,36 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle) -> MemoryB
             raise ValueError("it holds no features")
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"{path} is not a memory bank: {again}") from error
+    if features.ndim == 3:  # as banks were written before there were views
+        features, scales, origins = (
+            array if array is None else array[None] for array in (features, scales, origins)
+        )
     vision = bundle.manifest.vision
-    patches = record.num_samples * vision.grid**2
+    num_banks = max(1, len(layout.regions))
+    patches = record.num_samples * vision.grid**2 * (layout.num_views // num_banks)
     taps, width = len(vision.tap_layers), vision.width
-    rows = features.shape[1] if features.ndim == 3 else 0
+    rows = features.shape[2] if features.ndim == 4 else 0
     fits = (
-        features.shape == (taps, rows, width)
+        features.shape == (num_banks, taps, rows, width)
         and 1 <= rows <= patches
         and str(features.dtype) in get_args(Storage)
     )
     if not fits or not np.isfinite(features).all():
         raise RecipeError(
-            f"{path} is {features.dtype} {features.shape}, not finite float32 {(taps, patches, width)} "
+            f"{path} is {features.dtype} {features.shape}, not finite float32 {(num_banks, taps, patches, width)} "
             f"(or float16, int8, fewer patches): {again}"
         )
     if (scales is None) == (features.dtype == np.int8) or (
         scales is not None
-        and (scales.shape != (taps, rows) or scales.dtype != np.float32 or not np.isfinite(scales).all())
+        and (
+            scales.shape != features.shape[:3] or scales.dtype != np.float32 or not np.isfinite(scales).all()
+        )
     ):
         raise RecipeError(f"{path} has scales that do not fit its features: {again}")
     if (origins is None) != (rows == patches) or (
         origins is not None
         and (
-            origins.shape != (taps, rows)
+            origins.shape != features.shape[:3]
             or origins.dtype != np.int32
             or not (origins.min() >= 0 and origins.max() < patches)
         )

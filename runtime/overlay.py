@@ -59,8 +59,10 @@ def draw_overlay(
     plain = _fit(scene)
     heated = plain
     if frame is not None and verdict.anomaly_map is not None:
-        heated = _heat(plain, _fit(verdict.map_in_frame(outside=np.nan)), level)
-        _mark_regions(heated, verdict.regions, heated.shape[1] / frame.shape[1])
+        heated = _heat(plain, verdict.map_in_frame(outside=np.nan, size=plain.shape[:2]), level)
+        scale = heated.shape[1] / frame.shape[1]
+        _outline_views(heated, verdict, scale)
+        _mark_regions(heated, verdict.regions, scale)
     height, width = plain.shape[:2]
     canvas = np.full((height + CAPTION_HEIGHT + 2 * MARGIN, 2 * width + 3 * MARGIN, 3), BACKGROUND, np.uint8)
     canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = plain
@@ -80,7 +82,9 @@ def _fit(image: np.ndarray) -> np.ndarray:
 def _heat(image: np.ndarray, anomaly_map: np.ndarray, level: float | None) -> np.ndarray:
     """Blend the map over the image: yellow to deep red where it is high. NaN, not inspected, is dimmed."""
     inspected = np.isfinite(anomaly_map)
-    if level is None:
+    if not inspected.any():
+        low, high = 0.0, 1.0
+    elif level is None:
         low, high = float(anomaly_map[inspected].min()), float(anomaly_map[inspected].max())
     else:
         low, high = HEAT_FROM * level, HEAT_FULL * level
@@ -96,6 +100,16 @@ def _heat_colors() -> np.ndarray:
     """uint8 [256, 3] BGR: the warm half of OpenCV's turbo map."""
     warm = np.linspace(150, 240, 256).astype(np.uint8)
     return cv2.applyColorMap(warm[None], cv2.COLORMAP_TURBO)[0]
+
+
+def _outline_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
+    """A thin line around each view that was answered Yes, in the colour of its status."""
+    for view in verdict.views:
+        if view.status == Status.FAIL:
+            x, y, width, height, angle = view.box
+            corners = cv2.boxPoints(((x + width / 2, y + height / 2), (width, height), angle))
+            outline = np.rint(corners * scale).astype(np.int32)
+            cv2.polylines(image, [outline], True, STATUS_COLORS[Status.FAIL], 1, cv2.LINE_AA)
 
 
 def _mark_regions(image: np.ndarray, regions: list[Region] | tuple[Region, ...], scale: float) -> None:
@@ -133,8 +147,9 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
 
 def said(verdict: Verdict) -> str:
     """What to tell a person: the model's sentence, or the reason where there is none or it did not decide."""
-    spoken = verdict.sentence and verdict.status != Status.NO_RESULT and not verdict.contradiction
-    return printable(verdict.sentence if spoken else verdict.reason)
+    if not verdict.sentence or verdict.status == Status.NO_RESULT or verdict.contradiction:
+        return printable(verdict.reason)
+    return printable(f"{verdict.view}: {verdict.sentence}" if verdict.view else verdict.sentence)
 
 
 def _figures(verdict: Verdict) -> list[str]:

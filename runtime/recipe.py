@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from .bundle import Name, Sha256
 from .errors import RecipeError
+from .views import FrameSize, Layout, RegionOfInterest, Tiles
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +58,10 @@ class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Product settings; None and empty mean the bundle's own."""
+    """Product settings; None and empty mean the bundle's own.
+
+    ``frame`` belongs to ``tiles`` and ``regions``: without these frames are looked at as a whole.
+    """
 
     name: Name
     schema_version: int = SCHEMA_VERSION
@@ -69,8 +73,18 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     operating_point: OperatingPoint | None = None  # None: the greedy answer decides
     without_verdict: WithoutVerdict = "no_result"  # what a part is for whose answer there was no time
     created: str = ""
+    frame: FrameSize | None = None
+    tiles: Tiles | None = None
+    regions: tuple[RegionOfInterest, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """What is looked at of a frame."""
+        return Layout(frame=self.frame, tiles=self.tiles, regions=self.regions)
 
     def __post_init__(self) -> None:
+        if (self.frame is None) != self.layout.is_whole:
+            raise ValueError("[frame], the size of the frames, goes with tiles or regions and they with it")
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema version {self.schema_version}, and this program reads {SCHEMA_VERSION}")
         if self.without_verdict == "map" and self.operating_point is None:

@@ -29,6 +29,18 @@ class RegionRecord(Schema, frozen=True):
     peak: float
 
 
+class ViewRecord(Schema, frozen=True):
+    """One of several regions or tiles; what was not reached is null or empty."""
+
+    name: str
+    box: tuple[float, float, float, float, float]  # x, y, width, height, degrees
+    status: Literal["PASS", "FAIL", "NO_RESULT"] | None
+    p_anomaly: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
+    sentence: str
+    score: float | None
+    peak: float | None
+
+
 class Identity(Schema, frozen=True):
     """What inspected: it goes into every record."""
 
@@ -51,6 +63,8 @@ class Record(Schema, frozen=True, kw_only=True):
     score: float | None
     peak: float | None
     regions: list[RegionRecord]
+    view: str = ""  # the region or tile that decided; "" for the whole frame
+    views: list[ViewRecord] = []  # empty where frames are looked at as a whole
     agreement: bool | None
     decided_by: Literal["answer", "operating point", "map"] | None = None
     contradiction: bool = False

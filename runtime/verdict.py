@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..kernels import project
+from ..kernels import Box, project
 from .budget import Rung
 
 DecidedBy = Literal["answer", "operating point", "map"]
@@ -31,9 +31,32 @@ class Region:
     """One connected part of the anomaly map at or above the operating level."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in frame pixels
-    place: str  # the 3×3 cell of the inspected image ("top left"), in the model's words
+    place: str  # the 3×3 cell of the inspected image ("top left") in the model's words; of several views, the frame's
     area_px: float  # in frame pixels
     peak: float  # the map's largest value inside
+
+
+@dataclass(frozen=True, eq=False)
+class ViewResult:
+    """What one of several views showed and was answered; see ``Verdict`` for what is not said here.
+
+    Attributes:
+        name: of the region or tile.
+        box: in frame pixels.
+        anomaly_map: float32 [S, S], of the box.
+        regions: of the box, in its own pixels and places.
+        status, p_anomaly, sentence: None and "" until it is judged.
+    """
+
+    name: str
+    box: Box
+    anomaly_map: np.ndarray
+    score: float
+    peak: float
+    regions: tuple[Region, ...]
+    status: Status | None = None
+    p_anomaly: float | None = None
+    sentence: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +67,11 @@ class Verdict:
         status: PASS, FAIL or NO_RESULT.
         reason: why, in a few words; for NO_RESULT what went wrong.
         p_anomaly: probability of the affirmative first answer token against the negative one, 0..1.
-        sentence: the model's answer.
-        anomaly_map: float32 [S, S], what the model saw; larger = more anomalous.
-        score: mean of the map's highest 1 %.
-        peak: the map's maximum.
-        regions: highest peak first.
+        sentence: the model's answer; of several views that of ``view``.
+        anomaly_map: float32 [S, S], what the model saw, of ``view``; larger = more anomalous.
+        score: mean of the map's highest 1 %; of several views the highest.
+        peak: the map's maximum; of several views the highest.
+        regions: in the frame, highest peak first.
         agreement: whether a place that the sentence names is a region's place; None when it names none.
         decided_by: "answer" (the greedy one), the recipe's "operating point" of p(anomaly), or "map", where there
             was no time for an answer; None for NO_RESULT.
@@ -57,7 +80,9 @@ class Verdict:
         rung: how far the inspection came: "sentence", "verdict", "map" or "none".
         costs_ms: what each stage was expected to cost: a high percentile of its last durations.
         frame_size: (height, width) of the frame in pixels.
-        resize: how the frame was fitted to the map ("crop" or "stretch").
+        resize: how the frame, or each view, was fitted to its map ("crop" or "stretch").
+        view: the region or tile that decides: the most anomalous of those with the verdict; "" for the whole frame.
+        views: each of them; empty where frames are looked at as a whole.
 
     What was not reached before a NO_RESULT is None or empty.
     """
@@ -78,20 +103,23 @@ class Verdict:
     timings_ms: dict[str, float] = field(default_factory=dict)
     rung: Rung = "none"
     costs_ms: dict[str, float] = field(default_factory=dict)
+    view: str = ""
+    views: tuple[ViewResult, ...] = ()
 
-    def map_in_frame(self, outside: float = 0.0) -> np.ndarray:
-        """The anomaly map at the frame's resolution: float32 [H, W], bilinear.
+    def map_in_frame(self, outside: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The anomaly map over the frame, those of several views blended: float32 [H, W], bilinear.
 
-        What the centre crop cut off was never inspected and is ``outside``; without a map all of it is.
+        What no view shows and what a centre crop cut off was never inspected and is ``outside``; without a map all
+        of it is. ``size``: (height, width) of the result, the frame's own when None.
         """
-        height, width = self.frame_size
         if self.anomaly_map is None:
-            return np.full((height, width), outside, np.float32)
-        maps = np.ascontiguousarray(self.anomaly_map[None])
-        return project(maps, None, self.resize, self.frame_size, outside=outside)
+            return np.full(size or self.frame_size, outside, np.float32)
+        boxes = [view.box for view in self.views] or None
+        maps = np.stack([view.anomaly_map for view in self.views] or [self.anomaly_map])
+        return project(maps, boxes, self.resize, self.frame_size, size=size, outside=outside)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for a JSON line: everything but the map."""
+        """Plain values for a JSON line: everything but the maps."""
         return {
             "status": self.status.value,
             "reason": self.reason,
@@ -102,6 +130,19 @@ class Verdict:
             "regions": [
                 {"box": list(r.box), "place": r.place, "area_px": r.area_px, "peak": r.peak}
                 for r in self.regions
+            ],
+            "view": self.view,
+            "views": [
+                {
+                    "name": view.name,
+                    "box": list(view.box),
+                    "status": view.status and view.status.value,
+                    "p_anomaly": _finite(view.p_anomaly),
+                    "sentence": view.sentence,
+                    "score": _finite(view.score),
+                    "peak": _finite(view.peak),
+                }
+                for view in self.views
             ],
             "agreement": self.agreement,
             "decided_by": self.decided_by,

@@ -380,6 +380,21 @@ def test_a_logit_that_is_not_finite_spoils_its_image_only() -> None:
     assert (found[0] == 1).all()
 
 
+@pytest.mark.parametrize("size", [(30, 45), (120, 180), (7, 200)])
+def test_project_at_another_size_is_the_frame_in_other_pixels(size: tuple[int, int]) -> None:
+    box = Box(9, 6, 36, 30)
+    ramp = np.tile(
+        box.x + (np.arange(24, dtype=np.float32) + 0.5) * box.width / 24, (24, 1)
+    )  # its own frame x
+    found = project(ramp[None], [box], "stretch", (60, 90), size=size, outside=-1)
+    assert found.shape == size
+    x, y = ((np.arange(count) + 0.5) * side / count for count, side in ((size[1], 90), (size[0], 60)))
+    inside = ((y >= 6) & (y <= 36))[:, None] & ((x >= 9) & (x <= 45))
+    np.testing.assert_array_equal(found == -1, ~inside)
+    expected = np.broadcast_to(np.clip(x, ramp.min(), ramp.max()), size)
+    np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-5)
+
+
 def test_project_puts_a_map_where_its_pixels_came_from() -> None:
     bright = np.zeros((60, 90, 3), np.uint8)
     bright[20:32, 50:70] = 255

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.runtime.budget import Budget, StageCosts
+from anomalygpt_edge.runtime.budget import Budget, CostsOfViews, StageCosts
 from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.recipe import Recipe
 from anomalygpt_edge.runtime.verdict import Status
+from anomalygpt_edge.runtime.views import FrameSize, Tiles
 
 FRAME = np.full((64, 64, 3), 128, np.uint8)
 NUM_STEPS = 8  # the tiny model's answer: a first pass, then one for each further token
@@ -64,7 +66,7 @@ def test_every_rung_is_entered_exactly_when_it_fits(
     clocked: tuple[Inspector, dict[str, float]], encode: float, prompt: float, one_pass: float, budget: float
 ) -> None:
     inspector, seconds = clocked
-    inspector.costs = StageCosts()
+    inspector._costs = CostsOfViews()
     seconds.update({"encode": encode, "prompt": prompt, "pass": one_pass})
     whole = inspector.inspect(FRAME)  # learns the costs
     assert whole.rung == "sentence"
@@ -98,6 +100,53 @@ def test_a_stage_costs_what_its_slow_runs_took() -> None:
         costs.add("encode", milliseconds / 1e3)
     assert 0.09 < costs.seconds(("encode",)) < 0.1
     assert costs.seconds(("never measured",)) == 0
+
+
+def test_costs_scale_with_the_views_until_they_are_measured() -> None:
+    costs = CostsOfViews()
+    costs.of(1).add("encode", 2.0)
+    assert costs.of(9).seconds(("encode",)) == pytest.approx(18)
+    costs.of(9).add("encode", 12.0)
+    assert costs.of(9).seconds(("encode",)) == pytest.approx(12)
+    assert costs.of(1).seconds(("encode",)) == pytest.approx(2), (
+        "what nine views cost says nothing new of one"
+    )
+    assert costs.of(8).seconds(("encode",)) == pytest.approx(12 * 8 / 9)
+    assert costs.of(8).seconds(("prompt",)) == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0.5, 5), st.floats(0, 90), st.sampled_from([1, 2]))
+def test_every_view_has_its_verdict_before_any_has_its_sentence(
+    clocked: tuple[Inspector, dict[str, float]], one_pass: float, budget: float, together: int
+) -> None:
+    """Four tiles, judged one by one or two at a time: a frame's rung is the same for all of them, and on time."""
+    inspector, seconds = clocked
+    recipe = Recipe(name="t", frame=FrameSize(width=64, height=64), tiles=Tiles(rows=2, columns=2))
+    inspector.use(recipe)
+    inspector._costs = CostsOfViews()
+    seconds["pass"] = one_pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspector._language, "noise", 0.0)  # nothing ties, so nothing is decoded again
+        assert inspector._language.num_together() >= 2
+        num_groups = 4 // together
+        patch.setattr(inspector._language, "num_together", lambda question: together)
+        assert inspector.inspect(FRAME).rung == "sentence"
+        until_verdict = 4 + num_groups * one_pass
+        assert inspector.costs.seconds(("verdict",)) == pytest.approx(num_groups * one_pass)
+        assert inspector.costs.seconds(("step",)) == pytest.approx(one_pass)
+        started = seconds["now"]
+        verdict = inspector.inspect(FRAME, started + budget)
+        took = seconds["now"] - started
+    inspector.use(None)
+    if abs(budget - until_verdict) < 1e-6 or abs(budget - 3) < 1e-6:
+        return  # rounding decides
+    assert took <= budget + 1e-6 or verdict.rung == "none"
+    judged = [view for view in verdict.views if view.status is not None]
+    assert len(judged) == (4 if budget > until_verdict else 0)
+    assert (verdict.status is Status.NO_RESULT) == (budget < until_verdict)
+    if budget > until_verdict + (num_groups * NUM_STEPS) * one_pass:
+        assert verdict.rung == "sentence"
 
 
 def test_a_slow_spell_does_not_shut_a_rung_for_ever() -> None:

@@ -60,7 +60,7 @@ class FakeInspector:
 
     def make_bank(self, frames):
         values = np.array([float(frame[0, 0, 2]) for frame in frames], np.float32)
-        features = np.repeat(values, 4).reshape(1, -1, 1)
+        features = np.repeat(values, 4).reshape(1, 1, -1, 1)
         return MemoryBank(features, len(frames), "encoder")
 
     def inspect(self, frame):
@@ -166,7 +166,7 @@ def test_masks_go_where_the_pixels_go(tmp_path, shape, resize):
     )
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     sample = Sample(tmp_path / "image.png", "dent", tmp_path / "mask.png")
-    seen = mask_as_seen(sample, shape, 224, resize)
+    seen = mask_as_seen(sample, shape, (224, 224), resize)
     pixels = preprocess(cv2.cvtColor(mask, cv2.COLOR_GRAY2BGR), 224, resize, (0, 0, 0), (1, 1, 1))[0, 0]
     differing = (seen != (pixels > 0.5)).sum()
     outline = ((pixels > 0.02) & (pixels < 0.98)).sum()
@@ -177,7 +177,7 @@ def test_masks_go_where_the_pixels_go(tmp_path, shape, resize):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((8, 9), np.uint8))
     with pytest.raises(ConfigError, match="give masks that fit"):
-        mask_as_seen(Sample(tmp_path / "i.png", "dent", tmp_path / "mask.png"), (9, 8), 224, "crop")
+        mask_as_seen(Sample(tmp_path / "i.png", "dent", tmp_path / "mask.png"), (9, 8), (224, 224), "crop")
 
 
 @pytest.mark.parametrize(

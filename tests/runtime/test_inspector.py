@@ -26,6 +26,10 @@ def frame(seed: int = 0, height: int = 120, width: int = 160) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def pixels_of(inspector: Inspector, image: np.ndarray) -> np.ndarray:
+    return inspector._preprocess(image, inspector._views(image))
+
+
 @pytest.fixture(scope="module")
 def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
     with Inspector.open(tiny_bundle, threads=1) as opened:
@@ -74,7 +78,7 @@ def test_a_frame_becomes_a_whole_verdict(zero_shot: Inspector) -> None:
 
 
 def test_maps_and_prompts_are_the_networks_own(zero_shot: Inspector, tiny_model: AnomalyGPT) -> None:
-    pixels = zero_shot._preprocess(frame())
+    pixels = pixels_of(zero_shot, frame())
     text = torch.tensor(zero_shot.product.text_features)
     with torch.no_grad():
         _, taps = tiny_model.encode(torch.tensor(pixels))
@@ -86,8 +90,8 @@ def test_normal_samples_replace_the_text_map(zero_shot: Inspector, tiny_model: A
     normals = [frame(1), frame(2)]
     zero_shot.use(zero_shot.make_bank(normals))
     with torch.no_grad():
-        _, query = tiny_model.encode(torch.tensor(zero_shot._preprocess(frame(0))))
-        banks = [tiny_model.encode(torch.tensor(zero_shot._preprocess(normal)))[1] for normal in normals]
+        _, query = tiny_model.encode(torch.tensor(pixels_of(zero_shot, frame(0))))
+        banks = [tiny_model.encode(torch.tensor(pixels_of(zero_shot, normal)))[1] for normal in normals]
         distance = few_shot_distance(query, torch.cat(banks, dim=2))
         expected = upsample_map(distance)[0].numpy()
     np.testing.assert_allclose(zero_shot.inspect(frame(0)).anomaly_map, expected, atol=1e-4)

@@ -80,14 +80,14 @@ def bundle(tiny_bundle: Path) -> Bundle:
 @pytest.fixture
 def bank(bundle: Bundle) -> MemoryBank:
     raw = np.random.default_rng(0).normal(size=(2, 4, 256, 32)).astype(np.float32)
-    return MemoryBank.from_features(raw, bundle.encoder_sha256)
+    return MemoryBank.from_features(raw[:, None], bundle.encoder_sha256)
 
 
 def test_a_bank_holds_the_normalised_patches_of_every_sample(bundle: Bundle) -> None:
     raw = np.random.default_rng(0).normal(size=(3, 4, 256, 32)).astype(np.float32)
-    bank = MemoryBank.from_features(raw, bundle.encoder_sha256)
-    assert bank.features.shape == (4, 768, 32)
-    np.testing.assert_allclose(bank.features[2, 256:512], normalise(raw[1, 2]), rtol=1e-6)
+    bank = MemoryBank.from_features(raw[:, None], bundle.encoder_sha256)
+    assert bank.features.shape == (1, 4, 768, 32)
+    np.testing.assert_allclose(bank.features[0, 2, 256:512], normalise(raw[1, 2]), rtol=1e-6)
 
 
 def test_a_bank_is_read_back(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:
@@ -126,6 +126,6 @@ def test_a_bank_of_other_features_is_refused(features: np.ndarray, bundle: Bundl
 
 def test_features_that_make_no_bank_are_refused() -> None:
     with pytest.raises(RecipeError, match="at least one"):
-        MemoryBank.from_features(np.zeros((0, 4, 9, 8), np.float32), DIGEST)
+        MemoryBank.from_features([], DIGEST)
     with pytest.raises(RecipeError, match="not finite"):
-        MemoryBank.from_features(np.full((1, 4, 9, 8), np.inf, np.float32), DIGEST)
+        MemoryBank.from_features([np.full((1, 4, 9, 8), np.inf, np.float32)], DIGEST)

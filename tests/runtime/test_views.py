@@ -1,0 +1,424 @@
+"""Regions and tiles, end to end on a small bundle: what is looked at, compared, judged, recorded and drawn."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomalygpt_edge.kernels import Box, split_grid
+from anomalygpt_edge.runtime.bundle import read_manifest, seal
+from anomalygpt_edge.runtime.cameras import Frame
+from anomalygpt_edge.runtime.decide import decide, decide_views
+from anomalygpt_edge.runtime.enroll import enroll
+from anomalygpt_edge.runtime.errors import ConfigError, ImageError, RecipeError
+from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.localise import find_regions_of_views
+from anomalygpt_edge.runtime.memory_bank import MemoryBank, load_bank
+from anomalygpt_edge.runtime.overlay import draw_overlay
+from anomalygpt_edge.runtime.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
+from anomalygpt_edge.runtime.records import Identity, make_record
+from anomalygpt_edge.runtime.verdict import Status
+from anomalygpt_edge.runtime.views import (
+    FrameSize,
+    Layout,
+    RegionOfInterest,
+    Tiles,
+    parse_region,
+    parse_tiles,
+)
+
+SIZE = FrameSize(width=160, height=120)
+TILES = Tiles(rows=2, columns=3, overlap=0.2)
+REGIONS = (
+    RegionOfInterest("left screw", 0, 10, 60, 50),
+    RegionOfInterest("label", 70, 40, 64, 48, 30.0),
+)
+STAGES = ["preprocess", "encode", "localise", "prompt", "judge", "decide"]
+
+
+def frame(seed: int = 0, height: int = 120, width: int = 160) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
+    with Inspector.open(tiny_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def recipes(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Recipes with tiles and with regions, from two good parts each."""
+    folder = tmp_path_factory.mktemp("recipes")
+    inspector.use(None)
+    for name, layout in (("tiles", {"tiles": TILES}), ("regions", {"regions": REGIONS})):
+        enroll(inspector, [frame(1), frame(2)], folder / f"{name}.toml", name=name, **layout)
+    return {name: folder / f"{name}.toml" for name in ("tiles", "regions")}
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 9), st.integers(1, 9), st.floats(0, 0.9))
+def test_a_grid_covers_every_pixel_with_tiles_of_one_size(height, width, rows, columns, overlap) -> None:
+    if rows > height or columns > width:
+        with pytest.raises(ValueError, match="split_grid"):
+            split_grid(height, width, rows, columns, overlap)
+        return
+    boxes = split_grid(height, width, rows, columns, overlap)
+    assert len(boxes) == rows * columns
+    assert len({(box.width, box.height) for box in boxes}) == 1
+    covered = np.zeros((height, width), bool)
+    for x, y, w, h, _ in boxes:
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+        covered[y : y + h, x : x + w] = True
+    assert covered.all()
+    tile_width, tile_height = boxes[0][2:4]
+    if columns > 1:
+        assert boxes[1].x - boxes[0].x <= tile_width * (1 - overlap) + 1
+    if rows > 1:
+        assert boxes[columns].y - boxes[0].y <= tile_height * (1 - overlap) + 1
+
+
+def test_tiles_keep_the_aspect_where_the_frame_lets_them() -> None:
+    assert {(box.width, box.height) for box in split_grid(1080, 1920, 3, 3)} == {(640, 640)}
+    assert {(box.width, box.height) for box in split_grid(256, 4096, 1, 4)} == {(1024, 256)}
+    assert len(set(split_grid(500, 500, 4, 1))) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "tiles"),
+    [("3x4", Tiles(rows=3, columns=4, overlap=0.1)), (" 448 ", Tiles(side=448, overlap=0.1))],
+)
+def test_tiles_are_read_from_the_command_line(text: str, tiles: Tiles) -> None:
+    assert parse_tiles(text, 0.1) == tiles
+
+
+@pytest.mark.parametrize("text", ["", "3y4", "0x3", "3x", "-3", "1000x1", "3x3x3", "99999999"])
+def test_what_is_no_grid_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--tiles"):
+        parse_tiles(text, 0.0)
+
+
+def test_regions_are_read_from_the_command_line() -> None:
+    assert parse_region("a = b=1,2,3,4.5") == RegionOfInterest("a = b", 1, 2, 3, 4.5)
+    assert parse_region("x=1,2,3,4,-30").box == Box(1, 2, 3, 4, -30)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a=", "=1,2,3,4", "a=1,2,3", "a=1,2,3,x", "a=1,2,3,nan", "a=1,2,3,4,400"]
+)
+def test_what_is_no_region_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--region"):
+        parse_region(text)
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+REGION = st.builds(
+    RegionOfInterest,
+    name=st.text(st.characters(codec="utf-8", exclude_characters="\r"), min_size=1, max_size=20),
+    x=st.integers(0, 60), y=st.integers(0, 60), width=st.integers(1, 60), height=st.integers(1, 60),
+    angle=st.sampled_from([0.0, 12.5, 90.0]),
+)  # fmt: skip
+LAYOUTS = st.one_of(
+    st.just({}),
+    st.builds(
+        lambda rows, columns, overlap: {"tiles": Tiles(rows=rows, columns=columns, overlap=overlap)},
+        st.integers(1, 8), st.integers(1, 8), st.floats(0, 0.9),
+    ),
+    st.builds(lambda side: {"tiles": Tiles(side=side)}, st.integers(20, 400)),
+    st.lists(REGION, min_size=1, max_size=4, unique_by=lambda region: region.name).map(
+        lambda regions: {"regions": tuple(regions)}
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(LAYOUTS)
+def test_a_recipe_with_views_is_read_back(tmp_path_factory: pytest.TempPathFactory, layout: dict) -> None:
+    recipe = Recipe(name="part", frame=SIZE if layout else None, **layout)
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    save_recipe(recipe, path)
+    assert load_recipe(path) == recipe
+    views = recipe.layout.views((SIZE.height, SIZE.width))
+    assert len({view.name for view in views}) == len(views) == recipe.layout.num_views
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[tiles]\nrows = 2\ncolumns = 2", "size of the frames"),
+        ("[frame]\nwidth = 9\nheight = 9", "size of the frames"),
+        ("[frame]\nwidth = 9\nheight = 9\n[tiles]\nrows = 2", "rows and columns or a side"),
+        ("[frame]\nwidth = 9\nheight = 9\n[tiles]\nrows = 2\ncolumns = 2\nside = 4", "or a side"),
+        ("[frame]\nwidth = 9\nheight = 9\n[tiles]\nside = 4\noverlap = 1.0", "overlap"),
+        ("[frame]\nwidth = 9000\nheight = 9000\n[tiles]\nside = 4", "make them larger"),
+        ("[frame]\nwidth = 9\nheight = 9\n[[regions]]\nname='a'\nx=5\ny=5\nwidth=5\nheight=5", "'a'.* 9 x 9"),
+        ("[frame]\nwidth = 9\nheight = 9\n[[regions]]\nname='a'\nx=5\ny=5\nwidth=5", "height"),
+        (
+            "[frame]\nwidth = 9\nheight = 9\n"
+            + "[[regions]]\nname='a'\nx=0\ny=0\nwidth=5\nheight=5\n" * 2,
+            "same name",
+        ),
+    ],
+)  # fmt: skip
+def test_views_that_cannot_be_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "r.toml").write_text(f"name = 'a'\n{text}\n")
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_a_recipe_made_before_there_were_views_still_opens(
+    inspector: Inspector, recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    inspector.use(None)
+    bank = inspector.make_bank([frame(1)])
+    bank = MemoryBank(bank.features[0], 1, bank.encoder_sha256)  # as it was: [T, N, V]
+    recipe = Recipe(name="old", memory_bank=bank.save(tmp_path / "old.bank.npz"))
+    save_recipe(recipe, tmp_path / "old.toml")
+    assert "frame" not in (tmp_path / "old.toml").read_text()
+    inspector.use(tmp_path / "old.toml")
+    assert inspector.inspect(frame(1)).peak == pytest.approx(0, abs=1e-4)
+
+
+def test_a_bank_of_other_views_is_refused(inspector: Inspector, recipes: dict[str, Path]) -> None:
+    tiles, regions = (load_recipe(path) for path in recipes.values())
+    with pytest.raises(RecipeError, match="enroll again"):
+        load_bank(tiles.memory_bank, recipes["tiles"].parent, inspector.bundle, regions.layout)
+    with pytest.raises(RecipeError, match="enroll again"):
+        load_bank(regions.memory_bank, recipes["regions"].parent, inspector.bundle, tiles.layout)
+    inspector.use(recipes["regions"])
+    bank = inspector.product.bank
+    inspector.use(None)
+    with pytest.raises(RecipeError, match="other regions"):
+        inspector.use(bank)
+
+
+# -- inspection --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tiles", "regions"])
+def test_every_view_is_judged_as_the_frame_that_it_is(
+    inspector: Inspector, recipes: dict[str, Path], kind: str
+) -> None:
+    """Each view's map, p(anomaly) and sentence are those of an inspection of that box alone."""
+    inspector.use(recipes[kind])
+    product = inspector.product
+    verdict = inspector.inspect(frame())
+    assert list(verdict.timings_ms) == STAGES
+    assert len(verdict.views) == len(product.layout.views((120, 160)))
+    for index, view in enumerate(verdict.views):
+        if view.box.angle:
+            continue  # no crop shows it
+        x, y, width, height = (int(value) for value in view.box[:4])
+        bank = product.bank
+        own = (
+            bank
+            if len(bank.features) == 1
+            else MemoryBank(bank.features[index : index + 1], 2, bank.encoder_sha256)
+        )
+        inspector.use(replace(product, bank=own, layout=Layout()))
+        alone = inspector.inspect(frame()[y : y + height, x : x + width])
+        np.testing.assert_allclose(view.anomaly_map, alone.anomaly_map, atol=1e-5)
+        assert view.p_anomaly == pytest.approx(alone.p_anomaly, abs=1e-3)
+        assert (view.sentence, view.status) == (alone.sentence, alone.status)
+    inspector.use(product)
+    assert verdict.status is Status.FAIL
+    assert verdict.view in {view.name for view in verdict.views}
+    assert verdict.p_anomaly == max(view.p_anomaly for view in verdict.views)
+    assert verdict.score == max(view.score for view in verdict.views)
+    assert verdict.reason.startswith(verdict.view)
+
+
+def test_a_normal_sample_is_normal_in_every_view(inspector: Inspector, recipes: dict[str, Path]) -> None:
+    for kind in recipes:
+        inspector.use(recipes[kind])
+        assert inspector.inspect(frame(2)).peak == pytest.approx(0, abs=1e-4)
+
+
+def test_tiles_share_their_patches_and_regions_do_not(inspector: Inspector, recipes: dict[str, Path]) -> None:
+    shifted = frame(2)[:, ::-1][:, :, ::-1].copy()
+    shifted[10:60, 70:130] = frame(2)[10:60, 0:60]  # normal at the left screw, and nowhere else
+    inspector.use(recipes["tiles"])
+    patches = inspector.product.bank.features.shape
+    assert (patches[0], patches[2]) == (1, 2 * 6 * 256)
+    inspector.use(recipes["regions"])
+    patches = inspector.product.bank.features.shape
+    assert (patches[0], patches[2]) == (2, 2 * 256)
+    assert inspector.inspect(shifted).views[0].peak > 0.01
+
+
+@pytest.mark.parametrize("kind", ["tiles", "regions"])
+def test_a_frame_of_another_size_is_no_result_that_names_both(
+    inspector: Inspector, recipes: dict[str, Path], kind: str
+) -> None:
+    inspector.use(recipes[kind])
+    verdict = inspector.inspect(frame(0, 121, 160))
+    assert verdict.status is Status.NO_RESULT
+    assert "160 x 121" in verdict.reason
+    assert "160 x 120" in verdict.reason
+    assert kind in verdict.reason
+    with pytest.raises(ImageError, match="160 x 120"):
+        inspector.make_bank([frame(0, 121, 160)])
+    with pytest.raises(ImageError, match="160 x 120"):
+        inspector.ask(frame(0, 121, 160), "What is it?")
+
+
+def test_enrolment_refuses_views_that_do_not_fit(inspector: Inspector, tmp_path: Path) -> None:
+    inspector.use(None)
+    with pytest.raises(ConfigError, match=r"'screw'.*160 x 120"):
+        enroll(
+            inspector,
+            [frame()],
+            tmp_path / "r.toml",
+            name="r",
+            regions=[RegionOfInterest("screw", 150, 0, 20, 20)],
+        )
+    with pytest.raises(ConfigError, match="leave one out"):
+        enroll(inspector, [frame()], tmp_path / "r.toml", name="r", tiles=TILES, regions=REGIONS)
+    with pytest.raises(ImageError, match="160 x 120"):
+        enroll(inspector, [frame(), frame(0, 90, 160)], tmp_path / "r.toml", name="r", tiles=TILES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_record_holds_every_view(inspector: Inspector, recipes: dict[str, Path]) -> None:
+    inspector.use(recipes["regions"])
+    verdict = inspector.inspect(frame())
+    part = Frame("1", "camera", frame(), product="cap")
+    record = make_record(1, part, verdict, 1.0, "cap", Identity("nano", "0" * 64))
+    stored = msgspec.json.decode(msgspec.json.encode(record))
+    assert [view["name"] for view in stored["views"]] == ["left screw", "label"]
+    assert stored["views"][1]["box"] == [70, 40, 64, 48, 30]
+    assert {view["status"] for view in stored["views"]} == {"FAIL"}
+    assert stored["view"] == verdict.view
+    for x, y, width, height in (region["box"] for region in stored["regions"]):
+        assert 0 <= x <= x + width <= 160
+        assert 0 <= y <= y + height <= 120
+    draw_overlay(frame(), verdict, level=0.1)
+
+
+def test_the_map_in_the_frame_is_made_of_all_views(inspector: Inspector, recipes: dict[str, Path]) -> None:
+    inspector.use(recipes["tiles"])
+    verdict = inspector.inspect(frame())
+    whole = verdict.map_in_frame(outside=np.nan)
+    assert whole.shape == (120, 160)
+    assert np.isfinite(whole).all()
+    assert whole.max() <= verdict.peak + 1e-6
+    assert verdict.map_in_frame(size=(30, 40)).shape == (30, 40)
+    inspector.use(recipes["regions"])
+    framed = inspector.inspect(frame()).map_in_frame(outside=-1)
+    assert (framed[:9] == -1).all()
+    assert (framed[12:58, 2:58] >= 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(2, 4), st.integers(60, 400), st.integers(60, 400), st.floats(0, 0.5), st.data()
+)  # fmt: skip
+def test_a_blob_that_crosses_seams_is_one_region_in_its_place(
+    rows, columns, height, width, overlap, data
+) -> None:
+    boxes = split_grid(height, width, rows, columns, overlap)
+    x, y = data.draw(st.integers(0, width - 30)), data.draw(st.integers(0, height - 30))
+    truth = np.zeros((height, width), np.float32)
+    truth[y : y + 30, x : x + 30] = 1
+    maps = np.stack([stretch(truth, box) for box in boxes])
+    regions = find_regions_of_views(maps, boxes, 0.5, (height, width), "stretch")
+    assert len(regions) == 1
+    for found, expected in zip(regions[0].box, (x, y, 30, 30), strict=True):
+        assert abs(found - expected) <= 3
+    assert abs(regions[0].area_px - 900) <= 180
+
+
+def stretch(image: np.ndarray, box: Box, size: int = 224) -> np.ndarray:
+    """A box of a frame as a map of ``size`` × ``size`` pixels, nearest neighbour."""
+    rows = int(box.y) + (np.arange(size) + 0.5) * box.height / size
+    columns = int(box.x) + (np.arange(size) + 0.5) * box.width / size
+    return np.ascontiguousarray(image[rows.astype(int)[:, None], columns.astype(int)])
+
+
+# -- the verdict of several views --------------------------------------------------------------------------------------
+
+ANSWERS = st.lists(
+    st.builds(
+        lambda affirmative, p: SimpleNamespace(affirmative=affirmative, p_anomaly=p, text="Hm."),
+        st.sampled_from([True, False, None]),
+        st.floats(0, 1),
+    ),
+    min_size=1,
+    max_size=9,
+)
+WORDS = SimpleNamespace(affirmative="Yes", negative="No")
+
+
+POINTS = st.none() | st.builds(
+    lambda p: OperatingPoint(false_reject_rate=0.1, num_normals=9, p_anomaly=p, score=0.5), st.floats(0, 1)
+)
+
+
+@given(ANSWERS, POINTS)
+def test_fail_beats_unclear_and_unclear_beats_pass(answers, point) -> None:
+    names = [f"tile {index}" for index in range(len(answers))]
+    statuses, deciding, found = decide_views(names, answers, WORDS, point)
+    alone = [decide(answer, WORDS, point)["status"] for answer in answers]
+    assert statuses == alone
+    worst = next(each for each in (Status.FAIL, Status.NO_RESULT, Status.PASS) if each in alone)
+    assert found["status"] is alone[deciding] is worst
+    alike = [answer.p_anomaly for answer, status in zip(answers, alone, strict=True) if status is worst]
+    assert answers[deciding].p_anomaly == max(alike)
+    assert found["reason"].startswith(f"{names[deciding]}: ")
+
+
+def test_an_unclear_view_is_no_result_of_the_part(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whatever every tile answers, a part with an unclear tile does not pass."""
+    folder = tmp_path / "altered"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = read_manifest(folder)
+    words = msgspec.structs.replace(manifest.prompt, affirmative="there", negative="image", answers=None)
+    seal(folder, msgspec.structs.replace(manifest, prompt=words))
+    with Inspector.open(folder, Recipe(name="a", frame=SIZE, tiles=TILES), threads=1) as inspector:
+        verdict = inspector.inspect(frame())
+    assert verdict.status is Status.NO_RESULT
+    assert "neither" in verdict.reason
+    assert len(verdict.views) == 6
+
+
+def test_a_failing_stage_is_no_result(
+    inspector: Inspector, recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector.use(recipes["tiles"])
+    engine = inspector._networks["encoder"]
+
+    class OneViewPoisoned:
+        def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = engine.run(**inputs)
+            outputs["patch_features"] = outputs["patch_features"].copy()
+            outputs["patch_features"][4] = np.nan
+            return outputs
+
+    monkeypatch.setitem(inspector._networks, "encoder", OneViewPoisoned())
+    verdict = inspector.inspect(frame())
+    assert verdict.status is Status.NO_RESULT
+    assert "finite" in verdict.reason
+
+
+def test_asking_is_about_the_view_whose_map_is_highest(
+    inspector: Inspector, recipes: dict[str, Path]
+) -> None:
+    inspector.use(recipes["tiles"])
+    highest = max(inspector.inspect(frame()).views, key=lambda view: view.score)
+    assert inspector.dialogue(frame()).view == highest.name
+    assert inspector.ask(frame(), "").text == "Yes, at the top left."
+    with pytest.raises(ConfigError, match="whole frames"):
+        inspector.trace(frame())
