@@ -26,11 +26,10 @@ def judged() -> dict[str, np.ndarray]:
             rng = default_rng([family.seed, 5])
             inspector.use(inspector.make_bank([draw(family, rng, 0).pixels]))
             for count in [0] * NUM_EACH + [1] * NUM_EACH:
-                pixels = inspector._preprocess(draw(family, rng, count).pixels)
-                image_embedding, taps = inspector._encode(pixels)
+                part = inspector.part(draw(family, rng, count).pixels)
                 truth.append(count > 0)
-                images.append(image_embedding[0])
-                prompts.append(inspector._prompt(inspector._localise(taps))[0])
+                images.append(part.image_embedding)
+                prompts.append(part.prompt_embeddings)
 
         def said_yes(order: np.ndarray) -> np.ndarray:
             answers = [
