@@ -230,6 +230,7 @@ def read_vision_config(tensors: Tensors) -> VisionConfig:
         mlp_width=mlp[0],
         embed_dim=head[0],
         tap_layers=tuple(read_metadata(tensors, "tap_layers", huge.tap_layers)),
+        neighbourhood=float(read_metadata(tensors, "neighbourhood", huge.neighbourhood)),
     )
     check_vision_config(config, tensors)
     vision_keys = {key: shape for key, shape in tensors.shapes.items() if VISION_KEY.match(key)}
@@ -253,6 +254,10 @@ def check_vision_config(config: VisionConfig, tensors: Tensors) -> None:
         raise CheckpointError(
             f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, "
             "or a  tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
+        )
+    if not 0 <= config.neighbourhood <= 1:
+        raise CheckpointError(
+            f"{tensors.path}: 'neighbourhood' in the file's metadata is a share, 0 to 1, not {config.neighbourhood}"
         )
 
 

@@ -33,6 +33,9 @@ class VisionConfig:
         23,
         31,
     )  # zero-based: the residual stream after blocks 8, 16, 24, 32
+    # share of each tapped patch that its 3 × 3 neighbours' mean replaces (PatchCore's locally aware patch features,
+    # Roth et al., CVPR 2022); the original has none
+    neighbourhood: float = 0.0
 
     @property
     def grid(self) -> int:
@@ -111,7 +114,8 @@ class VisionEncoder(nn.Module):
 
         Returns:
             The unit-norm image embedding [B, E] and the patch features [B, taps, grid², V]: the residual stream
-            after each tapped block, without the CLS row and without any normalisation, as in the original.
+            after each tapped block, without the CLS row and without any normalisation, as in the original; mixed
+            with their neighbours where the configuration says so.
         """
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
@@ -120,9 +124,18 @@ class VisionEncoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.tap_layers:
-                taps.append(x[:, 1:])
+                taps.append(self._with_neighbours(x[:, 1:]))
         embedding = F.normalize(self.head(self.head_norm(x[:, 0])), dim=-1)
         return embedding, torch.stack(taps, dim=1)
+
+    def _with_neighbours(self, patches: Tensor) -> Tensor:
+        """[B, grid², V] → the same, each patch mixed with the mean of its 3 × 3 neighbours (fewer at the edge)."""
+        share, grid = self.config.neighbourhood, self.config.grid
+        if not share:
+            return patches
+        plane = patches.transpose(1, 2).unflatten(2, (grid, grid))
+        mean = F.avg_pool2d(plane, 3, stride=1, padding=1, count_include_pad=False)
+        return (1 - share) * patches + share * mean.flatten(2).transpose(1, 2)
 
 
 def fold_video_kernel(weight: Tensor) -> Tensor:

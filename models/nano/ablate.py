@@ -14,13 +14,22 @@ from pathlib import Path
 
 import torch
 
-from .config import Recipe
+from .config import Recipe, nano_config
 from .evaluate import evaluate_vision
 from .pool import Pool, build_pool
 from .train_vision import train_vision
 
 STEPS = 80
-BASE = Recipe(vision_steps=STEPS, ema=0.98, warmup_steps=10, log_every=STEPS, evaluate_every=STEPS)
+BASE = Recipe(
+    freeze_encoder=False,
+    vision_steps=STEPS,
+    vision_lr=1e-4,
+    vision=dataclasses.replace(nano_config().vision, neighbourhood=0.0),
+    ema=0.98,
+    warmup_steps=10,
+    log_every=STEPS,
+    evaluate_every=STEPS,
+)
 
 
 def variants() -> dict[str, Recipe]:

@@ -17,7 +17,7 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
     """AnomalyGPT's topology at nano size."""
     return AnomalyGPTConfig(
         vision=VisionConfig(
-            width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3)
+            width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3), neighbourhood=0.4
         ),
         prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
         llama=LlamaConfig(
@@ -41,18 +41,20 @@ class Recipe:
 
     seed: int = 21
     start: bool = True  # go on from training/start.safetensors, not from constructed weights
-    pool_groups: int = 6000  # six parts each
+    pool_groups: int = 2500  # six parts each
     # first the eyes: encoder, image decoder, text features
-    freeze_encoder: bool = False  # True trains the zero-shot head and the operating level only
-    vision_steps: int = 6000
+    freeze_encoder: bool = True  # True trains the zero-shot head and the operating level only
+    vision_steps: int = 300
     groups_per_step: int = 4
-    vision_lr: float = 1e-4
+    vision_lr: float = 5e-4
+    shade_weight: float = 0.2  # of the loss that teaches the image embedding dark from bright defects
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
-    gallery_groups: int = 3000
+    gallery_groups: int = 1500
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 3000
-    language_batch: int = 32
+    language_steps: int = 600
+    language_batch: int = 24  # maps
+    dialogues: int = 3  # about each
     language_lr: float = 7e-4
     # what the ablation switches off
     ranking: bool = True  # pairwise ranking losses beside the cross-entropy
@@ -63,5 +65,5 @@ class Recipe:
     warmup_steps: int = 40
     ema: float = 0.998
     log_every: int = 20
-    evaluate_every: int = 400
+    evaluate_every: int = 300
     vision: VisionConfig = field(default_factory=lambda: nano_config().vision)

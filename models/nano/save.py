@@ -71,7 +71,8 @@ def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
 def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
     """What the tensors' shapes do not tell."""
     config = encoder.config
-    return {"heads": json.dumps(config.heads), "tap_layers": json.dumps(list(config.tap_layers))}
+    told = {"heads": config.heads, "tap_layers": list(config.tap_layers), "neighbourhood": config.neighbourhood}
+    return {name: json.dumps(value) for name, value in told.items()}
 
 
 def save_llama(llama: Llama, tokenizer_model: Path, folder: Path) -> None:

@@ -103,8 +103,11 @@ class Maps:
         return upsample_map(scaled[None])[0], words
 
 
-def draw_batch(maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int):
-    """Maps [B, 224, 224], image embeddings [B, E], token ids [B, L] and labels [B, L]; half the parts defective."""
+def draw_batch(
+    maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int, dialogues: int
+):
+    """Maps [B, 224, 224], image embeddings [B, E], token ids [B·N, L] and labels [B·N, L], N ``dialogues`` a part;
+    half the parts defective."""
     gallery = maps.gallery
     chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2)])
     shown, rows = [], []
@@ -114,7 +117,9 @@ def draw_batch(maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary,
         drawn, sureness = maps.draw(index, rng)
         shown.append(drawn.flip(flips))
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
-        rows.append(words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)))
+        rows += [
+            words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)
+        ]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
@@ -141,7 +146,10 @@ def _logits(model: AnomalyGPT, words: Vocabulary, maps: Tensor, embedding: Tenso
         torch.tensor(words.after, device=ids.device),
         ids,
     )
-    prompt = assemble_prompt(model.llama, pieces, model.llama_proj(embedding), model.prompt_learner(maps))
+    # the prompt learner costs more than the words: it reads a map once for all dialogues about it
+    injected = model.llama_proj(embedding), model.prompt_learner(maps)
+    times = len(ids) // len(maps)
+    prompt = assemble_prompt(model.llama, pieces, *(x.repeat_interleave(times, dim=0) for x in injected))
     return model.llama(prompt)
 
 
@@ -276,6 +284,7 @@ def train_language(
     state_file = folder / "language.pt"
     torch.manual_seed(recipe.seed + 1)
     model.to(device)
+    model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -302,7 +311,8 @@ def train_language(
                 group["lr"] = learning_rate(
                     step, recipe.language_steps, recipe.warmup_steps, recipe.language_lr
                 )
-            batch = [t.to(device) for t in draw_batch(maps, good, bad, words, rng, recipe.language_batch)]
+            drawn = draw_batch(maps, good, bad, words, rng, recipe.language_batch, recipe.dialogues)
+            batch = [t.to(device) for t in drawn]
             loss = language_loss(model, words, *batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -221,7 +221,7 @@ def vision_loss(
     )
     naming = F.cross_entropy(model.kind_head(embedding) * 10, kind)
     shading = F.cross_entropy(model.shade_head(embedding) * 10, batch["shade"].to(pixels.device))
-    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming + 0.05 * shading
+    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming + recipe.shade_weight * shading
     parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "shading": shading, "loss": loss}
     return loss, {name: value.item() for name, value in parts.items()}
 

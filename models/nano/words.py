@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from numpy.random import Generator, default_rng
 
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
-from .defects import Defect, appearance
+from .defects import Defect
 from .products import KINDS
 
 ANOMALY_QUESTIONS = (
@@ -97,7 +97,6 @@ SIZES = (  # (up to this share of the image, words)
     (1.0, "large: more than 3 percent"),
 )
 LINES = ("scratch", "crack", "fibre", "streak")
-ABSENCES = ("missing", "broken_edge", "hole")
 SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
@@ -117,23 +116,17 @@ def size_answer(defects: list[Defect]) -> str:
 
 
 def look_answer(defects: list[Defect]) -> str:
-    """Form and shade of the most visible defect."""
+    """Form of the most visible defect.
+
+    Not its shade, nor whether something is missing: neither the map nor the image embedding says so (a linear
+    probe of the embedding tells darker from brighter no better than chance), and an answer must be grounded.
+    """
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    shade = {"darker": "dark ", "brighter": "bright ", "neither": ""}[appearance(worst)]
     if worst.name in LINES:
-        form = "line"
-    elif worst.name in ABSENCES:
-        form = (
-            "spot where something is missing"
-            if worst.area < SIZES[1][0]
-            else "area where something is missing"
-        )
-    else:
-        form = "spot" if worst.area < SIZES[1][0] else "area"
-    article = "an" if (shade + form)[0] in "aeiou" else "a"
-    return f"It looks like {article} {shade}{form}."
+        return "It looks like a line."
+    return f"It looks like {'a spot' if worst.area < SIZES[1][0] else 'an area'}."
 
 
 def noun_phrase(kind: str) -> str:
@@ -179,16 +172,16 @@ def follow_ups(rng: Generator, defects: list[Defect], kind: str, sureness: str) 
 
 
 def dialogue(rng: Generator, defects: list[Defect], kind: str, sureness: str) -> list[tuple[str, str]]:
-    """One to three turns about a part; the first usually asks whether there is an anomaly."""
+    """One to three turns about a part; the first asks whether there is an anomaly, or as often anything else."""
     ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
     others = list(follow_ups(rng, defects, kind, sureness).values())
     rng.shuffle(others)
-    turns = [ask_verdict, *others] if rng.random() < 0.75 else [*others[:1], ask_verdict, *others[1:]]
+    turns = [ask_verdict, *others] if rng.random() < 0.5 else [*others[:1], ask_verdict, *others[1:]]
     if rng.random() < 0.4:
         turns[0] = (describe_product(rng, kind) + turns[0][0], turns[0][1])
-    return turns[: int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))]
+    return turns[: int(rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25]))]
 
 
 def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:

@@ -38,6 +38,7 @@ from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 
 TINY = Recipe(
     pool_groups=2,
+    freeze_encoder=False,  # the longest road
     vision_steps=4,
     warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
@@ -165,9 +166,9 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 @pytest.mark.parametrize(
     ("defect", "size", "look"),
     [
-        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "tiny", "a dark line."),
-        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a bright spot."),
-        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area where something is missing."),
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "tiny", "a line."),
+        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a spot."),
+        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area."),
         (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),
     ],
 )

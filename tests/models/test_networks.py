@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ def test_folded_kernel_equals_the_video_convolution_of_a_repeated_frame() -> Non
 
 
 def test_encoder_taps_are_the_residual_stream_without_cls() -> None:
-    encoder = VisionEncoder(nano_config().vision).eval()
+    encoder = VisionEncoder(replace(nano_config().vision, neighbourhood=0.0)).eval()
     streams: list[torch.Tensor] = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda _block, _inputs, output: streams.append(output))
@@ -37,6 +39,20 @@ def test_encoder_taps_are_the_residual_stream_without_cls() -> None:
     assert taps.shape == (2, 4, 256, 128)
     assert torch.equal(taps, torch.stack([stream[:, 1:] for stream in streams], dim=1))
     assert torch.allclose(embedding.norm(dim=-1), torch.ones(2), atol=1e-5)
+
+
+def test_taps_are_mixed_with_their_neighbours_as_the_configuration_says() -> None:
+    config = nano_config().vision
+    plain = VisionEncoder(replace(config, neighbourhood=0.0)).eval()
+    mixed, averaged = (VisionEncoder(replace(config, neighbourhood=share)).eval() for share in (0.4, 1.0))
+    for encoder in (mixed, averaged):
+        encoder.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 224, 224)
+    own, mean = plain(image)[1], averaged(image)[1]
+    grid = own.unflatten(2, (16, 16))
+    assert torch.allclose(mean[0, 0, 0], grid[0, 0, :2, :2].mean(dim=(0, 1)), atol=1e-5)  # a corner has four
+    assert torch.allclose(mean[0, 3, 5 * 16 + 7], grid[0, 3, 4:7, 6:9].mean(dim=(0, 1)), atol=1e-5)
+    assert torch.allclose(mixed(image)[1], 0.6 * own + 0.4 * mean, atol=1e-5)
 
 
 def test_few_shot_distance_equals_the_broadcast_cosine_of_the_original() -> None:
