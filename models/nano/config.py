@@ -52,9 +52,9 @@ class Recipe:
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     gallery_groups: int = 1500
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 600
+    language_steps: int = 300
     language_batch: int = 24  # maps
-    dialogues: int = 3  # about each
+    dialogues: int = 2  # about each
     language_lr: float = 7e-4
     # what the ablation switches off
     ranking: bool = True  # pairwise ranking losses beside the cross-entropy

@@ -248,6 +248,18 @@ def test_small_tower_needs_its_metadata(nano_folder, tmp_path):
         open_checkpoint_folder(folder)
 
 
+def test_share_of_neighbours_is_a_share(nano_folder, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_folder, folder)
+    file = folder / "imagebind.safetensors"
+    told = {"heads": "2", "tap_layers": "[0, 1, 2, 3]"}
+    save_file(load_file(file), file, {**told, "neighbourhood": "0.4"})
+    assert open_checkpoint_folder(folder).config.vision.neighbourhood == 0.4
+    save_file(load_file(file), file, {**told, "neighbourhood": "40"})
+    with pytest.raises(CheckpointError, match="is a share, 0 to 1, not 40"):
+        open_checkpoint_folder(folder)
+
+
 def header_only(name: str, shapes) -> Tensors:
     """A checkpoint of any size of which only names and shapes are looked at."""
     return Tensors(Path(name), shapes, lambda key: pytest.fail(f"{key} was read"))
