@@ -419,7 +419,7 @@ void upsample(const std::string& name, const py::array& grids, int32_t side, py:
   threads = (int64_t)batch * size * size < 4 * kSharedPixels ? 1 : std::max(threads, 1);
   const size_t each = (size_t)(side + 1) * map_floats(size);
   float* memory = (float*)scratch().get(each * 4 * threads);
-  const int32_t per_task = threads == 1 ? size : kMapRowsPerTask, parts = tasks_of(size, per_task);
+  const int32_t per_task = threads == 1 || batch >= threads ? size : kMapRowsPerTask, parts = tasks_of(size, per_task);
   parallel(batch * parts, threads, [&](int32_t task, int32_t slot) {
     const int32_t image = task / parts, first = task % parts * per_task;
     kernels.upsample(from + (size_t)image * side * side, side, to + (size_t)image * size * size, size, first,
@@ -438,7 +438,7 @@ void localise(const std::string& name, const py::array& logits, int32_t side, py
   float* differences = (float*)scratch().get(padded(planes * batch * 4) + each * 4 * threads);
   float* memory = differences + padded(planes * batch * 4) / 4;
   for (size_t i = 0; i < planes * batch; ++i) differences[i] = from[2 * i + 1] - from[2 * i];
-  const int32_t per_task = threads == 1 ? size : kMapRowsPerTask, parts = tasks_of(size, per_task);
+  const int32_t per_task = threads == 1 || batch >= threads ? size : kMapRowsPerTask, parts = tasks_of(size, per_task);
   parallel(batch * parts, threads, [&](int32_t task, int32_t slot) {
     const int32_t image = task / parts, first = task % parts * per_task;
     kernels.localise(differences + image * planes, taps, side, to + (size_t)image * size * size, size, first,
@@ -454,10 +454,13 @@ void project(const py::array& maps, const py::array& places, py::array& out, int
   float* to = mutable_data<float>(out);
   py::gil_scoped_release release;
   threads = std::max(threads, 1);
-  const size_t each = padded((size_t)width * 8) / 4;
+  thread_local ColumnTables tables;  // keeps its memory from call to call
+  tables.fill(at, count, side, width);
+  const ColumnTables* const columns = &tables;  // `tables` is another variable in each thread
+  const size_t each = padded(((size_t)width * 2 + side + 1) * 4) / 4;
   float* memory = (float*)scratch().get(each * 4 * threads);
-  parallel(tasks_of(height, kRowsPerTask), threads, [&](int32_t task, int32_t slot) {
-    project_rows(from, at, count, side, to, width, task * kRowsPerTask,
+  parallel(tasks_of(height, kRowsPerTask), threads, [&, columns](int32_t task, int32_t slot) {
+    project_rows(from, at, *columns, count, side, to, width, task * kRowsPerTask,
                  std::min((task + 1) * kRowsPerTask, height), memory + slot * each);
   });
 }

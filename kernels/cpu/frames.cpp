@@ -156,11 +156,58 @@ inline void narrow_to(double slope, double offset, int32_t side, int32_t width, 
   *first = std::max(*first, 0), *last = std::min(*last, width);
 }
 
+inline bool covers(double u, int32_t side) { return u >= -kEdge && u <= side + kEdge; }
+
+// A row of an upright map: two of its rows mixed, then every column between two of its values.
+void add_upright(const float* map, double v, int32_t side, const ColumnTables::Span& span,
+                 const ColumnTables::Column* columns, float* mixed, float* totals, float* weights) {
+  if (span.first >= span.last || !covers(v, side)) return;
+  int32_t top, bottom;
+  float down;
+  split(v, side, &top, &bottom, &down);
+  const float *above = map + (int64_t)top * side, *below = map + (int64_t)bottom * side;
+  const int32_t count = span.last - span.first, right = std::min(columns[count - 1].left + 1, side - 1);
+  for (int32_t i = columns[0].left; i <= right; ++i) mixed[i] = above[i] * (1 - down) + below[i] * down;
+  mixed[right + 1] = mixed[right];  // a map of one column has no next one
+  const float weight_down = distance_to_edge(v, side);
+  totals += span.first, weights += span.first;
+  for (int32_t i = 0; i < count; ++i) {
+    const ColumnTables::Column& column = columns[i];
+    const float* pair = mixed + column.left;
+    const float weight = column.weight * weight_down;
+    totals[i] += weight * (pair[0] * (1 - column.across) + pair[1] * column.across);
+    weights[i] += weight;
+  }
+}
+
 }  // namespace
 
-void project_rows(const float* maps, const double* places, int32_t count, int32_t side, float* out, int32_t width,
-                  int32_t first_row, int32_t last_row, float* scratch) {
-  float *totals = scratch, *weights = scratch + width;
+void ColumnTables::fill(const double* places, int32_t count, int32_t side, int32_t width) {
+  spans.clear(), columns.clear();
+  for (int32_t m = 0; m < count; ++m) {
+    const double* p = places + 6 * (int64_t)m;
+    Span span = {0, width, -1};
+    if (p[1] == 0 && p[3] == 0) {
+      const auto u = [&](int32_t column) { return p[0] * (column + 0.5) + p[2]; };
+      narrow_to(p[0], p[2], side, width, &span.first, &span.last);
+      while (span.first < span.last && !covers(u(span.first), side)) ++span.first;
+      while (span.first < span.last && !covers(u(span.last - 1), side)) --span.last;
+      span.start = (int64_t)columns.size();
+      for (int32_t column = span.first; column < span.last; ++column) {
+        Column found;
+        int32_t next;
+        split(u(column), side, &found.left, &next, &found.across);
+        found.weight = distance_to_edge(u(column), side);
+        columns.push_back(found);
+      }
+    }
+    spans.push_back(span);
+  }
+}
+
+void project_rows(const float* maps, const double* places, const ColumnTables& tables, int32_t count, int32_t side,
+                  float* out, int32_t width, int32_t first_row, int32_t last_row, float* scratch) {
+  float *totals = scratch, *weights = scratch + width, *mixed = scratch + 2 * (int64_t)width;
   for (int32_t row = first_row; row < last_row; ++row) {
     std::fill(totals, totals + 2 * (int64_t)width, 0.0f);
     const double y = row + 0.5;
@@ -168,13 +215,18 @@ void project_rows(const float* maps, const double* places, int32_t count, int32_
       const double* p = places + 6 * (int64_t)m;
       const float* map = maps + (int64_t)m * side * side;
       const double u0 = p[1] * y + p[2], v0 = p[4] * y + p[5];
+      const ColumnTables::Span& span = tables.spans[m];
+      if (span.start >= 0) {
+        add_upright(map, v0, side, span, tables.columns.data() + span.start, mixed, totals, weights);
+        continue;
+      }
       int32_t first = 0, last = width;
       narrow_to(p[0], u0, side, width, &first, &last);
       narrow_to(p[3], v0, side, width, &first, &last);
       for (int32_t column = first; column < last; ++column) {
         const double x = column + 0.5;
         const double u = p[0] * x + u0, v = p[3] * x + v0;
-        if (!(u >= -kEdge && u <= side + kEdge && v >= -kEdge && v <= side + kEdge)) continue;
+        if (!covers(u, side) || !covers(v, side)) continue;
         int32_t left, right, top, bottom;
         float across, down;
         split(u, side, &left, &right, &across);

@@ -13,19 +13,23 @@ inline void place(int32_t i, int32_t side, int32_t size, int32_t* low, float* sh
 
 inline int32_t row_floats(int32_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
-// [side][side] → [side][row_floats(size)].
-inline void across(const float* grid, int32_t side, int32_t size, float* out) {
+// [rows][side] → [rows][row_floats(size)], times `factor`. A column's place is worked out once for all rows.
+inline void across(const float* grid, int32_t rows, int32_t side, float factor, int32_t size, float* out) {
   const int32_t stride = row_floats(size), right = side > 1 ? 1 : 0;
-  for (int32_t x = 0; x < size; ++x) {
-    int32_t low;
-    float share;
-    place(x, side, size, &low, &share);
-    for (int32_t row = 0; row < side; ++row) {
-      const float* values = grid + row * side + low;
-      out[(ptrdiff_t)row * stride + x] = values[0] * (1 - share) + values[right] * share;
+  constexpr int32_t kColumns = 64;
+  int32_t low[kColumns];
+  float share[kColumns];
+  for (int32_t first = 0; first < size; first += kColumns) {
+    const int32_t count = size - first < kColumns ? size - first : kColumns;
+    for (int32_t i = 0; i < count; ++i) place(first + i, side, size, &low[i], &share[i]);
+    for (int32_t row = 0; row < rows; ++row) {
+      const float* values = grid + (ptrdiff_t)row * side;
+      float* to = out + (ptrdiff_t)row * stride + first;
+      for (int32_t i = 0; i < count; ++i)
+        to[i] = factor * (values[low[i]] * (1 - share[i]) + values[low[i] + right] * share[i]);
     }
   }
-  for (int32_t row = 0; row < side; ++row)
+  for (int32_t row = 0; row < rows; ++row)
     for (int32_t x = size; x < stride; ++x) out[(ptrdiff_t)row * stride + x] = 0;
 }
 
@@ -47,7 +51,7 @@ void upsample(const float* grid, int32_t side, float* out, int32_t size, int32_t
   if (!all_finite(grid, (int64_t)side * side)) return write_nan(out, size, first, last);
   const int32_t stride = row_floats(size), below = side > 1 ? stride : 0;
   float *wide = scratch, *row = scratch + (ptrdiff_t)side * stride;
-  across(grid, side, size, wide);
+  across(grid, side, side, 1.0f, size, wide);
   for (int32_t y = first; y < last; ++y) {
     int32_t low;
     float share;
@@ -59,49 +63,63 @@ void upsample(const float* grid, int32_t side, float* out, int32_t size, int32_t
   }
 }
 
-// 1 / (1 + e**-x): exponent from the integer part of -x / ln 2, the rest by a polynomial of degree 6 (Cephes).
-inline F sigmoid(F x) {
-  F power = -x;
-  const F highest = fill(88.0f), lowest = fill(-87.0f);
-  power = power > highest ? highest : power;
-  power = power < lowest ? lowest : power;
-  const F magic = fill(12582912.0f);  // 1.5 × 2**23: rounds to an integer
-  const F whole = (power * fill(1.44269504f) + magic) - magic;
-  F rest = power - whole * fill(0.693359375f);
-  rest = rest - whole * fill(-2.12194440e-4f);
-  F value = fill(1.9875691500e-4f);
-  value = value * rest + fill(1.3981999507e-3f);
-  value = value * rest + fill(8.3334519073e-3f);
-  value = value * rest + fill(4.1665795894e-2f);
-  value = value * rest + fill(1.6666665459e-1f);
-  value = value * rest + fill(5.0000001201e-1f);
-  value = value * rest * rest + rest + fill(1.0f);
-  const I exponent = (__builtin_convertvector(whole, I) + 127) << 23;
-  F scale;
-  memcpy(&scale, &exponent, sizeof scale);
-  return fill(1.0f) / (fill(1.0f) + value * scale);
+// 2**x for |x| up to kFarthest: the integer part goes into the exponent, the rest through a polynomial of degree 5
+// (minimax over -1/2 … 1/2, 7.5e-8 relative).
+inline F power_of_two(F x) {
+  const F magic = fill(12582912.0f);  // 1.5 × 2**23: rounds to an integer, which lies in the lowest bits then
+  const F shifted = x + magic;
+  const F rest = x - (shifted - magic);
+  F value = fill(1.327647129e-3f);
+  value = multiply_add(value, rest, fill(9.675540961e-3f));
+  value = multiply_add(value, rest, fill(5.550713092e-2f));
+  value = multiply_add(value, rest, fill(2.402212024e-1f));
+  value = multiply_add(value, rest, fill(6.931469440e-1f));
+  value = multiply_add(value, rest, fill(1.0f));
+  U bits, exponent;
+  memcpy(&bits, &value, sizeof bits);
+  memcpy(&exponent, &shifted, sizeof exponent);
+  bits += exponent << 23;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
+constexpr float kLog2E = 1.44269504f;
+constexpr float kFarthest = 28.0f;  // 1 / (1 + 2**28) is 4e-9; four taps' product stays below 2**127
+constexpr int32_t kTapsPerDivision = 4;
+
 // differences: [taps][side × side] of one image; scratch: (taps × side + 1) × row_floats(size).
+//
+// The mean of the taps' 1 / (1 + 2**-d): fractions are added as fractions, so that four taps cost one division.
 void localise(const float* differences, int32_t taps, int32_t side, float* out, int32_t size, int32_t first,
               int32_t last, float* scratch) {
   if (!all_finite(differences, (int64_t)taps * side * side)) return write_nan(out, size, first, last);
   const int32_t stride = row_floats(size), below = side > 1 ? stride : 0;
   const ptrdiff_t tap_floats = (ptrdiff_t)side * stride;
   float *wide = scratch, *row = scratch + taps * tap_floats;
-  for (int32_t tap = 0; tap < taps; ++tap)
-    across(differences + (ptrdiff_t)tap * side * side, side, size, wide + tap * tap_floats);
+  across(differences, taps * side, side, -kLog2E, size, wide);
+  const F farthest = fill(kFarthest), nearest = fill(-kFarthest), one = fill(1.0f), count = fill((float)taps);
   for (int32_t y = first; y < last; ++y) {
     int32_t low;
     float share;
     place(y, side, size, &low, &share);
+    const F upper = fill(1 - share), lower = fill(share);
     for (int32_t x = 0; x < stride; x += kLanes) {
+      const float* values = wide + (ptrdiff_t)low * stride + x;
       F sum = fill(0.0f);
-      for (int32_t tap = 0; tap < taps; ++tap) {
-        const float* values = wide + tap * tap_floats + (ptrdiff_t)low * stride + x;
-        sum = sum + sigmoid(load(values) * fill(1 - share) + load(values + below) * fill(share));
+      for (int32_t tap = 0; tap < taps;) {
+        F numerator = fill(0.0f), denominator = one;
+        const int32_t end = taps - tap < kTapsPerDivision ? taps : tap + kTapsPerDivision;
+        for (; tap < end; ++tap, values += tap_floats) {
+          F power = multiply_add(load(values + below), lower, load(values) * upper);
+          power = power > farthest ? farthest : power;
+          power = power < nearest ? nearest : power;
+          const F part = one + power_of_two(power);
+          numerator = multiply_add(numerator, part, denominator);
+          denominator = denominator * part;
+        }
+        sum = sum + numerator / denominator;
       }
-      store(row + x, sum / fill((float)taps));
+      store(row + x, sum / count);
     }
     write_row(row, out + (ptrdiff_t)y * size, size);
   }

@@ -31,6 +31,7 @@ constexpr int kPanel = kLanes * kTileVectors;   // bank rows of a panel
 
 typedef float F __attribute__((vector_size(kVectorBytes)));
 typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t U __attribute__((vector_size(kVectorBytes)));
 
 inline F load(const float* p) {
   F v;
