@@ -43,7 +43,7 @@ class Dialogue:
         self.view = ""
         self._model = model
         self._reading = reading
-        self._image = model.image_rows(image_embedding, prompt_embeddings)
+        self._image = model.prompt_rows(image_embedding, prompt_embeddings)
         self._cached: list[int] = []  # of the text, when the model's cache is ours
 
     def ask(

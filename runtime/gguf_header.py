@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,11 @@ class TokenEmbeddings:
         self._rows = np.memmap(path, np.uint8, "r", table.offset, (rows, table.num_bytes // rows))
         self._type = table.type
 
-    def __call__(self, token_ids: list[int]) -> np.ndarray:
-        """int [L] → float32 [L, D]."""
-        return pack_prompt(self._rows, self._type, np.asarray(token_ids, np.int32))
+    def __call__(
+        self, token_ids: Sequence[int] | np.ndarray, injected: np.ndarray | None = None
+    ) -> np.ndarray:
+        """int [L] → float32 [L, D]; ``kernels.INJECTED`` takes the next of the ``injected`` rows, float32 [K, D]."""
+        return pack_prompt(self._rows, self._type, np.asarray(token_ids, np.int32), injected)
 
 
 class _Reader:

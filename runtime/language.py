@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..kernels import INJECTED
 from .bundle import FIX, Language, PromptLayout
 from .dialogue import Dialogue
 from .draft_tree import NO_DRAFT, DraftTree, PrefixTree
@@ -33,7 +34,6 @@ from .sampling import Sampling, make_sampler
 MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
 MAX_ANSWER_TOKENS = 64
 MAX_CACHED_PIECES = 256
-INJECTED = -1  # stands for an injected row among a prompt's token ids
 SHARED_STEP_SECONDS = 0.003  # a shorter step is not worth sharing between threads
 NUM_PROBED_ROWS = 64
 NUM_PROBED_STEPS = 4
@@ -134,10 +134,10 @@ class LanguageModel:
         self.drafting = True
         self._embed = embed
         self._bos = bos
-        self._pieces: dict[str, np.ndarray] = {}
-        self._before_image = np.concatenate([embed([bos]), self.piece(layout.before_image)])
-        self._after_image = self.piece(layout.after_image)
-        self._width = self._after_image.shape[1]
+        self._pieces: dict[str, list[int]] = {}
+        self._before_image = embed([bos, *self.piece(layout.before_image)])
+        self._image_ids = [INJECTED, *self.piece(layout.after_image), *[INJECTED] * layout.num_prompts]
+        self._width = self._before_image.shape[1]
         self.num_prefix = len(self._before_image)
         self._prefix_cached = False
         self.cache_owner: object = None  # the dialogue whose turns the cache holds
@@ -243,7 +243,7 @@ class LanguageModel:
     def num_together(self, question: str = "", max_tokens: int = MAX_ANSWER_TOKENS) -> int:
         """How many images ``answer_all`` answers a question about in the same passes."""
         after = self.piece((question or self.layout.question) + self.layout.assistant)
-        rows = 1 + len(self._after_image) + self.layout.num_prompts + len(after)
+        rows = len(self._image_ids) + len(after)
         room = (self.session.num_context - self.num_prefix) // (rows + max_tokens)
         return max(1, min(room, self.session.num_sequences))
 
@@ -253,40 +253,42 @@ class LanguageModel:
         Args:
             question: "" asks the bundle's own.
         """
-        layout, tokenise = self.layout, self.session.tokenise
+        question = question or self.layout.question
         return [
             self._bos,
-            *tokenise(layout.before_image),
-            INJECTED,
-            *tokenise(layout.after_image),
-            *[INJECTED] * layout.num_prompts,
-            *tokenise((question or layout.question) + layout.assistant),
+            *self.piece(self.layout.before_image),
+            *self._image_ids,
+            *self.piece(question + self.layout.assistant),
         ]
 
     # What an answer is made of.
 
-    def image_rows(self, image_embedding: np.ndarray, prompt_embeddings: np.ndarray) -> np.ndarray:
-        """The prompt between its constant first piece and the question: float32 [n, D].
+    def prompt_rows(
+        self, image_embedding: np.ndarray, prompt_embeddings: np.ndarray, text: str = ""
+    ) -> np.ndarray:
+        """The prompt behind its constant first piece, up to the question or with ``text`` in its place: float32 [n, D],
+        the rows of tokens out of the quantised table and those injected in one batch.
 
         Raises:
             ValueError: an embedding has another shape or is not finite.
         """
         _check_rows("the image embedding", image_embedding, (self._width,))
         _check_rows("prompt embeddings", prompt_embeddings, (self.layout.num_prompts, self._width))
-        return np.concatenate([image_embedding[None], self._after_image, prompt_embeddings])
+        token_ids = [*self._image_ids, *(self.piece(text) if text else ())]
+        return self._embed(token_ids, np.concatenate([image_embedding[None], prompt_embeddings]))
 
     def embed(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """int [n] → float32 [n, D]."""
-        return self._embed(list(token_ids))
+        return self._embed(token_ids)
 
-    def piece(self, text: str) -> np.ndarray:
-        """Embeddings of a text tokenised on its own, as the original does: float32 [n, D]."""
-        rows = self._pieces.get(text)
-        if rows is None:
+    def piece(self, text: str) -> list[int]:
+        """Token ids of a text tokenised on its own, as the original does."""
+        token_ids = self._pieces.get(text)
+        if token_ids is None:
             if len(self._pieces) >= MAX_CACHED_PIECES:
                 self._pieces.clear()
-            rows = self._pieces[text] = self._embed(self.session.tokenise(text))
-        return rows
+            token_ids = self._pieces[text] = self.session.tokenise(text)
+        return token_ids
 
     def dialogue(
         self,
@@ -487,8 +489,9 @@ class LanguageModel:
 
     def _prompt_rows(self, part: Part) -> np.ndarray:
         question = part.question or self.layout.question
-        image = self.image_rows(part.image_embedding, part.prompt_embeddings)
-        return np.concatenate([image, self.piece(question + self.layout.assistant)])
+        return self.prompt_rows(
+            part.image_embedding, part.prompt_embeddings, question + self.layout.assistant
+        )
 
     def _groups(self, rows: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
         """Indices of parts that fit into the context together."""
@@ -551,7 +554,8 @@ class LanguageModel:
         whole vocabulary.
         """
         count = min(NUM_PROBED_ROWS, self.session.num_context - self.num_prefix) // 2
-        turn = self.turn(np.resize(self._after_image, (count, self._width)), "", None, NUM_PROBED_STEPS)
+        some = self.embed(self.piece(self.layout.after_image))
+        turn = self.turn(np.resize(some, (count, self._width)), "", None, NUM_PROBED_STEPS)
         self._run_rows(1)
         self.session.forget(self.num_prefix)
         single = [self._pass([turn], [NO_DRAFT])[0][0].copy()]
