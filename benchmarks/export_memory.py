@@ -1,7 +1,12 @@
 """How much memory does an export take?
 
     python -m tools.random_checkpoints --seed 11 --layers 32 --out DIR      (7B's true size: 18 GB)
-    python benchmarks/export_memory.py DIR [--llm-quant f16] [--results DIR]
+    python benchmarks/export_memory.py DIR [--llm-quant f16] [--precision fp32] [--results DIR]
+
+13B, where the disk does not hold 26 GB of shards beside as much of GGUF: every shard holds four layers' weights
+under the names of twenty; what is read, merged, written and compared is 13B's whole:
+
+    python -m tools.random_checkpoints --size 13b --layers 40 --distinct-layers 4 --pieces 32000 --out DIR
 
 Two peaks are reported. Resident memory counts the pages of mapped files (checkpoints, the written GGUF) that the
 kernel happens to keep; it drops them when others need the room. Anonymous memory is what the export cannot do
@@ -40,7 +45,9 @@ def main() -> None:
         print("skipped: give the folder of generated checkpoints (see the top of this file)")
         return
     figures = measure(options)
-    name = f"{figures['layers']} layers, {options.llm_quant}"
+    name = (
+        f"{figures['layers']} layers of width {figures['width']}, {options.precision} + {options.llm_quant}"
+    )
     path = options.results / "export.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +62,7 @@ def parse_options() -> argparse.Namespace:
         "checkpoints", type=Path, nargs="?", help="folder written by tools.random_checkpoints"
     )
     parser.add_argument("--llm-quant", default="f16")
+    parser.add_argument("--precision", default="fp32", help="of the networks")
     parser.add_argument("--max-memory", help="given to the export, for example 8G")
     parser.add_argument("--classes", default="object,bottle")
     parser.add_argument("--text-features", type=Path, help="npz, instead of the text tower")
@@ -69,7 +77,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     shutil.rmtree(out, ignore_errors=True)
     files = [word for role, path in ROLES.items() for word in (f"--{role}", str(options.checkpoints / path))]
     command = [sys.executable, "-m", "anomalygpt_edge.export", *files, "--out", str(out)]
-    command += ["--llm-quant", options.llm_quant, "--classes", options.classes]
+    command += ["--llm-quant", options.llm_quant, "--precision", options.precision]
+    command += ["--classes", options.classes]
     if options.text_features:
         command += ["--text-features", str(options.text_features)]
     if options.max_memory:
@@ -111,10 +120,17 @@ def describe(bundle: Path, checkpoints: Path) -> dict[str, object]:
     """What was exported, and with what."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     files = [path for path in checkpoints.rglob("*") if path.is_file() and bundle not in path.parents]
+    stored = sum(path.stat().st_size for path in files)
+    index = json.loads((checkpoints / ROLES["vicuna"] / "pytorch_model.bin.index.json").read_text())
+    shards = sum(
+        (checkpoints / ROLES["vicuna"] / name).stat().st_size for name in set(index["weight_map"].values())
+    )
     return {
         "layers": manifest["language"]["layers"],
         "width": manifest["language"]["width"],
-        "checkpoints_gb": round(sum(path.stat().st_size for path in files) / GB, 2),
+        "checkpoints_gb": round(stored / GB, 2),
+        "read_gb": round((stored - shards + index["metadata"]["total_size"]) / GB, 2),
+        "vocabulary": manifest["language"]["vocab_size"],
         "bundle_gb": round(sum(record["bytes"] for record in manifest["files"].values()) / GB, 2),
         "parity": manifest["parity"],
         "python": platform.python_version(),

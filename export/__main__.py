@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
+from ..runtime import cli
 from ..runtime.bundle import NETWORKS
-from ..runtime.errors import AgptError, ConfigError
+from ..runtime.errors import ConfigError, Interrupted
 from .options import ENGINES, LLM_PRECISIONS, PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
 from .tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 
@@ -137,7 +138,10 @@ def export(
             "pip install 'anomalygpt-edge[export]'"
         ) from error
     console = Console()
-    print_report(export_bundle(options, console), console)
+    try:
+        print_report(export_bundle(options, console), console)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted") from stop
 
 
 def plan_options(
@@ -212,17 +216,16 @@ def export_command(arguments: list[str]) -> None:
 
     Raises:
         AgptError: a mistake of the user, in one sentence.
+        Interrupted: the user stopped it.
     """
-    app(args=arguments, prog_name="agpt export", standalone_mode=False)
+    if app(args=arguments, prog_name="agpt export", standalone_mode=False) == cli.EXIT_INTERRUPTED:
+        raise Interrupted("interrupted")
 
 
 def main() -> None:
-    """``python -m anomalygpt_edge.export``: a user's mistake is one sentence and exit status 2."""
-    try:
-        app(prog_name="agpt export")
-    except AgptError as error:
-        print(f"agpt: {error}", file=sys.stderr)
-        sys.exit(2)
+    """``python -m anomalygpt_edge.export`` is ``agpt export``."""
+    sys.argv[1:] = ["export", *sys.argv[1:]]
+    cli.main()
 
 
 if __name__ == "__main__":

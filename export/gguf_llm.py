@@ -7,7 +7,11 @@ Source of the format and names: ggml's docs/gguf.md and llama.cpp's convert_hf_t
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import re
+import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,8 @@ from .tensor_files import CheckpointError, Shape
 
 FLOAT16_MAX = 65504.0
 UNUSED_SCORE = -10000.0  # as llama.cpp's converter scores rows without a piece
+POLL_SECONDS = 0.2
+FULL_DISK_BYTES = 1 << 20  # less than that is left where a tensor did not fit
 
 TOP_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -89,26 +95,52 @@ def write_gguf(
     writer.close()
 
 
-def quantise(source: Path, target: Path, precision: str, threads: int) -> None:
+def quantise(
+    source: Path,
+    target: Path,
+    precision: str,
+    threads: int,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
     """Quantise a float16 GGUF with llama.cpp's own quantiser ("q4_k_m" …); token embeddings stay in Q8_0.
 
-    The runtime looks token embeddings up in the file itself, and reads F32, F16, BF16 and Q8_0.
+    The runtime looks token embeddings up in the file itself. The quantiser works minutes without a look at signals,
+    so it has a thread of its own, which ends with the process: an interruption is heard at once.
+
+    Args:
+        progress: called now and then with the bytes that are written.
 
     Raises:
         CheckpointError: the quantiser refused.
+        OSError: the disk is full.
     """
+    status: list[int] = []
+    worker = threading.Thread(
+        target=lambda: status.append(_run_quantiser(source, target, precision, threads)), daemon=True
+    )
+    worker.start()
+    while worker.is_alive():
+        worker.join(POLL_SECONDS)
+        progress(target.stat().st_size if target.is_file() else 0)
+    if status == [0] and target.is_file():
+        return
+    if shutil.disk_usage(target.parent).free < FULL_DISK_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise CheckpointError(
+        f"llama.cpp could not quantise the model to {precision}: choose --llm-quant f16 or q8_0"
+    )
+
+
+def _run_quantiser(source: Path, target: Path, precision: str, threads: int) -> int:
+    """llama.cpp's status, 0 for success."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
     parameters.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
     parameters.nthread = threads
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p())
-    status = llama_cpp.llama_model_quantize(
+    return llama_cpp.llama_model_quantize(
         str(source).encode(), str(target).encode(), ctypes.byref(parameters)
     )
-    if status or not target.is_file():
-        raise CheckpointError(
-            f"llama.cpp could not quantise the model to {precision}: choose --llm-quant f16 or q8_0"
-        )
 
 
 @llama_cpp.llama_log_callback

@@ -65,19 +65,21 @@ class Journal:
         for file in files:
             flush(file)
         records = {file.name: digest_file(file) for file in files}
-        self.stages[name] = Stage(records, msgspec.to_builtins(note))
-        self._write()
+        self._write({**self.stages, name: Stage(records, msgspec.to_builtins(note))})
         return note
 
     def discard(self) -> None:
         """Forget the export and remove its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.path.unlink(missing_ok=True)
+        self._new_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Keep finished stages for the next run; without any, leave nothing behind."""
+        """Keep finished stages for the next run and drop what is half written; without any, leave nothing behind."""
         if not self.stages or not self.folder.exists():
             self.discard()
+        else:
+            self._clear()
 
     def _read(self) -> Pages | None:
         """None without a journal, and for one that was cut off: then nothing is known to be finished."""
@@ -86,14 +88,19 @@ class Journal:
         except (OSError, ValueError, RecursionError):
             return None
 
-    def _write(self) -> None:
-        partial = self.path.with_name(f"{self.path.name}.new")
-        partial.write_bytes(msgspec.json.encode(Pages(self._fingerprint, self.stages)))
-        flush(partial)
-        partial.replace(self.path)
+    def _write(self, stages: dict[str, Stage]) -> None:
+        self._new_path.write_bytes(msgspec.json.encode(Pages(self._fingerprint, stages)))
+        flush(self._new_path)
+        self._new_path.replace(self.path)
+        self.stages = stages
+
+    @property
+    def _new_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.new")
 
     def _clear(self) -> None:
         """Remove everything that no finished stage has written."""
+        self._new_path.unlink(missing_ok=True)
         known = {name for stage in self.stages.values() for name in stage.files}
         for entry in self.folder.iterdir():
             if entry.name in known:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,25 +119,41 @@ class Answers:
 
 
 Stages = dict[str, list[np.ndarray]]
+Advance = Callable[[], None]
+
+
+def no_progress() -> None:
+    """Nobody watches."""
 
 
 class Parity:
-    """Runs the cases once on both sides; networks and language model may be checked again when converted."""
+    """Runs the cases once on both sides; networks and language model may be checked again when converted.
 
-    def __init__(self, reference: Reference, folder: Path, manifest: Manifest, cases: Sequence[Case]) -> None:
+    Each case of each side, and each layer of the reference's language model, is a step of the progress told to
+    ``advance``: twice the cases here, once in ``of``, once and the layers in ``answers``.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        folder: Path,
+        manifest: Manifest,
+        cases: Sequence[Case],
+        advance: Advance = no_progress,
+    ) -> None:
         self._reference = reference
         self._folder = folder
         self._manifest = manifest
         self._cases = cases
         self._precision = "fp32"
-        self.bundle = self._run_bundle(Bundle(folder, manifest))
-        self.expected = self._run_reference()
+        self.bundle = self._run_bundle(Bundle(folder, manifest), advance)
+        self.expected = self._run_reference(advance)
 
-    def of(self, manifest: Manifest, precision: str) -> Parity:
+    def of(self, manifest: Manifest, precision: str, advance: Advance = no_progress) -> Parity:
         """The same cases with other graphs of the same folder; the reference's results are kept."""
         other = copy.copy(self)
         other._manifest, other._precision = manifest, precision
-        other.bundle = other._run_bundle(Bundle(self._folder, manifest))
+        other.bundle = other._run_bundle(Bundle(self._folder, manifest), advance)
         return other
 
     def networks(self) -> list[StageResult]:
@@ -150,15 +166,20 @@ class Parity:
         ]
 
     def answers(
-        self, gguf: Path, precision: str, threads: int, max_tokens: int = MAX_ANSWER_TOKENS
+        self,
+        gguf: Path,
+        precision: str,
+        threads: int,
+        max_tokens: int = MAX_ANSWER_TOKENS,
+        advance: Advance = no_progress,
     ) -> list[StageResult]:
         """First-token logits and greedy tokens of a GGUF file, the bundle's own embeddings injected.
 
         Args:
             precision: of the language model.
         """
-        answers = self._ask(gguf, threads, max_tokens)
-        expected = self._reference_logits(answers.token_ids)
+        answers = self._ask(gguf, threads, max_tokens, advance)
+        expected = self._reference_logits(answers.token_ids, advance)
         limit = ANSWER_LIMITS[precision] + NETWORK_ANSWER_LIMITS[self._precision]
         label = precision if self._precision == "fp32" else f"{self._precision} + {precision}"
         first = compare(
@@ -176,7 +197,7 @@ class Parity:
         spec = self._manifest.preprocess
         return preprocess(frame, spec.size, spec.resize, spec.mean, spec.std)
 
-    def _run_bundle(self, bundle: Bundle) -> Stages:
+    def _run_bundle(self, bundle: Bundle, advance: Advance) -> Stages:
         manifest = bundle.manifest
         engines = {
             name: open_engine(bundle.component_file(name), manifest.components[name])
@@ -200,9 +221,10 @@ class Parity:
                 anomaly_map = run["anomaly_map"]
                 add(stages, zero_shot_map=anomaly_map)
             add(stages, **engines["prompt_learner"].run(anomaly_map=anomaly_map))
+            advance()
         return stages
 
-    def _run_reference(self) -> Stages:
+    def _run_reference(self, advance: Advance) -> Stages:
         reference = self._reference
         text = reference.checkpoints.text_features[self._manifest.default_class]
         stages: Stages = {}
@@ -219,23 +241,24 @@ class Parity:
                 anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
                 add(stages, zero_shot_map=anomaly_map)
             add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map))
+            advance()
         return stages
 
-    def _ask(self, gguf: Path, threads: int, max_tokens: int) -> Answers:
+    def _ask(self, gguf: Path, threads: int, max_tokens: int, advance: Advance) -> Answers:
         manifest = self._manifest
         model = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads)
+        answers = []
         try:
-            answers = [
-                model.answer(embedding[0], prompts[0], max_tokens=max_tokens)
-                for embedding, prompts in zip(
-                    self.bundle["image_embedding"], self.bundle["prompt_embeddings"], strict=True
-                )
-            ]
+            for embedding, prompts in zip(
+                self.bundle["image_embedding"], self.bundle["prompt_embeddings"], strict=True
+            ):
+                answers.append(model.answer(embedding[0], prompts[0], max_tokens=max_tokens))
+                advance()
         finally:
             model.close()
         return Answers([a.first_token_logits for a in answers], [a.token_ids for a in answers])
 
-    def _reference_logits(self, answers: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    def _reference_logits(self, answers: Sequence[tuple[int, ...]], advance: Advance) -> list[np.ndarray]:
         """Teacher-forced: the reference's logits [n, vocab] at each of the bundle's n answer tokens.
 
         One pass over the language model's layers serves all cases and all tokens.
@@ -246,7 +269,8 @@ class Parity:
                 self.expected["image_embedding"], self.expected["prompt_embeddings"], answers, strict=True
             )
         ]
-        return [logits.numpy() for logits in self._reference.logits(prompts, [len(ids) for ids in answers])]
+        counts = [len(ids) for ids in answers]
+        return [logits.numpy() for logits in self._reference.logits(prompts, counts, advance)]
 
     def _reference_prompt(self, embedding: Tensor, prompts: Tensor, answer: Sequence[int]) -> Tensor:
         """Input embeddings [L, D] of a whole prompt and the answer so far."""

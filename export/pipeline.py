@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,7 +64,7 @@ from .options import ExportOptions
 from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
 from .precision import convert, remove_originals
 from .reference import Reference
-from .survey import needs_of
+from .survey import llm_share, needs_of
 from .tensor_files import CheckpointError, read_json
 from .tensorrt_plan import build_plans, check_can_build, merge, prove_plans
 from .text_features import add_text_features
@@ -136,6 +136,12 @@ class Step:
     def advance(self, _what: str = "") -> None:
         self.progress.advance(self.task)
 
+    def add(self, amount: int) -> None:
+        self.progress.advance(self.task, amount)
+
+    def reach(self, amount: int) -> None:
+        self.progress.update(self.task, completed=amount)
+
 
 def export_bundle(options: ExportOptions, console: Console | None = None) -> Report:
     """Export, prove, publish.
@@ -163,8 +169,9 @@ def export_bundle(options: ExportOptions, console: Console | None = None) -> Rep
             for plans in options.plans:
                 check_can_build(plans)
             images = calibration_images(options.calibration)
-        with steps.step("Digest the checkpoints"):
-            sources = digest_sources(options, images)
+        files = source_files(options, images)
+        with steps.step("Digest the checkpoints", total=total_bytes(files.values())) as step:
+            sources = {name: digest_file(path, step.add).sha256 for name, path in files.items()}
         with staging(options, sources=sources, about=about, classes=classes) as journal:
             folder = journal.folder
             with steps.step("Text features", total=len(classes)) as step:
@@ -235,30 +242,35 @@ def prove(
         The manifest with the networks as shipped, and the results of every comparison.
     """
     threads = torch.get_num_threads()  # one setting for all: OMP_NUM_THREADS or the cores
-    folder, precision = journal.folder, options.precision
+    folder, precision, cases = journal.folder, options.precision, sample_cases()
+    asking = len(cases) + manifest.language.layers  # steps of comparing answers
     check = (lambda results: None) if options.allow_parity_failure else require
-    with steps.step("Parity with the checkpoints"):
-        parity = Parity(reference, folder, manifest, sample_cases())
-        results = parity.networks() + parity.answers(whole, "f16", threads, num_tokens(whole, options))
+    with steps.step("Parity with the checkpoints", total=2 * len(cases) + asking) as step:
+        parity = Parity(reference, folder, manifest, cases, step.advance)
+        tokens = num_tokens(whole, options)
+        results = parity.networks() + parity.answers(whole, "f16", threads, tokens, step.advance)
         check(results)
     gguf = whole
     if precision != "fp32":
-        with steps.step(f"Networks to {precision}, and compare again"):
+        with steps.step(f"Networks to {precision}, and compare again", total=1 + len(cases)) as step:
             pixels = calibration_pixels(images, manifest.preprocess)
             change = partial(convert, folder, manifest, precision, pixels)
             components = journal.run(f"networks {precision}", change, dict[str, Component])
+            step.advance()
             manifest = msgspec.structs.replace(manifest, components=components)
-            parity = parity.of(manifest, precision)
+            parity = parity.of(manifest, precision, step.advance)
             results += parity.networks()
             check(results)
     if options.llm_quant != "f16":
         gguf = folder / GGUF_FILE
-        with steps.step(f"Language model to {options.llm_quant}"):
-            shrink = partial(quantise, whole, gguf, options.llm_quant, threads)
+        size = round(whole.stat().st_size * llm_share(options.llm_quant))
+        with steps.step(f"Language model to {options.llm_quant}", total=size) as step:
+            shrink = partial(quantise, whole, gguf, options.llm_quant, threads, step.reach)
             journal.run("quantised language model", shrink, NoneType)
     if precision != "fp32" or gguf != whole:
-        with steps.step("Answers as published"):
-            results += parity.answers(gguf, options.llm_quant, threads, num_tokens(gguf, options))
+        with steps.step("Answers as published", total=asking) as step:
+            tokens = num_tokens(gguf, options)
+            results += parity.answers(gguf, options.llm_quant, threads, tokens, step.advance)
             check(results)
     return manifest, results
 
@@ -345,6 +357,7 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
 
     Raises:
         ConfigError: nothing can be written there, or the disk is full.
+        KeyboardInterrupt: with the words for the user.
     """
     folder = staging_folder(options)
     chosen = {
@@ -361,12 +374,18 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
             except AgptError:
                 journal.discard()
                 raise
+            except KeyboardInterrupt as stop:
+                if not journal.stages:
+                    raise
+                words = "interrupted: the same command goes on from the last finished stage"
+                raise KeyboardInterrupt(words) from stop
             finally:
                 journal.close()
     except OSError as error:
+        why = error.strerror or f"a file was not written whole: {error}"  # NumPy's has no number
         raise ConfigError(
-            f"could not write the bundle at {options.out} ({error.strerror or error}): free space and run the "
-            "same command again, which goes on from the last finished stage, or choose another --out"
+            f"could not write the bundle at {options.out} ({why}): free space and run the same command again, "
+            "which goes on from the last finished stage, or choose another --out"
         ) from error
 
 
@@ -461,8 +480,12 @@ def prompt_layout() -> PromptLayout:
     )
 
 
-def digest_sources(options: ExportOptions, images: list[Path]) -> dict[str, str]:
-    """Role and file name → sha256, of every file that went into the bundle."""
+def total_bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def source_files(options: ExportOptions, images: list[Path]) -> dict[str, Path]:
+    """Role and file name → path, of every file that goes into the bundle."""
     files = {
         "imagebind": [options.imagebind],
         "vicuna": sorted(path for path in options.vicuna.iterdir() if path.is_file()),
@@ -471,9 +494,7 @@ def digest_sources(options: ExportOptions, images: list[Path]) -> dict[str, str]
         "text_features": [options.text_features] if options.text_features else [],
         "calibration": images,
     }
-    return {
-        f"{role}/{path.name}": digest_file(path).sha256 for role, paths in files.items() for path in paths
-    }
+    return {f"{role}/{path.name}": path for role, paths in files.items() for path in paths}
 
 
 def print_report(report: Report, console: Console) -> None:

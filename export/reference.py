@@ -7,7 +7,7 @@ streamed layer by layer over all prompts, so that 13B fits where one layer does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,12 +71,15 @@ class Reference:
         return self._embeddings[torch.tensor(token_ids, dtype=torch.long)].float()
 
     @torch.inference_mode()
-    def logits(self, prompts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    def logits(
+        self, prompts: Sequence[Tensor], counts: Sequence[int], advance: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
         """Logits at the last ``counts[i]`` positions of each prompt.
 
         Args:
             prompts: float32 [L_i, D], input embeddings.
             counts: how many final positions are asked for.
+            advance: called after each layer.
 
         Returns:
             float32 [counts[i], vocab] each.
@@ -86,6 +89,7 @@ class Reference:
         for index in range(config.num_hidden_layers):
             layer = self._layer(index)
             hidden = [layer(x, *self._rotary(x.shape[1])) for x in hidden]
+            advance()
         norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         norm.load_state_dict({"weight": self._source.tensors["model.norm.weight"].float()})
         head = self._source.tensors["lm_head.weight"].float()

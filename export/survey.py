@@ -58,12 +58,17 @@ class Needs:
     memory: float  # the most that is held at a time
 
     def bundle(self, precision: str) -> float:
-        return self.networks + self.language * LLM_BITS[precision] / LLM_BITS["f16"]
+        return self.networks + self.language * llm_share(precision)
 
     def disk(self, precision: str, networks: str = "fp32") -> float:
         """While exporting: what is converted lies beside what it is made from."""
         converted = self.networks * NETWORK_SHARES[networks]
         return self.bundle(precision) + converted + (self.language if precision != "f16" else 0)
+
+
+def llm_share(precision: str) -> float:
+    """Size of the language model in a precision, against float16."""
+    return LLM_BITS[precision] / LLM_BITS["f16"]
 
 
 def survey(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> list[Finding]:
@@ -175,16 +180,19 @@ def num_weights(kind: type[nn.Module], *args: object) -> int:
 
 def resources(needs: Needs) -> list[Finding]:
     """Disk and memory: what exporting takes against what this machine has."""
-    sizes = ", ".join(f"{name} {needs.bundle(name) / GB:.1f}" for name in LLM_PRECISIONS)
+    bundle = by_precision(needs.bundle)
     most = max(needs.disk(name) for name in LLM_PRECISIONS)
     free = shutil.disk_usage(Path.cwd()).free
     memory = memory_gib() * 2**30
     disk_fix = "" if free > most else "free some, or give --out on a larger disk"
     memory_fix = "" if not memory < needs.memory else "close other programs, or export on a larger machine"
     return [
-        Finding("bundle", f"GB by --llm-quant: {sizes}"),
+        Finding("bundle", f"GB by --llm-quant: {bundle}"),
         Finding(
-            "disk", f"{most / GB:.1f} GB at most while exporting, {free / GB:.1f} free here", disk_fix, False
+            "disk",
+            f"GB while exporting: {by_precision(needs.disk)}; {free / GB:.1f} free here",
+            disk_fix,
+            needed=False,
         ),
         Finding(
             "memory",
@@ -193,3 +201,8 @@ def resources(needs: Needs) -> list[Finding]:
             needed=False,
         ),
     ]
+
+
+def by_precision(size: Callable[[str], float]) -> str:
+    """ "f16 16.9, q8_0 10.6, …": gigabytes for each precision of the language model."""
+    return ", ".join(f"{name} {size(name) / GB:.1f}" for name in LLM_PRECISIONS)

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -327,14 +328,15 @@ def read_plan(folder: Path, manifest: Manifest, plan: Plan) -> bytes:
     return data
 
 
-def digest_file(path: Path) -> FileRecord:
-    """Size in bytes and sha256 of a file's content."""
+def digest_file(path: Path, progress: Callable[[int], None] = lambda num_bytes: None) -> FileRecord:
+    """Size in bytes and sha256 of a file's content; ``progress`` is told of every chunk's bytes."""
     digest = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
+            progress(len(chunk))
     return FileRecord(sha256=digest.hexdigest(), bytes=size)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import AgptError, ConfigError
+from .errors import AgptError, ConfigError, Interrupted
 from .printable import printable
 
 if TYPE_CHECKING:
@@ -72,9 +72,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        if (
+            status == EXIT_INTERRUPTED
+        ):  # typer's word for a KeyboardInterrupt; its earlier versions raise Abort
+            _complain("interrupted", status)
+    except Interrupted as stop:
+        status = _complain(str(stop), EXIT_INTERRUPTED)
     except AgptError as error:
         status = _complain(str(error), EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         status = _complain("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away (agpt run | head): nobody is left to tell.

@@ -25,5 +25,9 @@ class ConfigError(AgptError):
     """An option has a value the program cannot work with."""
 
 
+class Interrupted(AgptError):
+    """The user stopped the work; the command line exits with status 130, as for the signal."""
+
+
 class LateError(AgptError):
     """There was no time for a verdict before the part's deadline."""

@@ -1,9 +1,11 @@
 """Checkpoints with random weights in the formats that an AnomalyGPT user has on disk, the same bytes everywhere.
 
     python -m tools.random_checkpoints --seed 11 --out DIR [--layers 2] [--tiny]
+    python -m tools.random_checkpoints --size 13b --layers 40 --distinct-layers 4 --pieces 32000 --out DIR
 
 Full size is the original's but for the language model's layers and vocabulary: 5.5 GB. The weights are no model's;
-their scales keep activations sane, so that every stage computes something and a wrong one shows.
+their scales keep activations sane, so that every stage computes something and a wrong one shows. The second line is
+a 13B whose shards hold four layers' weights each, under the names of twenty: 26 GB to read, 6 GB on the disk.
 
 A tensor depends only on the seed, its name and its shape: Philox4x64-10 keyed with (seed, crc32 of the name) gives
 64-bit words; a word's four 16-bit fields, summed and centred, are an integer z of standard deviation ``SIGMA``,
@@ -17,12 +19,12 @@ import argparse
 import itertools
 import json
 import math
-import shutil
+import re
 import sys
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -39,6 +41,7 @@ MANIFEST = "manifest.json"
 STOP_ID = 2277  # where the original stops; its output row is scaled up so that random weights reach it
 STOP_SCALE = 2.0
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ TINY = Sizes(
     rank=8,
     channels=(4, 8, 8, 16, 16),
 )
+
+LLM_SIZES = {"7b": Sizes(), "13b": Sizes(hidden=5120, intermediate=13824, heads=40)}
 
 
 @dataclass(frozen=True)
@@ -289,7 +294,12 @@ class Writer:
 
 
 def write_checkpoints(
-    seed: int, folder: Path, sizes: Sizes | None = None, tokenizer: Path = TOKENIZER
+    seed: int,
+    folder: Path,
+    sizes: Sizes | None = None,
+    tokenizer: Path = TOKENIZER,
+    num_pieces: int | None = None,
+    distinct_layers: int | None = None,
 ) -> Files:
     """Write a whole set below ``folder``; a set that is there complete stays.
 
@@ -298,13 +308,18 @@ def write_checkpoints(
         folder: gets ``manifest.json`` with every tensor's crc32 last, so that a set with one is complete.
         sizes: the original's when None.
         tokenizer: sentencepiece model; the embedding has one row more ("[PAD]"), as Vicuna v0's.
+        num_pieces: fill the tokenizer up to so many pieces with unused ones; as it is when None.
+        distinct_layers: layers of the language model that a shard holds weights for; its others are the same
+            weights under other names. All when None.
     """
     sizes = sizes or Sizes()
     files = Files.below(folder)
-    described = {"seed": seed, "sizes": repr(sizes)}
+    described: dict[str, object] = {"seed": seed, "sizes": repr(sizes)}
+    chosen = {"num_pieces": num_pieces, "distinct_layers": distinct_layers}
+    described |= {name: value for name, value in chosen.items() if value is not None}
     if (folder / MANIFEST).is_file():
         found = json.loads((folder / MANIFEST).read_text())
-        if {key: found[key] for key in described} == described:
+        if {key: found[key] for key in found if key != "crc32"} == described:
             return files
         raise SystemExit(f"{folder} holds other checkpoints: choose another folder or empty it")
     for path in (files.imagebind, files.vicuna / "config.json", files.pandagpt, files.anomalygpt):
@@ -314,17 +329,33 @@ def write_checkpoints(
     torch.save(
         OrderedDict((s.name, writer.tensor("imagebind", s, torch.float32)) for s in specs), files.imagebind
     )
-    write_vicuna(writer, files.vicuna, sizes, tokenizer)
+    pieces = filled_tokenizer(tokenizer, num_pieces)
+    write_vicuna(writer, files.vicuna, sizes, pieces, distinct_layers or sizes.layers)
     write_delta(writer, "pandagpt", pandagpt_specs(sizes), files.pandagpt)
     write_delta(writer, "anomalygpt", anomalygpt_specs(sizes), files.anomalygpt)
     (folder / MANIFEST).write_text(json.dumps({**described, "crc32": writer.checksums}))
     return files
 
 
-def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: Path) -> None:
+def filled_tokenizer(path: Path, num_pieces: int | None) -> bytes:
+    """A sentencepiece model with unused pieces behind its own.
+
+    In its format (a protocol buffer) field 1 is a piece (1 text, 3 type; 5 is unused), and what is appended to the
+    message is appended to the list.
+    """
+    model = path.read_bytes()
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    for index in range(size, num_pieces or size):
+        text = f"<unused {index}>".encode()
+        piece = bytes([0x0A, len(text), *text, 0x18, 5])
+        model += bytes([0x0A, len(piece), *piece])
+    return model
+
+
+def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: bytes, distinct_layers: int) -> None:
     """A Hugging Face folder as Vicuna v0's: two float16 shards with their index, one shard in memory at a time."""
-    shutil.copyfile(tokenizer, folder / "tokenizer.model")
-    num_pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)).get_piece_size()
+    (folder / "tokenizer.model").write_bytes(tokenizer)
+    num_pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
     specs = list(llama_specs(sizes, num_pieces + 1))
     second = next(
         (
@@ -337,7 +368,7 @@ def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: Path) ->
     weight_map: dict[str, str] = {}
     total = 0
     for number, part in enumerate((specs[:second], specs[second:]), start=1):
-        shard = OrderedDict((spec.name, writer.tensor("llama", spec, torch.float16)) for spec in part)
+        shard = draw_shard(writer, part, distinct_layers)
         torch.save(shard, folder / f"pytorch_model-0000{number}-of-00002.bin")
         weight_map |= dict.fromkeys(shard, f"pytorch_model-0000{number}-of-00002.bin")
         total += sum(tensor.numel() * tensor.element_size() for tensor in shard.values())
@@ -367,6 +398,18 @@ def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: Path) ->
         (folder / name).write_text(json.dumps(content, indent=2))
 
 
+def draw_shard(writer: Writer, specs: Iterable[Spec], distinct_layers: int) -> OrderedDict[str, Tensor]:
+    """Name → tensor; layers beyond the distinct ones share storages with them, and torch.save writes each once."""
+    drawn: dict[str, Tensor] = {}
+    shard = OrderedDict()
+    for spec in specs:
+        source = LAYER.sub(lambda match: f"layers.{int(match[1]) % distinct_layers}.", spec.name)
+        if source not in drawn:
+            drawn[source] = writer.tensor("llama", replace(spec, name=source), torch.float16)
+        shard[spec.name] = drawn[source]
+    return shard
+
+
 def write_delta(writer: Writer, role: str, specs: Iterable[Spec], path: Path) -> None:
     """float16 parameters, views into one flat storage labelled cuda:0: what saving under DeepSpeed leaves."""
     tensors = [(spec.name, writer.tensor(role, spec, torch.float16)) for spec in specs]
@@ -386,12 +429,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=Sizes().layers, help="of the language model; 7B has 32")
+    parser.add_argument("--size", choices=LLM_SIZES, default="7b", help="the language model's width")
+    parser.add_argument("--layers", type=int, default=Sizes().layers, help="7B has 32, 13B has 40")
+    parser.add_argument("--distinct-layers", type=int, help="with weights of their own in each shard; all")
+    parser.add_argument("--pieces", type=int, help="of the vocabulary, the further ones unused; 2400")
     parser.add_argument("--tiny", action="store_true", help="a few megabytes, for tests")
     options = parser.parse_args(arguments)
-    base = TINY if options.tiny else Sizes()
-    sizes = Sizes(**{**vars(base), "layers": options.layers})
-    print(*vars(write_checkpoints(options.seed, options.out, sizes)).values(), sep="\n", file=sys.stdout)
+    sizes = replace(TINY if options.tiny else LLM_SIZES[options.size], layers=options.layers)
+    files = write_checkpoints(
+        options.seed,
+        options.out,
+        sizes,
+        num_pieces=options.pieces,
+        distinct_layers=options.distinct_layers,
+    )
+    print(*vars(files).values(), sep="\n", file=sys.stdout)
 
 
 if __name__ == "__main__":

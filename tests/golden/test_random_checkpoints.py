@@ -6,13 +6,15 @@ import importlib
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.export.checkpoints import open_checkpoints
+from anomalygpt_edge.export.checkpoints import open_checkpoints, open_llama
+from anomalygpt_edge.export.gguf_llm import read_vocabulary
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
 
@@ -85,3 +87,25 @@ def test_a_set_is_kept_and_another_seed_is_another_set(tiny_set, tmp_path):
     first, second = (torch.load(files.anomalygpt, map_location="cpu") for files in (tiny_set, other))
     assert first.keys() == second.keys()
     assert not any(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_layers_that_share_weights_and_pieces_that_are_unused(tmp_path):
+    """A large model to read that is small on the disk, with a vocabulary of the true length."""
+    sizes = replace(generator.TINY, layers=8)
+    whole, shared = (
+        generator.write_checkpoints(5, tmp_path / name, sizes, num_pieces=2500, distinct_layers=distinct)
+        for name, distinct in (("whole", None), ("shared", 2))
+    )
+    stored = [sum(file.stat().st_size for file in files.vicuna.glob("*.bin")) for files in (whole, shared)]
+    assert stored[1] < 0.7 * stored[0]
+    (config, tensors), (same_config, shared_tensors) = open_llama(whole.vicuna), open_llama(shared.vicuna)
+    assert config == same_config
+    assert config.vocab_size == 2501
+    assert tensors.shapes == shared_tensors.shapes
+    name = "model.layers.{}.mlp.up_proj.weight".format
+    assert torch.equal(shared_tensors[name(0)], shared_tensors[name(2)])
+    assert torch.equal(shared_tensors[name(0)], shared_tensors[name(6)])
+    assert not torch.equal(shared_tensors[name(0)], shared_tensors[name(1)])
+    vocabulary = read_vocabulary(shared.vicuna / "tokenizer.model", config.vocab_size)
+    assert vocabulary.pieces[2400] == b"<unused 2400>"
+    assert set(vocabulary.types[2400:]) == {5}
