@@ -1,7 +1,8 @@
 """How fast does the demo line run, and where does the time go?
 
 Parts are drawn beforehand and inspected back to back, sentence included, each with its product's memory bank.
-One line of the table is one stage of ``Inspector.inspect``; "whole" is what the line waits for.
+One line of the table is one stage of ``Inspector.inspect``; "whole" is what the line waits for. "NumPy" is the median
+where the compiled kernels are replaced by their NumPy references, in turns with them.
 
     python benchmarks/demo_line.py [--bundle DIR] [--inspections 500] [--threads N] [--device NAME]
 """
@@ -16,6 +17,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,12 +26,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from anomalygpt_edge import kernels
 from anomalygpt_edge.runtime.cameras import Frame, open_camera
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
 from anomalygpt_edge.runtime.run import enroll_demo_products, identify
 
 RESULTS = Path(__file__).parent / "results"
+NUM_COMPARED = 100  # inspections with the NumPy references, each followed by one with the kernels
 NUM_FRAMES = 60  # drawn once and inspected in turn
 WARM_UP = 20
 SHARES = (50, 90, 99, 99.9)
@@ -85,6 +89,7 @@ def measure(options: argparse.Namespace) -> dict:
         started = time.perf_counter()
         rows = [inspect(frames[index % len(frames)]) for index in range(options.inspections)]
         seconds = time.perf_counter() - started
+        counted = dict(statuses)
         return {
             "device": options.device,
             "processor": processor_name(),
@@ -96,9 +101,31 @@ def measure(options: argparse.Namespace) -> dict:
             "bundle_sha256": identify(inspector.bundle).bundle_sha256,
             "inspections": options.inspections,
             "inspections_per_second": round(options.inspections / seconds, 2),
-            "statuses": statuses,
+            "statuses": counted,
             "stages_ms": {stage: spread([row.get(stage, 0.0) for row in rows]) for stage in rows[0]},
+            "in_turns_p50_ms": compare(inspect, frames, min(NUM_COMPARED, options.inspections)),
         }
+
+
+def compare(
+    inspect: Callable[[Frame], dict[str, float]], frames: list[Frame], count: int
+) -> dict[str, dict[str, float]]:
+    """Medians by stage with the NumPy references and with the kernels, the same frames in turns."""
+    rows: dict[str, list[dict[str, float]]] = {"reference": [], kernels.active(): []}
+    for index in range(
+        -2, count
+    ):  # the first two are not counted: a bank is laid out for each implementation
+        for name, found in rows.items():
+            with kernels.using(name):
+                row = inspect(frames[index % len(frames)])
+            if index >= 0:
+                found.append(row)
+    return {
+        name: {
+            stage: round(float(np.median([row.get(stage, 0.0) for row in found])), 3) for stage in found[0]
+        }
+        for name, found in rows.items()
+    }
 
 
 def spread(times_ms: list[float]) -> dict[str, float]:
@@ -129,9 +156,12 @@ def print_table(results: dict) -> None:
     columns = list(results["stages_ms"]["whole"])
     for name in columns:
         table.add_column(name, justify="right")
+    in_turns = results["in_turns_p50_ms"]
+    for name in in_turns:
+        table.add_column(f"{name}, p50" if name != "reference" else "NumPy, p50", justify="right")
     for stage, figures in results["stages_ms"].items():
-        style = "bold" if stage == "whole" else ""
-        table.add_row(stage, *(f"{figures[name]:.2f}" for name in columns), style=style)
+        values = [figures[name] for name in columns] + [each[stage] for each in in_turns.values()]
+        table.add_row(stage, *(f"{value:.2f}" for value in values), style="bold" if stage == "whole" else "")
     console = Console()
     console.print(table)
     rate = results["inspections_per_second"]

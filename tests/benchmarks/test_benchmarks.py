@@ -70,6 +70,8 @@ def test_demo_line_accounts_for_its_time(tiny_bundle, tmp_path):
     assert whole["p50"] <= whole["p99"] <= whole["max"]
     assert sum(figures["statuses"].values()) == 6
     assert figures["inspections_per_second"] > 0
+    assert "reference" in figures["in_turns_p50_ms"]
+    assert all(0 < each["preprocess"] < each["whole"] for each in figures["in_turns_p50_ms"].values())
 
 
 def test_calibration_draws_what_it_measures(tmp_path):

@@ -119,6 +119,15 @@ def test_absent_sources_bundles_and_images(call, tmp_path, parts):
         (["eval", tmp_path / "absent", parts / "a.png"], "not a folder"),
         (["eval", tmp_path / "absent", empty], "neither layout"),
         (["enroll", "--name", "x", "--normal", empty, "--out", tmp_path / "r.toml"], "holds no image"),
+        (
+            ["enroll", "--name", "x", "--out", "x.toml", "--normal", parts / "a.png", "--tiles", "3y"],
+            "like 3x3",
+        ),
+        (
+            ["enroll", "--name", "x", "--out", "x.toml", "--normal", parts / "a.png", "--region", "a=1,2"],
+            "NAME=x,y,width,height",
+        ),
+        (["eval", parts, parts, "--tiles", "0x0"], "--tiles"),
         (["verify", tmp_path / "absent"], "no bundle at"),
     ]:
         result = call(*arguments)
@@ -173,6 +182,39 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     status, said, _ = call("verify", tiny_bundle)
     assert status == 0
     assert "encoder.onnx" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "rows", "exact"),
+    [
+        (["--storage", "float16"], np.float16, 512, 1e-3),
+        (["--storage", "int8"], np.int8, 512, 1e-2),
+        (["--max-patches", 100], np.float32, 100, None),
+        (["--storage", "int8", "--max-patches", 64, "--tiles", "2x2"], np.int8, 64, None),
+        (["--tiles", "2x2"], np.float32, 4 * 512, 1e-3),
+        (["--region", "left=0,0,20,30", "--region", "right=25,5,20,20,15"], np.float32, 512, 1e-3),
+    ],
+)
+def test_enroll_stores_the_bank_that_is_asked_for(
+    call, tiny_bundle, parts, tmp_path, options, dtype, rows, exact
+):
+    (parts / "b.png").unlink()
+    recipe = tmp_path / "recipe.toml"
+    bundle = ("--bundle", tiny_bundle, "--threads", 1)
+    status, _, error = call("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *options, *bundle)
+    assert status == 0, error
+    with np.load(tmp_path / "recipe.bank.npz") as bank:
+        assert bank["features"].dtype == dtype
+        assert bank["features"].shape[1:3] == (4, rows)
+        assert ("scales" in bank) == (dtype == np.int8)
+        assert ("origins" in bank) == ("--max-patches" in options)
+    out = tmp_path / "out"
+    assert call("run", "--source", parts, "--recipe", recipe, "--out", out, *bundle)[0] == 0
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert {record["status"] for record in records} == {"FAIL"}
+    if exact:
+        assert all(record["peak"] < exact for record in records), "a part is no distance from itself"
+    assert len(list((out / "overlays").iterdir())) == 2
 
 
 def test_the_demo_line_says_what_was_caught(call, tiny_bundle, tmp_path):
