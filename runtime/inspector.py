@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -23,10 +23,10 @@ from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, ConfigError, LateError, RecipeError
 from .images import check_frame
 from .language import Answer, LanguageModel, Part
-from .localise import find_regions, find_regions_of_views, half_way_level, places_agree, read_map
+from .localise import find_regions, find_regions_of_views, half_way_level, place_name, places_agree, read_map
 from .memory_bank import MemoryBank, Storage, load_bank
 from .recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
-from .verdict import Region, Status, Verdict, ViewResult
+from .verdict import Likeness, Region, Status, Verdict, ViewResult
 from .views import WHOLE, Layout, View
 
 MAX_DEFAULT_THREADS = 8
@@ -55,6 +55,13 @@ class Product:
     operating_point: OperatingPoint | None = None
     without_verdict: WithoutVerdict = "no_result"
     layout: Layout = WHOLE
+
+
+class Matches(NamedTuple):
+    """Of every patch of every view, how far the normal samples are from it, and which of their patches are nearest."""
+
+    distance: np.ndarray  # float32 [views, P]
+    nearest: np.ndarray  # int32 [views, T, P], rows of the memory bank
 
 
 class Inspector:
@@ -238,7 +245,7 @@ class Inspector:
         with stages.timed("encode"):
             image_embeddings, patch_features = self._encode(pixels)
         with stages.timed("localise"):
-            maps = self._localise(patch_features)
+            maps, matches = self._localise(patch_features)
             seen = self._read(maps, views)
             found.update(self._summary(seen), rung="map")
             regions = self._regions(seen, maps, frame.shape[:2])
@@ -250,7 +257,7 @@ class Inspector:
         with stages.timed("judge"):
             answers = self._judge(self._parts(image_embeddings, prompt_embeddings, seen), budget)
         with stages.timed("decide"):
-            found.update(self._decide(seen, answers, regions))
+            found.update(self._decide(seen, answers, regions, matches))
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
         """The model's answer to any question about a frame.
@@ -288,7 +295,7 @@ class Inspector:
         """What the language model is given of each view of a frame; errors as for ``part``."""
         views = self._views(frame)
         image_embeddings, patch_features = self._encode(self._preprocess(frame, views))
-        maps = self._localise(patch_features)
+        maps, _ = self._localise(patch_features)
         return self._parts(image_embeddings, self._prompt(maps), self._read(maps, views))
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
@@ -314,7 +321,7 @@ class Inspector:
         question = question or self.product.question
         pixels = self._preprocess(frame, self._views(frame))
         image_embedding, patch_features = self._encode(pixels)
-        anomaly_map = self._localise(patch_features)
+        anomaly_map, _ = self._localise(patch_features)
         prompt_embeddings = self._prompt(anomaly_map)
         answer = self._language.answer(image_embedding[0], prompt_embeddings[0], question, max_tokens)
         return {
@@ -355,13 +362,14 @@ class Inspector:
         outputs = self._networks["encoder"].run(pixels=pixels)
         return outputs["image_embedding"], outputs["patch_features"]
 
-    def _localise(self, patch_features: np.ndarray) -> np.ndarray:
-        """→ anomaly maps [views, S, S]: distance to the normal samples, or text features without any."""
+    def _localise(self, patch_features: np.ndarray) -> tuple[np.ndarray, Matches | None]:
+        """→ anomaly maps [views, S, S]: distance to the normal samples, and to which; without any to texts."""
         if self.product.bank is not None:
-            distance = self.product.bank.distance(patch_features, self._threads)
-            return upsample(distance, self.bundle.manifest.preprocess.size, threads=self._threads)
+            distance, nearest = self.product.bank.match(patch_features, self._threads)
+            size = self.bundle.manifest.preprocess.size
+            return upsample(distance, size, threads=self._threads), Matches(distance, nearest)
         inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
-        return self._networks["decoder"].run(**inputs)["anomaly_map"]
+        return self._networks["decoder"].run(**inputs)["anomaly_map"], None
 
     def _read(self, maps: np.ndarray, views: Sequence[View]) -> list[ViewResult]:
         """What each view's map shows.
@@ -426,7 +434,11 @@ class Inspector:
         return answers
 
     def _decide(
-        self, seen: Sequence[ViewResult], answers: Sequence[Answer], regions: tuple[Region, ...]
+        self,
+        seen: Sequence[ViewResult],
+        answers: Sequence[Answer],
+        regions: tuple[Region, ...],
+        matches: Matches | None,
     ) -> dict[str, Any]:
         """The language model decides, or its p(anomaly) at the recipe's operating point; the maps only say where."""
         names = [view.name for view in seen]
@@ -446,8 +458,23 @@ class Inspector:
             "views": () if self.product.layout.is_whole else tuple(judged),
             "regions": () if self._trained_level is None and found["status"] is not Status.FAIL else regions,
             "agreement": places_agree(answer.text, view.regions) if answer.affirmative else None,
+            "most_like": self._most_like(seen, deciding, matches) if found["status"] is Status.FAIL else None,
             "rung": "sentence" if all(each.complete for each in answers) else "verdict",
         }
+
+    def _most_like(self, seen: Sequence[ViewResult], index: int, matches: Matches | None) -> Likeness | None:
+        """What the most anomalous patch of a view was compared with."""
+        if matches is None or self.product.bank is None:
+            return None
+        worst = int(matches.distance[index].argmax())
+        number = self.product.bank.most_like(index, matches.nearest[index, :, worst])
+        grid = self.bundle.manifest.vision.grid
+        number, patch = divmod(number, grid**2)
+        shared = len(self.product.bank.features) == 1
+        sample, view = divmod(number, len(seen)) if shared else (number, index)
+        row, column = divmod(patch, grid)
+        place = place_name((row + 0.5) / grid, (column + 0.5) / grid)
+        return Likeness(sample + 1, seen[view].name, place, (row, column))
 
     def _level(self, anomaly_map: np.ndarray) -> float:
         """Where a region begins: the bundle's operating level, or half way to the peak where none was chosen."""

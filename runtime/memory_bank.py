@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..kernels import Bank, coreset, match, normalise, prepare_bank
+from ..kernels import Bank, coreset, match, most_like, normalise, prepare_bank
 from .bundle import Bundle, digest_file
 from .errors import RecipeError
 from .recipe import MemoryBankRecord, write_whole
@@ -44,7 +44,7 @@ class MemoryBank:
         scales = np.ones(self.features.shape[:3], np.float32) if self.scales is None else self.scales
         return tuple(map(Bank, np.ascontiguousarray(self.features), scales))
 
-    def distance(self, patch_features: np.ndarray, threads: int) -> np.ndarray:
+    def match(self, patch_features: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """``kernels.match`` of a frame's views with their patches.
 
         Args:
@@ -52,16 +52,29 @@ class MemoryBank:
             threads: at most this many.
 
         Returns:
-            float32 [views, P].
+            Distances, float32 [views, P], and the rows that were nearest in each tap, int32 [views, T, P].
 
         Raises:
             ValueError: another number of views than the bank has patches for.
         """
         banks = self.prepared
         if len(banks) == 1:
-            return match(patch_features, banks[0], threads=threads)
+            return match(patch_features, banks[0], indices=True, threads=threads)
         pairs = zip(patch_features[:, None], banks, strict=True)
-        return np.concatenate([match(view, bank, threads=threads) for view, bank in pairs])
+        found = [match(view, bank, indices=True, threads=threads) for view, bank in pairs]
+        distances, nearest = zip(*found, strict=True)
+        return np.concatenate(distances), np.concatenate(nearest)
+
+    def most_like(self, view: int, nearest: np.ndarray) -> int:
+        """Which patch of the samples, counted as ``origins`` are, a patch of a view is most like.
+
+        Args:
+            view: its index.
+            nearest: int32 [T], the rows nearest to the patch in each tap.
+        """
+        if self.origins is not None:
+            nearest = self.origins[view if len(self.features) > 1 else 0, np.arange(len(nearest)), nearest]
+        return most_like(nearest)
 
     @classmethod
     def from_features(

@@ -41,6 +41,15 @@ class ViewRecord(Schema, frozen=True):
     peak: float | None
 
 
+class LikenessRecord(Schema, frozen=True):
+    """The spot of a normal sample that the most anomalous patch is most like."""
+
+    sample: int  # in the order in which they were enrolled, from 1
+    view: str
+    place: str
+    patch: tuple[int, int]  # row and column, from 0
+
+
 class Identity(Schema, frozen=True):
     """What inspected: it goes into every record."""
 
@@ -65,6 +74,7 @@ class Record(Schema, frozen=True, kw_only=True):
     regions: list[RegionRecord]
     view: str = ""  # the region or tile that decided; "" for the whole frame
     views: list[ViewRecord] = []  # empty where frames are looked at as a whole
+    most_like: LikenessRecord | None = None
     agreement: bool | None
     decided_by: Literal["answer", "operating point", "map"] | None = None
     contradiction: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
@@ -34,6 +34,16 @@ class Region:
     place: str  # the 3×3 cell of the inspected image ("top left") in the model's words; of several views, the frame's
     area_px: float  # in frame pixels
     peak: float  # the map's largest value inside
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The spot of a normal sample that the most anomalous patch is most like."""
+
+    sample: int  # in the order in which they were enrolled, from 1
+    view: str  # the sample's region or tile; "" for the whole frame
+    place: str  # of the patch in it, in the model's words
+    patch: tuple[int, int]  # its row and column there, from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +92,7 @@ class Verdict:
         frame_size: (height, width) of the frame in pixels.
         resize: how the frame, or each view, was fitted to its map ("crop" or "stretch").
         view: the region or tile that decides: the most anomalous of those with the verdict; "" for the whole frame.
+        most_like: what the most anomalous patch of ``view`` was compared with; None for a PASS, and zero-shot.
         views: each of them; empty where frames are looked at as a whole.
 
     What was not reached before a NO_RESULT is None or empty.
@@ -105,6 +116,7 @@ class Verdict:
     costs_ms: dict[str, float] = field(default_factory=dict)
     view: str = ""
     views: tuple[ViewResult, ...] = ()
+    most_like: Likeness | None = None
 
     def map_in_frame(self, outside: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
         """The anomaly map over the frame, those of several views blended: float32 [H, W], bilinear.
@@ -144,6 +156,7 @@ class Verdict:
                 }
                 for view in self.views
             ],
+            "most_like": self.most_like and asdict(self.most_like),
             "agreement": self.agreement,
             "decided_by": self.decided_by,
             "contradiction": self.contradiction,

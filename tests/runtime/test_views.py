@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.kernels import Box, split_grid
+from anomalygpt_edge.kernels import Box, normalise, split_grid
 from anomalygpt_edge.runtime.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.decide import decide, decide_views
@@ -245,6 +245,49 @@ def test_a_normal_sample_is_normal_in_every_view(inspector: Inspector, recipes: 
     for kind in recipes:
         inspector.use(recipes[kind])
         assert inspector.inspect(frame(2)).peak == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["whole", "tiles", "regions"])
+@pytest.mark.parametrize("max_patches", [None, 300])
+def test_an_anomalous_patch_says_which_normal_spot_it_is_most_like(
+    inspector: Inspector, recipes: dict[str, Path], kind: str, max_patches: int | None
+) -> None:
+    """Against plain arithmetic over the samples' own features, coreset or not."""
+    inspector.use(recipes[kind] if kind != "whole" else None)
+    normals = [frame(1), frame(2), frame(3)]
+    bank = inspector.make_bank(normals, max_patches=max_patches)
+    inspector.use(bank)
+    verdict = inspector.inspect(frame(7))
+    names = [view.name for view in verdict.views] or [""]
+    deciding = names.index(verdict.view)
+
+    def taps(image: np.ndarray) -> np.ndarray:
+        return normalise(inspector._encode(inspector._preprocess(image, inspector._views(image)))[1])
+
+    query, known = (
+        taps(frame(7))[deciding],
+        np.stack([taps(image) for image in normals]),
+    )  # [K, views, T, P, V]
+    if kind == "regions":
+        known = known[:, deciding : deciding + 1]
+    known = known.swapaxes(1, 2).swapaxes(0, 1).reshape(4, -1, 32)  # [T, samples × views × patches, V]
+    rows = (
+        [slice(None)] * 4
+        if bank.origins is None
+        else list(bank.origins[deciding if kind == "regions" else 0])
+    )
+    similarity = [query[tap] @ known[tap][rows[tap]].T for tap in range(4)]
+    worst = int(np.mean([each.max(axis=1) for each in similarity], axis=0).argmin())
+    best = [np.arange(known.shape[1])[rows[tap]][similarity[tap][worst].argmax()] for tap in range(4)]
+    votes = [best.count(number) for number in best]
+    number = next(one for one, count in zip(best[::-1], votes[::-1], strict=True) if count == max(votes))
+    number, patch = divmod(int(number), 256)
+    sample, view = (number, deciding) if kind == "regions" else divmod(number, len(names))
+    like = verdict.most_like
+    assert (like.sample, like.view, like.patch) == (sample + 1, names[view], divmod(patch, 16))
+    assert verdict.to_record()["most_like"]["sample"] == sample + 1
+    inspector.use(None)
+    assert inspector.inspect(frame(7)).most_like is None, "zero-shot there is nothing to be like"
 
 
 def test_tiles_share_their_patches_and_regions_do_not(inspector: Inspector, recipes: dict[str, Path]) -> None:
