@@ -253,7 +253,7 @@ def check_vision_config(config: VisionConfig, tensors: Tensors) -> None:
     if not config.tap_layers or max(config.tap_layers) >= config.depth or min(config.tap_layers) < 0:
         raise CheckpointError(
             f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, "
-            "or a  tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
+            "or a tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
         )
     if not 0 <= config.neighbourhood <= 1:
         raise CheckpointError(
@@ -469,7 +469,8 @@ def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) 
     learner = module_shapes(PromptLearner, config.prompt_learner)
     expected = {f"image_decoder.{name}": shape for name, shape in decoder.items()}
     expected |= {f"prompt_learner.{name}": shape for name, shape in learner.items()}
-    check_keys(anomalygpt.path, anomalygpt.shapes, expected, "it does not belong to this ImageBind")
+    cause = "it is no AnomalyGPT delta as published, or not for this ImageBind"
+    check_keys(anomalygpt.path, anomalygpt.shapes, expected, cause)
 
 
 def read_text_features(path: Path, embed_dim: int) -> dict[str, np.ndarray]:

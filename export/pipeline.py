@@ -510,14 +510,20 @@ def print_report(report: Report, console: Console) -> None:
         error = f"{result.error:.1e}" if math.isfinite(result.error) else "not finite"
         verdict = "ok" if result.passed else "[red]FAILED"
         stages.add_row(result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", verdict)
-    total = sum(record.bytes for record in manifest.files.values()) / 1e6
+    total = sum(record.bytes for record in manifest.files.values())
     console.print(files, stages)
     for engine, figures in manifest.parity.get("engines", {}).items():
         if not figures["compared"]:
             console.print(
                 f"plans for {engine} were not compared: {figures['reason']}; agpt verify does, on the device"
             )
-    console.print(
-        f"{total:.0f} MB in {report.seconds:.0f} s; {len(manifest.classes)} classes; runs with onnxruntime and "
-        f"llama-cpp-python, without torch: agpt run --bundle {report.bundle}"
+    engines = " or ".join(
+        ["onnxruntime", *dict.fromkeys(plan.engine for plans in manifest.plans.values() for plan in plans)]
     )
+    for line in (
+        f"{total / 1e6:.0f} MB in {report.seconds:.0f} s; classes: {', '.join(manifest.classes)}",
+        f"needs {engines}, llama-cpp-python, NumPy and OpenCV, no torch, and memory for all of it: "
+        f"more than {total / GB:.1f} GB",
+        f"try it: agpt run --bundle {report.bundle}",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)

@@ -22,6 +22,8 @@ MAX_INDEX_BYTES = 64 << 20
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
+ZIP, PICKLE = b"PK", b"\x80"  # what the files of torch.save begin with, since 1.6 and before
+
 Shape = tuple[int, ...]
 
 
@@ -131,9 +133,15 @@ def _open_pickle(path: Path) -> Tensors:
 
 def _load_pickle(path: Path) -> object:
     """Tensors and plain containers only; memory-mapped when the file has torch's zip layout."""
-    zipped = path.open("rb").read(2) == b"PK"
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and start != ZIP and start[:1] != PICKLE:
+        raise CheckpointError(
+            f"{path} is no torch checkpoint (a web page, or a Git LFS pointer in the file's place?): "
+            "download the file itself"
+        )
     try:
-        return torch.load(path, map_location="cpu", mmap=zipped or None, weights_only=True)
+        return torch.load(path, map_location="cpu", mmap=(start == ZIP) or None, weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(

@@ -120,6 +120,15 @@ def test_empty_file_missing_file_missing_shard(originals, tmp_path, copy_of):
     assert "imagebind_huge.pth is not there" in failure(copied.paths)
 
 
+@pytest.mark.parametrize(
+    "text", ["<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1\noid sha256:1"]
+)
+def test_what_was_downloaded_instead_of_the_file(originals, tmp_path, copy_of, text):
+    copied = copy_of(originals, tmp_path)
+    copied.anomalygpt.write_text(text)
+    assert "is no torch checkpoint (a web page, or a Git LFS pointer" in failure(copied.paths)
+
+
 class Payload:
     def __reduce__(self):
         return os.system, ("touch poisoned",)
@@ -127,11 +136,16 @@ class Payload:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_pickle_with_code_is_refused(originals, tmp_path, copy_of, save, monkeypatch):
+@pytest.mark.parametrize("role", ["imagebind", "vicuna", "pandagpt", "anomalygpt"])
+def test_pickle_with_code_is_refused(originals, tmp_path, copy_of, role, save, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copied = copy_of(originals, tmp_path)
-    save(OrderedDict({"llama_proj.weight": Payload()}), copied.pandagpt)
-    assert "holds code besides tensors" in failure(copied.paths)
+    path = getattr(copied, role)
+    path = path / "pytorch_model-00002-of-00002.bin" if role == "vicuna" else path
+    save(OrderedDict({"llama_proj.weight": Payload()}), path)
+    message = failure(copied.paths)
+    assert "holds code besides tensors" in message
+    assert str(path) in message
     assert not (tmp_path / "poisoned").exists()
 
 
@@ -152,6 +166,27 @@ def test_renamed_missing_and_extra_keys(originals, tmp_path, copy_of):
     message = failure(copied.paths)
     assert f"lacks {key}" in message
     assert f"unexpected {key}_renamed" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("vicuna/pytorch_model-00002-of-00002.bin", None),  # not in the index: nobody reads it
+        ("pandagpt.pt", "unexpected key extra.weight: this is not a PandaGPT delta as published"),
+        ("anomalygpt.pt", "has unexpected extra.weight"),
+        (
+            "imagebind_huge.pth",
+            "has unexpected extra.weight: the file is not the unmodified imagebind_huge.pth",
+        ),
+    ],
+)
+def test_extra_keys_are_named(originals, tmp_path, copy_of, file, words):
+    copied = copy_of(originals, tmp_path)
+    edit_pickle(copied.imagebind.parent / file, lambda d: d.__setitem__("extra.weight", torch.ones(2)))
+    if words is None:
+        open_checkpoints(*copied.paths)
+    else:
+        assert words in failure(copied.paths)
 
 
 def test_swapped_files_are_named(originals):
@@ -199,12 +234,28 @@ def test_wrong_shape_is_named(originals, tmp_path, copy_of):
     assert "(32, 63) instead of (32, 64)" in message
 
 
-def test_nan_is_named(originals, tmp_path, copy_of):
+LORA_B = "llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("imagebind_huge.pth", "modality_trunks.vision.blocks.31.mlp.fc2.bias"),
+        ("vicuna/pytorch_model-00001-of-00002.bin", "model.layers.0.mlp.up_proj.weight"),
+        ("pandagpt.pt", LORA_B),
+        ("pandagpt.pt", "llama_proj.bias"),
+        ("anomalygpt.pt", "image_decoder.fc.3.weight"),
+        ("anomalygpt.pt", "prompt_learner.base_prompts"),
+    ],
+)
+def test_a_value_that_is_no_number_is_named(originals, tmp_path, copy_of, file, key, value):
     copied = copy_of(originals, tmp_path)
-    key = "model.layers.0.mlp.up_proj.weight"
-    shard = copied.vicuna / "pytorch_model-00001-of-00002.bin"
-    edit_pickle(shard, lambda d: d[key].view(-1).__setitem__(7, float("nan")))
-    assert f"{key} holds NaN" in failure(copied.paths)
+    path = copied.imagebind.parent / file
+    edit_pickle(path, lambda d: d[key].detach().view(-1).__setitem__(-1, float(value)))
+    message = failure(copied.paths)
+    assert f"{key} holds NaN or infinite values" in message
+    assert str(path.parent if "vicuna" in file else path) in message
 
 
 def test_config_of_another_model(originals, tmp_path, copy_of):

@@ -261,6 +261,9 @@ def test_command_exports_and_reports(small, tmp_path, exported_networks, capsys)
     printed = capsys.readouterr().out
     assert "Parity with the checkpoints" in printed
     assert "answer_tokens f16" in printed
+    assert "classes: object, metal nut" in printed
+    assert "needs onnxruntime, llama-cpp-python, NumPy and OpenCV, no torch" in printed
+    assert f"try it: agpt run --bundle {tmp_path / 'bundle'}\n" in printed  # in one line, to be copied
     assert open_bundle(tmp_path / "bundle").manifest.name == "anomalygpt"
 
 

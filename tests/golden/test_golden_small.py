@@ -13,6 +13,7 @@ import pytest
 
 from anomalygpt_edge.export.checkpoints import open_networks
 from anomalygpt_edge.export.gguf_llm import write_gguf
+from anomalygpt_edge.export.parity import ANSWER_LIMITS, TOLERANCES
 from anomalygpt_edge.export.pipeline import PIXEL_MEAN, PIXEL_STD, prompt_layout
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.runtime.bundle import Language
@@ -22,6 +23,17 @@ from anomalygpt_edge.runtime.language import INJECTED, LanguageModel
 HERE = Path(__file__).parent
 INDEX = json.loads((HERE / "golden.json").read_text())
 CASES = {case["id"]: case for case in INDEX["cases"]}
+
+FP32 = TOLERANCES["fp32"]
+# README's words for the stages → the largest error that an export may have.
+STAGES = {
+    "image embedding": FP32["image_embedding"].limit,
+    "patch features": FP32["patch_features"].limit,
+    "anomaly map": FP32["zero_shot_map"].limit,
+    "prompt embeddings": FP32["prompt_embeddings"].limit,
+    "answer logits, f16": ANSWER_LIMITS["f16"],
+    "answer logits, q8_0": ANSWER_LIMITS["q8_0"],
+}
 
 sys.path.insert(0, str(HERE.parents[1]))  # tools is never installed
 generator = importlib.import_module("tools.random_checkpoints")
@@ -76,3 +88,15 @@ def test_no_word_is_cut_from_an_answer(language):
 
 def test_copy_is_compact():
     assert sum(path.stat().st_size for path in HERE.rglob("*") if path.suffix != ".py") <= 8_000_000
+
+
+def test_readme_states_the_gate_that_exports_pass():
+    """One table of tolerances, in export/parity.py; README's figures are held against the same limits."""
+    readme = (HERE.parents[1] / "README.md").read_text().split("**Equal to the original**")[1].split("**")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in readme.splitlines()
+        if line.count("|") == 4
+    ]
+    allowed = {stage: float(limit) for stage, _, limit in rows if stage in STAGES}
+    assert allowed == STAGES
