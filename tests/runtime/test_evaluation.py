@@ -22,13 +22,16 @@ from anomalygpt_edge.runtime.evaluation import (
     class_of,
     encode_once,
     evaluate_category,
+    frame_map_size,
     mask_as_seen,
     parse_shots,
     print_table,
     write_json,
 )
+from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.memory_bank import MemoryBank
 from anomalygpt_edge.runtime.verdict import Status, Verdict
+from anomalygpt_edge.runtime.views import Layout, Tiles
 
 SIZE = 32
 
@@ -123,6 +126,27 @@ def test_figures_are_scikit_learns(category):
     # Zero-shot maps are half as strong: all pass.
     assert figures["0"].accuracy == pytest.approx(4 / 9)
     assert figures["0"].pixel_auroc == pytest.approx(few.pixel_auroc)
+
+
+def test_tiles_are_scored_over_the_whole_frame(category, tiny_bundle):
+    tiles = Tiles(rows=2, columns=2, overlap=0.2)
+    with Inspector.open(tiny_bundle, threads=1) as inspector:
+        found = evaluate_category(inspector, category, [0, 1], None, seed=0, layout=Layout(tiles=tiles))
+        labels, scores, maps, masks = [], [], [], []
+        for sample in (each for each in category.tests if each.image.stem != "torn"):
+            verdict = inspector.inspect(cv2.imread(str(sample.image)))  # with the bank of one shot still
+            assert len(verdict.views) == 4
+            labels.append(sample.anomalous)
+            scores.append(max(view.score for view in verdict.views))
+            if sample.mask or not sample.anomalous:
+                maps.append(verdict.map_in_frame().ravel())
+                truth = cv2.imread(str(sample.mask), 0) if sample.mask else np.zeros((SIZE, SIZE))
+                masks.append(truth.ravel() > 0)
+    assert found["1"].image_auroc_top1 == pytest.approx(roc_auc_score(labels, scores))
+    pixels = roc_auc_score(np.concatenate(masks), np.concatenate(maps))
+    assert found["1"].pixel_auroc == pytest.approx(pixels, abs=1e-6)
+    assert found["0"].num_no_result == 1  # the torn picture
+    assert frame_map_size((1080, 1920)) == (288, 512)
 
 
 def test_banks_are_nested_seeded_and_only_as_large_as_the_category(category):
