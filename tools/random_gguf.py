@@ -65,7 +65,13 @@ def write_random_gguf(
         writer.add_tensor(name, make(rng, shape, std), raw_dtype=gguf.GGMLQuantizationType[qtype])
 
     embeddings = q4_k(rng, (vocabulary, WIDTH), 1.0)
-    writer.add_tensor("token_embd.weight", embeddings, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
+    outputs = output_rows(rng, vocabulary, embeddings)
+    if kind == "f16":  # for llama.cpp's quantiser, which takes nothing that is quantised already
+        writer.add_tensor("token_embd.weight", dequantise(embeddings, "Q4_K").astype(np.float16))
+        writer.add_tensor("output.weight", dequantise(outputs, "Q8_0").astype(np.float16))
+    else:
+        writer.add_tensor("token_embd.weight", embeddings, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
+        writer.add_tensor("output.weight", outputs, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     for layer in range(layers):
         for name, shape in MATRICES.items():
             fine = name in FINER.get(kind, ()) and (layer < layers // 8 or layer % 3 == 2)
@@ -74,9 +80,6 @@ def write_random_gguf(
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(WIDTH, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
-    writer.add_tensor(
-        "output.weight", output_rows(rng, vocabulary, embeddings), raw_dtype=gguf.GGMLQuantizationType.Q8_0
-    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
