@@ -4,7 +4,7 @@ The demo line's parts with the bundled model, and a model with the layers of LLa
 answers are foreseen as a trained model's are. Each part is answered three ways in turn: step by step; with drafts; by
 llama-cpp-python's own ``Llama.eval`` and ``sample`` behind the same prompt of embeddings. Answers must be the same.
 
-    python benchmarks/one_pass.py [--parts 1000] [--layers 2] [--threads N] [--device NAME]
+    python benchmarks/one_pass.py [--parts 1000] [--layers 2] [--gguf FILE] [--threads N] [--device NAME]
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from anomalygpt_edge.runtime.localise import PLACES, MapReading
 from anomalygpt_edge.runtime.run import enroll_demo_products
 
 ANSWER_TOKENS = 64
-LARGE_ANSWERS = 6
 WIDTH, VOCABULARY = 4096, 32000
 
 
@@ -131,6 +130,7 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
                 map(str, model.costs.sizes.tolist()), (1e3 * model.costs.times).round(3).tolist(), strict=True
             )
         ),
+        "logits_ms": round(1e3 * model.costs.logits_seconds, 4),
         "noise": float(model.noise),
     }
 
@@ -160,21 +160,23 @@ def large(options: argparse.Namespace) -> dict:
     rng = np.random.default_rng(0)
     reading = MapReading(0.5, PLACES, (PLACES[0],))
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        path = Path(folder) / "random.gguf"
-        command = [sys.executable, "-m", "tools.random_gguf", str(path), "--layers", str(options.layers)]
-        subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+        path = options.gguf or Path(folder) / "random.gguf"
+        if options.gguf is None:
+            command = [sys.executable, "-m", "tools.random_gguf", str(path), "--layers", str(options.layers)]
+            subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
         expected = Language(WIDTH, VOCABULARY, options.layers, 2048)
         model = LanguageModel.open(path, layout, expected, options.threads, max_context=512)
         embedding = rng.normal(size=WIDTH).astype(np.float32)
         prompts = rng.normal(size=(layout.num_prompts, WIDTH)).astype(np.float32)
         part = Part(embedding, prompts, reading=reading)
+        size = path.stat().st_size
         model.drafting = False
         said = model.answer_all([part], ANSWER_TOKENS)[0].token_ids
         for _ in range(50):
             model.drafter.learn(layout.question, reading, said[:-1])
-        figures = compare(model, path, [part] * LARGE_ANSWERS, ANSWER_TOKENS, options.threads)
+        figures = compare(model, path, [part] * options.answers, ANSWER_TOKENS, options.threads)
         model.close()
-    return {"layers": options.layers, **figures}
+    return {"layers": options.layers, "megabytes": size >> 20, **figures}
 
 
 def print_table(title: str, figures: dict) -> None:
@@ -199,6 +201,8 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--layers", type=int, default=2, help="of the large model; 0 leaves it out")
+    parser.add_argument("--gguf", type=Path, help="the large model, made before by tools.random_gguf")
+    parser.add_argument("--answers", type=int, default=6, help="of the large model")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--scratch", type=Path, help="folder for the large model")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")
@@ -210,8 +214,9 @@ def main() -> None:
             results["demo_line"] = nano(options)
             print_table("the demo line's answers", results["demo_line"])
         if options.layers:
-            results["large"] = large(options)
-            print_table(f"{options.layers} layers of 7B, generated weights, q4_k_m", results["large"])
+            name = f"{options.layers} layers of 7B, generated weights, q4_k_m"
+            results[name] = large(options)
+            print_table(name, results[name])
     except AgptError as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     path = options.results / f"{options.device}.json"

@@ -1,10 +1,9 @@
 """How much resident memory does a bundle take, opened and answering?
 
-    python benchmarks/runtime_memory.py BUNDLE [--available 7G] [--results DIR]
+    python benchmarks/runtime_memory.py BUNDLE [--results DIR]
 
 The peak is the kernel's own (VmHWM): anonymous memory and the pages of mapped files that were resident at the same
-time, so the weights that llama.cpp maps count. ``--available`` lets the runtime believe that so much memory is free,
-as it would find on a smaller device; llama.cpp's second copy of the weights is the only choice that depends on it.
+time, so the weights that llama.cpp maps count.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalygpt_edge.runtime import llama_session
 from anomalygpt_edge.runtime.inspector import Inspector
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,7 +28,6 @@ GB = 1e9
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--available", type=float, help="GB that the runtime believes to be free")
     parser.add_argument("--inspections", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
@@ -38,7 +35,7 @@ def main() -> None:
         print("skipped: give a bundle (see the top of this file)")
         return
     figures = measure(options)
-    name = f"{figures.pop('name')}, {figures['available_gb']} GB available"
+    name = figures.pop("name")
     path = options.results / "runtime_memory.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +45,6 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Open, inspect a few frames, and read what the kernel counted."""
-    if options.available:
-        llama_session.available_memory = lambda: options.available * GB
-    available = llama_session.available_memory()
     before = time.perf_counter()
     with Inspector.open(options.bundle) as inspector:
         opened, after_opening = time.perf_counter() - before, resident_gb()
@@ -65,7 +59,6 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         f"{precisions['language_model']}",
         "precisions": precisions,
         "bundle_gb": round(sum(record.bytes for record in manifest.files.values()) / GB, 2),
-        "available_gb": round(available / GB, 1),
         "resident_after_opening_gb": after_opening,
         "peak_resident_gb": peak_gb(),
         "seconds_to_open": round(opened, 1),

@@ -530,13 +530,13 @@ class LanguageModel:
 
     # What is measured when the model opens.
 
-    def _run_rows(self, count: int) -> None:
-        """A pass of so many rows behind the prefix."""
+    def _run_rows(self, count: int, num_logits: int = 1) -> None:
+        """A pass of so many rows behind the prefix, with the logits of the last ones."""
         self._ready_prefix()
         self.session.forget(self.num_prefix)
         rows = np.resize(self._before_image, (count, self._width))
         positions = self.num_prefix + np.arange(count)
-        self.session.decode([rows], positions, 0, 1, np.array([count - 1]))
+        self.session.decode([rows], positions, 0, 1, np.arange(count - num_logits, count))
 
     def _choose_threads(self, threads: int) -> None:
         """One thread for a small model: llama.cpp's threads spin while they wait for each other.

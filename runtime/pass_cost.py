@@ -16,8 +16,9 @@ SIZES = (1, 2, 4, 16, 48, 63, 64, 96, 128)  # ggml's CPU attention works in tile
 MAX_MEASURING_SECONDS = 8.0
 QUICK_SECONDS = 0.05  # a shorter pass is timed more than once
 NUM_QUICK_RUNS = 5
+NUM_LOGITS = 16  # positions whose logits are timed
 INSURANCE_SHARE = 0.05  # of a pass's time: what may be spent on less likely drafts
-INSURANCE_SECONDS = 1e-3  # the same, for short passes
+INSURANCE_SECONDS = 0.5e-3  # the same, for short passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +27,13 @@ class PassCosts:
 
     Attributes:
         sizes: numbers of positions, ascending.
-        times: seconds, one for each.
+        times: seconds, one for each, with the logits of one position.
+        logits_seconds: of every further position whose logits are wanted: a draft's all are.
     """
 
     sizes: np.ndarray
     times: np.ndarray
+    logits_seconds: float = 0.0
 
     def seconds(self, num_positions: np.ndarray | int) -> np.ndarray:
         """Interpolated; beyond the largest size in proportion to the slope of the last two."""
@@ -50,9 +53,10 @@ class PassCosts:
 
         Returns:
             The number that makes the expected time least; and the number, not smaller, up to which the pass
-            becomes a twentieth or a millisecond longer: insurance, for a line is judged by its slowest parts.
+            becomes a twentieth or half a millisecond longer: insurance, for a line is judged by its slowest parts.
         """
-        cost = self.seconds(num_positions + np.arange(len(chances) + 1))
+        num_drafted = np.arange(len(chances) + 1)
+        cost = self.seconds(num_positions + num_drafted) + self.logits_seconds * num_drafted
         expected = cost - np.concatenate([[0.0], np.cumsum(chances)]) * saved
         best = int(expected.argmin())
         insured = cost[best] + max(INSURANCE_SHARE * cost[best], INSURANCE_SECONDS)
@@ -61,12 +65,12 @@ class PassCosts:
 
 
 def measure_costs(
-    run: Callable[[int], None], max_positions: int, clock: Callable[[], float] = time.perf_counter
+    run: Callable[[int, int], None], max_positions: int, clock: Callable[[], float] = time.perf_counter
 ) -> PassCosts:
     """Time passes of growing size until they would take too long together.
 
     Args:
-        run: makes a pass of so many positions.
+        run: makes a pass of so many positions that gives the logits of so many.
         max_positions: more than these are not tried.
         clock: seconds.
     """
@@ -79,16 +83,25 @@ def measure_costs(
         if sizes and clock() - started + times[-1] * size / sizes[-1] > MAX_MEASURING_SECONDS:
             break
         sizes.append(size)
-        times.append(time_pass(run, size, clock))
-    return PassCosts(np.array(sizes), np.array(times))
+        times.append(time_pass(run, size, 1, clock))
+    logits_seconds = 0.0
+    if NUM_LOGITS in sizes:
+        more = time_pass(run, NUM_LOGITS, NUM_LOGITS, clock) - times[sizes.index(NUM_LOGITS)]
+        logits_seconds = max(0.0, more / (NUM_LOGITS - 1))
+    return PassCosts(np.array(sizes), np.array(times), logits_seconds)
 
 
-def time_pass(run: Callable[[int], None], size: int, clock: Callable[[], float] = time.perf_counter) -> float:
+def time_pass(
+    run: Callable[[int, int], None],
+    size: int,
+    num_logits: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds of one pass; the best of a few when it is short."""
     times: list[float] = []
     while not times or (times[-1] < QUICK_SECONDS and len(times) < NUM_QUICK_RUNS):
         before = clock()
-        run(size)
+        run(size, num_logits)
         times.append(clock() - before)
     return min(times)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalygpt_edge.runtime.draft_tree import NO_DRAFT, PrefixTree
-from anomalygpt_edge.runtime.pass_cost import fixed_costs, measure_costs
+from anomalygpt_edge.runtime.pass_cost import PassCosts, fixed_costs, measure_costs
 
 PATHS = st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=8)
 
@@ -110,11 +110,21 @@ def test_a_larger_pass_that_is_cheaper_is_filled_up() -> None:
 def test_costs_are_measured_within_a_bound() -> None:
     now = [0.0]
 
-    def run(size: int) -> None:
-        now[0] += 0.1 * size
+    def run(size: int, num_logits: int) -> None:
+        now[0] += 0.1 * size + 0.01 * (num_logits - 1)
 
     costs = measure_costs(run, 1000, lambda: now[0])
     assert now[0] <= 8.1
     assert float(costs.seconds(1)) == pytest.approx(0.1)
     assert float(costs.seconds(1000)) == pytest.approx(100)
     assert float(costs.seconds(3)) == pytest.approx(0.3)
+    assert costs.logits_seconds == pytest.approx(0.01)
+
+
+def test_a_draft_pays_for_its_logits() -> None:
+    """Every drafted position goes through the output layer, the prompt's do not: with few layers that decides."""
+    free = PassCosts(np.array([1, 200]), np.array([1.0, 1.0]))
+    dear = PassCosts(np.array([1, 200]), np.array([1.0, 1.0]), logits_seconds=0.5)
+    chances = np.array([0.9, 0.8, 0.4, 0.2])
+    assert free.num_worth_drafting(40, chances, 1.0)[0] == 4
+    assert dear.num_worth_drafting(40, chances, 1.0)[0] == 2
