@@ -114,7 +114,7 @@ def test_costs_are_measured_within_a_bound() -> None:
         now[0] += 0.1 * size + 0.01 * (num_logits - 1)
 
     costs = measure_costs(run, 1000, lambda: now[0])
-    assert now[0] <= 8.1
+    assert now[0] <= 8.1 + 1.75, "and once more, the sixteen"
     assert float(costs.seconds(1)) == pytest.approx(0.1)
     assert float(costs.seconds(1000)) == pytest.approx(100)
     assert float(costs.seconds(3)) == pytest.approx(0.3)
