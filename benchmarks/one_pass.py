@@ -30,13 +30,13 @@ from rich.table import Table
 from anomalygpt_edge.runtime.bundle import Language, open_bundle
 from anomalygpt_edge.runtime.cameras import open_camera
 from anomalygpt_edge.runtime.errors import AgptError
+from anomalygpt_edge.runtime.gguf_header import read_header
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
 from anomalygpt_edge.runtime.language import Answer, LanguageModel, Part
 from anomalygpt_edge.runtime.localise import PLACES, MapReading
 from anomalygpt_edge.runtime.run import enroll_demo_products
 
 ANSWER_TOKENS = 64
-WIDTH, VOCABULARY = 4096, 32000
 
 
 class HighLevel:
@@ -154,6 +154,14 @@ def nano(options: argparse.Namespace) -> dict:
         return compare(inspector._language, path, parts, 64, 1)
 
 
+def describe(path: Path) -> Language:
+    """What a manifest would say of a GGUF."""
+    metadata = read_header(path).metadata
+    names = ("embedding_length", "block_count", "context_length")
+    width, layers, context = (metadata[f"llama.{name}"] for name in names)
+    return Language(width, metadata["tokenizer.ggml.tokens"], layers, context)
+
+
 def large(options: argparse.Namespace) -> dict:
     """Answers of a model with 7B's layers, drafted by what it was seen to say."""
     layout = open_bundle(options.bundle).manifest.prompt
@@ -164,10 +172,10 @@ def large(options: argparse.Namespace) -> dict:
         if options.gguf is None:
             command = [sys.executable, "-m", "tools.random_gguf", str(path), "--layers", str(options.layers)]
             subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
-        expected = Language(WIDTH, VOCABULARY, options.layers, 2048)
+        expected = describe(path)
         model = LanguageModel.open(path, layout, expected, options.threads, max_context=512)
-        embedding = rng.normal(size=WIDTH).astype(np.float32)
-        prompts = rng.normal(size=(layout.num_prompts, WIDTH)).astype(np.float32)
+        embedding = rng.normal(size=expected.width).astype(np.float32)
+        prompts = rng.normal(size=(layout.num_prompts, expected.width)).astype(np.float32)
         part = Part(embedding, prompts, reading=reading)
         size = path.stat().st_size
         model.drafting = False
@@ -176,7 +184,7 @@ def large(options: argparse.Namespace) -> dict:
             model.drafter.learn(layout.question, reading, said[:-1])
         figures = compare(model, path, [part] * options.answers, ANSWER_TOKENS, options.threads)
         model.close()
-    return {"layers": options.layers, "megabytes": size >> 20, **figures}
+    return {"layers": expected.layers, "megabytes": size >> 20, **figures}
 
 
 def print_table(title: str, figures: dict) -> None:

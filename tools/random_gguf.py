@@ -38,9 +38,10 @@ FINER = {"q4_k_m": ("attn_v", "ffn_down")}
 
 
 def write_random_gguf(
-    path: Path, layers: int, vocabulary: int = 32000, kind: str = "q4_k_m", seed: int = 0
+    path: Path, layers: int, vocabulary: int = 32000, kind: str = "q4_k_m", seed: int = 0, forced: bool = True
 ) -> None:
-    """Write the model; ``kind`` is q4_k_m or f16."""
+    """Write the model; ``kind`` is q4_k_m or f16. Not ``forced``, its layers decide, and say something else (nonsense)
+    of every prompt."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random")
@@ -75,7 +76,7 @@ def write_random_gguf(
     for layer in range(layers):
         for name, shape in MATRICES.items():
             fine = name in FINER.get(kind, ()) and (layer < layers // 8 or layer % 3 == 2)
-            std = WEIGHT_STD / 50 if name in QUIET else WEIGHT_STD
+            std = WEIGHT_STD / 50 if forced and name in QUIET else WEIGHT_STD
             matrix(f"blk.{layer}.{name}.weight", shape, fine, std)
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(WIDTH, np.float32))

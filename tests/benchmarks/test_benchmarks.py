@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tools.random_gguf import write_random_gguf
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -90,3 +92,38 @@ def test_calibration_draws_what_it_measures(tmp_path):
     picture = cv2.imread(str(tmp_path / "c.png"))
     assert picture is not None
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5, "lines and points, not an empty square"
+
+
+def test_one_pass_and_together_count_passes(tiny_bundle, tmp_path):
+    gguf = tmp_path / "one.gguf"
+    write_random_gguf(gguf, layers=1, vocabulary=2400)
+    common = ("--bundle", tiny_bundle, "--layers", 1, "--gguf", gguf, "--device", "x", "--results", tmp_path)
+    result = script("one_pass.py", "--parts", 4, "--answers", 2, *common)
+    assert result.returncode == 0, result.stderr
+    result = script("together.py", "--rounds", 1, *common)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "x.json").read_text())
+    large = figures["one_pass"]["1 layers of 7B, generated weights, q4_k_m"]
+    assert large["different_answers"] == figures["one_pass"]["demo_line"]["different_answers"] == 0
+    assert large["one_pass_share"] == 1
+    assert large["accepted_tokens"] == large["steps_per_answer"] - 1
+    for row in (figures["together"][name] for name in figures["together"] if "line" in name or "7B" in name):
+        assert row["different_answers"] == 0
+        passes = row["passes_a_part"]["step by step"]
+        assert passes["8"] == passes["1"] / 8, "eight parts share every llama_decode"
+
+
+def test_choose_gguf_says_what_the_files_really_hold(tiny_bundle, tmp_path):
+    options = ("--parts", 4, "--types", "q8_0,q4_k_m", "--device", "x", "--results", tmp_path)
+    result = script("choose_gguf.py", "--bundle", tiny_bundle, *options)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "x.json").read_text())["choose_gguf"]["the bundle's model"]
+    rows = figures["types"]
+    assert set(rows) == {"f16", "q8_0", "q4_k_m"}
+    assert rows["f16"]["verdicts_agree"] == 1
+    assert set(rows["q8_0"]["types"]) == {"Q8_0", "F32"}
+    assert "Q4_K" not in rows["q4_k_m"]["types"], (
+        "rows of 64 values hold no block of 256: llama.cpp replaced it"
+    )
+    assert rows["q4_k_m"]["megabytes"] < rows["q8_0"]["megabytes"] < rows["f16"]["megabytes"]
+    assert figures["recommended"] in rows
