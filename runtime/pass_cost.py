@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZES = (1, 2, 4, 16, 48, 63, 64, 96, 128)  # ggml's CPU attention works in tiles from 64 rows on
+# ggml's CPU attention works in tiles from 64 rows on, its products in blocks of 16: the 65th row is dear.
+SIZES = (1, 2, 4, 16, 48, 63, 64, 65, 96, 128)
 MAX_MEASURING_SECONDS = 8.0
 QUICK_SECONDS = 0.05  # a shorter pass is timed more than once
 NUM_QUICK_RUNS = 5
 NUM_LOGITS = 16  # positions whose logits are timed
-INSURANCE_SHARE = 0.05  # of a pass's time: what may be spent on less likely drafts
+INSURANCE_SHARE = 0.03  # of a pass's time: what may be spent on less likely drafts
 INSURANCE_SECONDS = 0.5e-3  # the same, for short passes
 
 
@@ -53,7 +54,7 @@ class PassCosts:
 
         Returns:
             The number that makes the expected time least; and the number, not smaller, up to which the pass
-            becomes a twentieth or half a millisecond longer: insurance, for a line is judged by its slowest parts.
+            becomes 3 % or half a millisecond longer: insurance, for a line is judged by its slowest parts.
         """
         num_drafted = np.arange(len(chances) + 1)
         cost = self.seconds(num_positions + num_drafted) + self.logits_seconds * num_drafted

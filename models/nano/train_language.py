@@ -104,13 +104,7 @@ class Maps:
 
 
 def draw_batch(
-    maps: Maps,
-    good: np.ndarray,
-    bad: np.ndarray,
-    words: Vocabulary,
-    rng: Generator,
-    size: int,
-    dialogues: int,
+    maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int, dialogues: int
 ):
     """Maps [B, 224, 224], image embeddings [B, E], token ids [B·N, L] and labels [B·N, L], N ``dialogues`` a part;
     half the parts defective."""

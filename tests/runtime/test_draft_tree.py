@@ -94,8 +94,8 @@ def test_an_unlikely_branch_does_not_pay_where_positions_cost() -> None:
     dear = fixed_costs([(1, 1.0), (64, 64.0)])
     cheap = fixed_costs([(1, 1.0), (256, 1.0)])
     chances = np.array([0.9, 0.9, 0.3, 0.3, 0.01])
-    assert dear.num_worth_drafting(40, chances, 0.5) == (0, 2), "nothing pays; a twentieth of 40 is insurance"
-    assert dear.num_worth_drafting(40, chances, 2.0) == (2, 4)
+    assert dear.num_worth_drafting(40, chances, 0.5) == (0, 1), "nothing pays; 3 % of 40 are insurance"
+    assert dear.num_worth_drafting(40, chances, 2.0) == (2, 3)
     assert cheap.num_worth_drafting(40, chances, 1.0) == (5, 5)
     assert cheap.num_worth_drafting(40, np.empty(0), 1.0) == (0, 0)
 
