@@ -167,7 +167,7 @@ def print_table(title: str, results: dict) -> None:
             name, f"{row['megabytes']:.1f}", kinds, *(f"{ms:.2f}" for ms in row["pass_ms"].values()),
             f"{row['answer_ms']:.2f}", *("–" if value is None else f"{value:.3f}" for value in agreement),
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(150, Console().width)).print(table)
     print(
         f"milliseconds by positions of a pass, {results['threads']} threads; recommended: {results['recommended']}"
     )

@@ -19,7 +19,7 @@ QUICK_SECONDS = 0.05  # a shorter pass is timed more than once
 NUM_QUICK_RUNS = 5
 NUM_LOGITS = 16  # positions whose logits are timed
 INSURANCE_SHARE = 0.03  # of a pass's time: what may be spent on less likely drafts
-INSURANCE_SECONDS = 0.5e-3  # the same, for short passes
+INSURANCE_SECONDS = 0.75e-3  # the same, for short passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class PassCosts:
 
         Returns:
             The number that makes the expected time least; and the number, not smaller, up to which the pass
-            becomes 3 % or half a millisecond longer: insurance, for a line is judged by its slowest parts.
+            becomes 3 % or three quarters of a millisecond longer: insurance, for a line is judged by its slowest parts.
         """
         num_drafted = np.arange(len(chances) + 1)
         cost = self.seconds(num_positions + num_drafted) + self.logits_seconds * num_drafted

@@ -66,7 +66,7 @@ def write_random_gguf(
         writer.add_tensor(name, make(rng, shape, std), raw_dtype=gguf.GGMLQuantizationType[qtype])
 
     embeddings = q4_k(rng, (vocabulary, WIDTH), 1.0)
-    outputs = output_rows(rng, vocabulary, embeddings)
+    outputs = output_rows(rng, vocabulary, embeddings, forced)
     if kind == "f16":  # for llama.cpp's quantiser, which takes nothing that is quantised already
         writer.add_tensor("token_embd.weight", dequantise(embeddings, "Q4_K").astype(np.float16))
         writer.add_tensor("output.weight", dequantise(outputs, "Q8_0").astype(np.float16))
@@ -76,7 +76,8 @@ def write_random_gguf(
     for layer in range(layers):
         for name, shape in MATRICES.items():
             fine = name in FINER.get(kind, ()) and (layer < layers // 8 or layer % 3 == 2)
-            std = WEIGHT_STD / 50 if forced and name in QUIET else WEIGHT_STD
+            std = WEIGHT_STD / 50 if name in QUIET else WEIGHT_STD
+            std = std if forced else 4 * WEIGHT_STD
             matrix(f"blk.{layer}.{name}.weight", shape, fine, std)
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(WIDTH, np.float32))
@@ -87,11 +88,15 @@ def write_random_gguf(
     writer.close()
 
 
-def output_rows(rng: np.random.Generator, vocabulary: int, embeddings: np.ndarray) -> np.ndarray:
-    """Q8_0: random, but for the answer's tokens."""
+def output_rows(
+    rng: np.random.Generator, vocabulary: int, embeddings: np.ndarray, forced: bool = True
+) -> np.ndarray:
+    """Q8_0: random, but for the answer's tokens where that is forced."""
     rows = rng.integers(0, 256, (vocabulary, WIDTH // 32, 34), np.uint8)
     rows[..., :2] = np.full(1, WEIGHT_STD / 74, "<f2").view(np.uint8)  # of -128..127, uniform
     rows = rows.reshape(vocabulary, -1)
+    if not forced:
+        return rows
     tokenizer = open_tokenizer(TOKENIZER)
     chain = tokenizer.encode(prompts.DEFAULT_QUESTION + prompts.PIECE_ASSISTANT)[-1:]
     for token in tokenizer.encode(ANSWER + prompts.STOP_STRING)[:-1]:

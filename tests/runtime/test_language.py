@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -216,6 +216,39 @@ def test_a_file_that_only_llama_cpp_would_reject_is_a_bundle_error(
     with pytest.raises(BundleError, match=r"llama\.cpp cannot load"):
         LanguageModel.open(damaged, LAYOUT, expected, threads=1)
     assert capfd.readouterr().err == "", "llama.cpp stays silent"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda data, e: (data[: len(data) // 2], e), "outside the file|runs past"),
+        (lambda data, e: (data.replace(b"general.architecture", b"general.architectura"), e), "architecture"),
+        (lambda data, e: (data, msgspec.structs.replace(e, width=256)), "width is 128"),
+        (lambda data, e: (data, msgspec.structs.replace(e, vocab_size=32000)), "vocabulary is"),
+        (
+            lambda data, e: (data.replace(b"tokenizer.ggml.pre", b"tokenizer.chat_tem")[:-1], e),
+            "outside the file|unaligned",
+        ),
+    ],
+    ids=["truncated", "not LLaMA-like", "width", "vocabulary", "cut by a byte"],
+)
+def test_llama_cpp_never_sees_what_is_not_the_bundles_model(
+    gguf_file: Path,
+    expected: Language,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[bytes, Language], tuple[bytes, Language]],
+    complaint: str,
+) -> None:
+    def unreached(*_: object) -> None:
+        pytest.fail("llama.cpp was given the file")
+
+    monkeypatch.setattr("anomalygpt_edge.runtime.language.LlamaSession", unreached)
+    data, wanted = change(gguf_file.read_bytes(), expected)
+    (tmp_path / "llm.gguf").write_bytes(data)
+    with pytest.raises(BundleError, match=complaint) as caught:
+        LanguageModel.open(tmp_path / "llm.gguf", LAYOUT, wanted, threads=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_file_may_move_while_the_model_is_open(
