@@ -76,7 +76,7 @@ def measure(
     """Figures of one file; and of every part the verdict, the sentence and p(anomaly)."""
     model = LanguageModel.open(path, layout, expected, threads, MAX_CONTEXT)
     figures = {
-        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "megabytes": round(path.stat().st_size / 1e6, 3),
         "types": tensor_types(path),
         "pass_ms": time_passes(model),
     }
