@@ -2,7 +2,7 @@
 
 The fixed held-out families (two of every kind, a few kinds never trained on at all), through the runtime as a line
 would: AUROC, the sentence's verdict against the truth, the place it names, p(anomaly) against how often it is right,
-and what is caught by size and by contrast of the defect.
+what is caught by size and by contrast of the defect, and the share of right answers to each kind of question.
 
     python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--json FILE]
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.random import default_rng
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -24,8 +25,9 @@ from rich.table import Table
 
 from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
-from anomalygpt_edge.models.nano.words import places
-from anomalygpt_edge.models.prompts import answer
+from anomalygpt_edge.models.nano.products import Family
+from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places
+from anomalygpt_edge.models.prompts import DEFAULT_QUESTION, answer
 from anomalygpt_edge.runtime.evaluation import parse_shots
 from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.verdict import Status
@@ -34,6 +36,7 @@ NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many de
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
 BINS = 10  # of p(anomaly)
+NUM_ASKED = 3  # parts of a family that are asked all questions
 
 
 @dataclass
@@ -69,6 +72,33 @@ def inspect_family(
         )
         maps.append(verdict.anomaly_map)
     return found, pixel_auroc(np.stack(maps), np.stack([p.mask for p in good + bad]))  # type: ignore[arg-type]
+
+
+def right_answers(
+    inspector: Inspector, families: list[Family], samples: list[tuple[list[Sample], ...]]
+) -> dict:
+    """Question kind → how many were asked and the share answered word for word right, with one normal sample.
+
+    The first parts of each family that have one defect and are called defective, each asked one question of every
+    kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and no picture answers. How
+    sure it is has no right answer: the table of p(anomaly) stands for it.
+    """
+    right: dict[str, list[bool]] = {}
+    for family, (references, _, bad) in zip(families, samples, strict=True):
+        inspector.use(inspector.make_bank([references[0].pixels]))
+        rng, asked = default_rng(family.seed), 0
+        for part in (part for part in bad if len(part.defects) == 1):
+            if asked == NUM_ASKED or inspector.inspect(part.pixels).status != Status.FAIL:
+                continue
+            asked += 1
+            questions = follow_ups(rng, part.defects, family.kind, "")
+            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "kind")}
+            wanted["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
+            for name, (question, reply) in wanted.items():
+                dialogue = inspector.dialogue(part.pixels)
+                dialogue.ask(DEFAULT_QUESTION)
+                right.setdefault(name, []).append(dialogue.ask(question).text == reply)
+    return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
 
 
 def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
@@ -134,9 +164,21 @@ def main() -> None:
                 "by_area": caught_by(families, "area", AREAS),
                 "by_contrast": caught_by(families, "contrast", CONTRASTS),
             }
+        answers = right_answers(inspector, held_out_families(options.families), samples) if 1 in shots else {}
     print_tables(results)
+    print_answers(answers)
     if options.json:
-        options.json.write_text(json.dumps({"nano_holdout": results}, indent=2) + "\n")
+        found = {"nano_holdout": results, "right_answers": answers}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def print_answers(answers: dict[str, dict]) -> None:
+    table = Table(
+        "question", "asked", "right", title="1 normal sample, parts called defective", box=box.SIMPLE_HEAD
+    )
+    for name, row in answers.items():
+        table.add_row(name, str(row["asked"]), f"{row['right']:.2f}")
+    Console().print(table)
 
 
 def print_tables(results: dict[int, dict]) -> None:

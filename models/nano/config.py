@@ -52,10 +52,10 @@ class Recipe:
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     gallery_groups: int = 1500
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 300
+    language_steps: int = 500
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
-    language_lr: float = 7e-4
+    language_lr: float = 5e-4
     # what the ablation switches off
     ranking: bool = True  # pairwise ranking losses beside the cross-entropy
     weigh_small: bool = True  # defects of few patches count as much as large ones
@@ -65,5 +65,5 @@ class Recipe:
     warmup_steps: int = 40
     ema: float = 0.998
     log_every: int = 20
-    evaluate_every: int = 300
+    evaluate_every: int = 500
     vision: VisionConfig = field(default_factory=lambda: nano_config().vision)

@@ -85,7 +85,7 @@ class Maps:
             for source in self.SOURCES
         }
 
-    def patches(self, index: int | slice, source: str) -> np.ndarray:
+    def patches(self, index: int | slice | np.ndarray, source: str) -> np.ndarray:
         """The map in patches, float32 [..., 256]; the zero-shot one approximately (mean before upsampling)."""
         if source == "zero":
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
@@ -243,12 +243,15 @@ def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarra
     """Scale the language model's head so that p(anomaly) means what it says; greedy answers stay what they are.
 
     Args:
-        parts: gallery entries of families that the language model was not trained on.
+        parts: gallery entries of families that the language model was not trained on; their maps with one normal
+            sample and with two.
 
     Returns:
         The temperature found (Guo et al., ICML 2017): the logits are divided by it.
     """
-    shown = upsample_map(torch.from_numpy(maps.patches(slice(None), "one")[parts]))
+    parts = np.tile(parts, 2)
+    both = np.concatenate([maps.patches(parts[: len(parts) // 2], source) for source in ("one", "two")])
+    shown = upsample_map(torch.from_numpy(both))
     embedding = torch.from_numpy(maps.gallery.embedding[parts].astype(np.float32))
     defective = torch.tensor([bool(maps.gallery.defects[i]) for i in parts])
     asked = words.tokenizer.encode(DEFAULT_QUESTION + PIECE_ASSISTANT)
