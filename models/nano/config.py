@@ -35,12 +35,13 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
 class Recipe:
     """What one training run does.
 
-    The shipped weights are older: generator 1's run, ``training/recipe.json``. These defaults are the next run, on
-    generator 2; what backs them is in ``training/ablation.md``.
+    These defaults made the shipped weights; what backs them is in ``training/ablation.md``.
     """
 
     seed: int = 21
-    start: bool = True  # go on from training/start.safetensors, not from constructed weights
+    start: bool = (
+        True  # go on from training/start.safetensors (the shipped encoder), not from constructed weights
+    )
     pool_groups: int = 2500  # six parts each
     # first the eyes: encoder, image decoder, text features
     freeze_encoder: bool = True  # True trains the zero-shot head and the operating level only

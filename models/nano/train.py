@@ -14,7 +14,7 @@ import torch
 
 from ..anomalygpt import AnomalyGPT
 from .config import Recipe, nano_config
-from .gallery import Gallery, build_gallery
+from .gallery import Gallery, build_gallery, region_level
 from .initial import load_language_start
 from .pool import Pool, build_pool
 from .save import save_checkpoint
@@ -69,13 +69,14 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
-    model = train_language(recipe, model, vision, Gallery.load(gallery_file), words, folder, device)
+    gallery = Gallery.load(gallery_file)
+    model = train_language(recipe, model, vision, gallery, words, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),
         vocabulary_file,
         dict(zip(CLASSES, features, strict=True)),
-        {"few_shot": vision.threshold.item(), "zero_shot": 0.5},
+        {"few_shot": region_level(gallery), "zero_shot": 0.5},
         checkpoint,
     )
     print(f"checkpoint written to {checkpoint}", flush=True)

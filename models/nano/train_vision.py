@@ -52,7 +52,7 @@ class NanoVision(nn.Module):
         self.shade_head = nn.Linear(
             config.embed_dim, len(SHADES)
         )  # the same; lets the words say dark or bright
-        # the global scale and threshold of the distances; the threshold ships as the map's operating point
+        # the global scale and threshold of the distances
         self.sharpness = nn.Parameter(torch.tensor(3.5))
         self.threshold = nn.Parameter(torch.tensor(0.10))
 

@@ -15,7 +15,14 @@ from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano.config import Recipe, nano_config
 from anomalygpt_edge.models.nano.data import mirror_defects
 from anomalygpt_edge.models.nano.defects import Defect
-from anomalygpt_edge.models.nano.gallery import ENTRIES, Gallery, Sureness, build_gallery, map_statistics
+from anomalygpt_edge.models.nano.gallery import (
+    ENTRIES,
+    Gallery,
+    Sureness,
+    build_gallery,
+    map_statistics,
+    region_level,
+)
 from anomalygpt_edge.models.nano.initial import (
     load_language_start,
     load_start,
@@ -140,6 +147,16 @@ def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
     assert np.array_equal(loaded.few_shot, gallery.few_shot)
     assert loaded.defects == gallery.defects
     assert len(loaded.kinds) == 2 * ENTRIES
+
+
+def test_a_region_starts_where_peaks_tell_good_from_defective() -> None:
+    maps = np.zeros((40, 2, 256), np.float16)
+    maps[:, 0, 7] = np.concatenate([np.linspace(0.1, 0.2, 20), np.linspace(0.25, 0.4, 20)])
+    defect = Defect("stain", (0.5, 0.5), 0.01, 0.1, 0.1)
+    gallery = Gallery(
+        np.zeros((40, 64)), maps, np.zeros((40, 4, 256)), [[]] * 20 + [[defect]] * 20, ["disc"] * 40
+    )
+    assert 0.2 < region_level(gallery) <= 0.26
 
 
 def test_mirrored_maps_and_places_agree() -> None:
