@@ -80,8 +80,8 @@ def right_answers(
     """Question kind → how many were asked and the share answered word for word right, with one normal sample.
 
     The first parts of each family that have one defect and are called defective, each asked one question of every
-    kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and no picture answers.
-    How sure it is has no right answer: the table of p(anomaly) stands for it.
+    kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and
+    no picture answers. How sure it is has no right answer: the table of p(anomaly) stands for it.
     """
     right: dict[str, list[bool]] = {}
     for family, (references, _, bad) in zip(families, samples, strict=True):
