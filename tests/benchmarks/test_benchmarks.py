@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from tools.random_gguf import write_random_gguf
 
@@ -107,10 +108,15 @@ def test_one_pass_and_together_count_passes(tiny_bundle, tmp_path):
     assert large["different_answers"] == figures["one_pass"]["demo_line"]["different_answers"] == 0
     assert large["one_pass_share"] == 1
     assert large["accepted_tokens"] == large["steps_per_answer"] - 1
-    for row in (figures["together"][name] for name in figures["together"] if "line" in name or "7B" in name):
-        assert row["different_answers"] == 0
-        passes = row["passes_a_part"]["step by step"]
-        assert passes["8"] == passes["1"] / 8, "eight parts share every llama_decode"
+    tiny, seven = (
+        figures["together"]["demo_line"],
+        figures["together"]["1 layers of 7B, generated weights, q4_k_m"],
+    )
+    assert tiny["different_answers"] == seven["different_answers"] == 0
+    passes = seven["passes_a_part"]["step by step"]
+    assert passes["8"] < passes["1"] / 4, "eight parts share their passes, but for ties that are settled alone"
+    passes = tiny["passes_a_part"]["step by step"]
+    assert passes["8"] == passes["2"] < passes["1"], "a context of 256 positions has room for two"
 
 
 def test_choose_gguf_says_what_the_files_really_hold(tiny_bundle, tmp_path):
