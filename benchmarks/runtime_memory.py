@@ -3,7 +3,7 @@
     python benchmarks/runtime_memory.py BUNDLE [--results DIR]
 
 The peak is the kernel's own (VmHWM): anonymous memory and the pages of mapped files that were resident at the same
-time, so the weights that llama.cpp maps count.
+time, so the weights that llama.cpp maps count; beside it, which is which after the last answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GB = 1e9
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--inspections", type=int, default=2)
+    parser.add_argument("--inspections", type=int, default=1, help="opening has answered twice already")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
     if options.bundle is None:
@@ -51,6 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
         verdicts = [inspector.inspect(frame) for _ in range(options.inspections)]
         manifest = inspector.bundle.manifest
+        anonymous, mapped = status_gb("RssAnon"), status_gb("RssFile")
     if any(verdict.p_anomaly is None for verdict in verdicts):
         sys.exit(f"{Path(__file__).name}: the bundle gave no answer ({verdicts[-1].reason})")
     precisions = {name: component.precision for name, component in manifest.components.items()}
@@ -61,6 +62,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "bundle_gb": round(sum(record.bytes for record in manifest.files.values()) / GB, 2),
         "resident_after_opening_gb": after_opening,
         "peak_resident_gb": peak_gb(),
+        "anonymous_gb": anonymous,
+        "mapped_files_gb": mapped,
         "seconds_to_open": round(opened, 1),
         "seconds_by_stage": {k: round(v / 1e3, 2) for k, v in verdicts[-1].timings_ms.items()},
         "python": platform.python_version(),

@@ -15,6 +15,7 @@ from ..runtime.bundle import Preprocess
 from ..runtime.cameras.folder import is_image
 from ..runtime.errors import ConfigError
 from ..runtime.images import read_image
+from .samples import draw_poster, draw_texture
 
 MAX_IMAGES = 32  # of a large folder, so many are taken, evenly spread
 GENERATED_SEED = 8
@@ -43,6 +44,12 @@ def calibration_pixels(images: list[Path], settings: Preprocess) -> Iterator[np.
     """
     for frame in map(read_image, images) if images else generated_frames():
         yield preprocess(frame, settings.size, settings.resize, settings.mean, settings.std)
+
+
+def unlike_pixels(settings: Preprocess) -> list[np.ndarray]:
+    """Pixels of what is no part: a texture and flat areas of full contrast; not those that the gate looks at."""
+    frames = (draw_texture(GENERATED_SEED), draw_poster(GENERATED_SEED))
+    return [preprocess(frame, settings.size, settings.resize, settings.mean, settings.std) for frame in frames]
 
 
 def generated_frames() -> Iterator[np.ndarray]:

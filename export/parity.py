@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +22,8 @@ from ..runtime.engines import open_engine
 from ..runtime.errors import AgptError
 from ..runtime.language import LanguageModel
 from .reference import Reference
+from .samples import draw_part, draw_poster, draw_texture
+from .tolerances import TOLERANCES, Tolerance, error_of
 
 MAX_ANSWER_TOKENS = 16
 NUM_SAMPLES = 2
@@ -31,17 +31,6 @@ NUM_SAMPLES = 2
 
 class ParityError(AgptError):
     """The exported files do not compute what the checkpoints say."""
-
-
-Kind = Literal["relative", "absolute", "decorrelation"]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest error: ``absolute``, ``relative`` to the reference's largest value, or 1 − correlation."""
-
-    kind: Kind
-    limit: float
 
 
 MERGE = "the language model was merged wrongly (LoRA left out, applied twice, or from another PandaGPT)"
@@ -54,31 +43,6 @@ CAUSES = {
     "few_shot_distance": "the matching kernel is broken on this machine",
     "few_shot_map": "the upsampling kernel is broken on this machine",
     "prompt_embeddings": "the prompt learner's graph is not these checkpoints'",
-}
-# Precision of the networks → stage → tolerance.
-TOLERANCES = {
-    "fp32": {
-        "image_embedding": Tolerance("relative", 1e-4),
-        "patch_features": Tolerance("relative", 1e-4),
-        "zero_shot_map": Tolerance("absolute", 1e-3),
-        "few_shot_distance": Tolerance("absolute", 1e-4),
-        "few_shot_map": Tolerance("absolute", 1e-4),
-        "prompt_embeddings": Tolerance("relative", 1e-4),
-    },
-    "fp16": {
-        "image_embedding": Tolerance("relative", 5e-3),
-        "patch_features": Tolerance("relative", 5e-3),
-        "zero_shot_map": Tolerance("absolute", 2e-2),
-        "few_shot_map": Tolerance("absolute", 2e-3),
-        "prompt_embeddings": Tolerance("relative", 1e-2),
-    },
-    "int8": {
-        "image_embedding": Tolerance("relative", 0.1),
-        "patch_features": Tolerance("relative", 0.1),
-        "zero_shot_map": Tolerance("decorrelation", 1e-3),
-        "few_shot_map": Tolerance("decorrelation", 1e-3),
-        "prompt_embeddings": Tolerance("relative", 0.1),
-    },
 }
 # First answer logits, relative to the largest. A greedy token may differ from the reference's only where the
 # reference itself is that close to a tie. The quantised ones are half as much again as was measured on the golden
@@ -295,16 +259,6 @@ def compare(
     return StageResult(stage, max(errors), tolerance.limit, tolerance.kind, cause)
 
 
-def error_of(expected: np.ndarray, actual: np.ndarray, kind: str) -> float:
-    """Largest difference, over the reference's largest absolute value when ``kind`` is relative; or 1 − r."""
-    if expected.shape != actual.shape or not (np.isfinite(expected).all() and np.isfinite(actual).all()):
-        return math.inf
-    if kind == "decorrelation":
-        return 1 - float(np.corrcoef(expected.ravel(), actual.ravel())[0, 1])  # NaN for a flat map: fails
-    difference = float(np.abs(expected - actual).max())
-    return difference / float(np.abs(expected).max()) if kind == "relative" else difference
-
-
 def greedy_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
     """How far the bundle's greedy tokens are from being the reference's: 0 when all are the same.
 
@@ -349,20 +303,8 @@ def rounded(error: float) -> float | str:
 
 
 def sample_cases() -> list[Case]:
-    """Two drawn parts, one of them scratched, each zero-shot and with a normal sample."""
+    """Two drawn parts, one of them scratched, each zero-shot and with a normal sample; and what parts are not."""
     normal = draw_part(seed=0, scratched=False)
     frames = [draw_part(seed=1 + i, scratched=bool(i % 2)) for i in range(NUM_SAMPLES)]
-    return [Case(frame) for frame in frames] + [Case(frame, (normal,)) for frame in frames]
-
-
-def draw_part(seed: int, scratched: bool) -> np.ndarray:
-    """uint8 BGR [256, 320, 3]: a disc on a grained ground; not square, so that resizing is exercised."""
-    rng = np.random.default_rng(seed)
-    grain = cv2.GaussianBlur(rng.normal(0, 60, (256, 320, 3)), (0, 0), 1.5)
-    frame = np.clip(110 + grain, 0, 255).astype(np.uint8)
-    centre = (160 + int(rng.integers(-8, 9)), 128 + int(rng.integers(-8, 9)))
-    cv2.circle(frame, centre, 80, (70, 150, 200), -1, cv2.LINE_AA)
-    cv2.circle(frame, centre, 30, (40, 60, 90), -1, cv2.LINE_AA)
-    if scratched:
-        cv2.line(frame, (centre[0] - 60, centre[1] - 35), (centre[0] + 5, centre[1] - 60), (235, 240, 240), 3)
-    return frame
+    others = [*frames, draw_texture(seed=0), draw_poster(seed=0)]
+    return [Case(frame) for frame in others] + [Case(frame, (normal,)) for frame in frames]

@@ -55,7 +55,7 @@ from ..runtime.bundle import (
     seal,
 )
 from ..runtime.errors import AgptError, ConfigError
-from .calibration import calibration_images, calibration_pixels
+from .calibration import calibration_images, calibration_pixels, unlike_pixels
 from .checkpoints import SIZES, Checkpoints, open_checkpoints, read_text_features
 from .gguf_llm import quantise, write_gguf
 from .journal import Journal
@@ -253,8 +253,8 @@ def prove(
     gguf = whole
     if precision != "fp32":
         with steps.step(f"Networks to {precision}, and compare again", total=1 + len(cases)) as step:
-            pixels = calibration_pixels(images, manifest.preprocess)
-            change = partial(convert, folder, manifest, precision, pixels)
+            pixels = list(calibration_pixels(images, manifest.preprocess))
+            change = partial(convert, folder, manifest, precision, pixels, unlike_pixels(manifest.preprocess))
             components = journal.run(f"networks {precision}", change, dict[str, Component])
             step.advance()
             manifest = msgspec.structs.replace(manifest, components=components)

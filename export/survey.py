@@ -45,8 +45,8 @@ SETUPS = {"supervised": "supervised", "mvtec": "MVTec-AD", "visa": "VisA"}  # in
 MAX_PARENTS = 2  # how far up a folder may name the setup
 # Bits a weight takes in llama.cpp's formats, a LLaMA of 7B over all its tensors.
 LLM_BITS = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.6}
-# Size of the networks' converted files, against float32.
-NETWORK_SHARES = {"fp32": 0.0, "fp16": 0.5, "int8": 0.25}
+# Size of the networks' converted files, against float32; int8 may leave any layer as it is.
+NETWORK_SHARES = {"fp32": 0.0, "fp16": 0.5, "int8": 1.0}
 
 
 @dataclass(frozen=True)

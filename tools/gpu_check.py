@@ -310,7 +310,7 @@ def golden_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
             "golden",
             "tests/golden",
             "-k",
-            "case_is_the_originals",
+            "case_is_the_originals or case_holds_in_other_precisions",
         ]
         environment = {**os.environ, "AGPT_GOLDEN_ENGINE": engine}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

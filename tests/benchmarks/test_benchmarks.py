@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
+from anomalygpt_edge.runtime.bundle import default_bundle
 from tools.random_gguf import write_random_gguf
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -132,3 +136,17 @@ def test_choose_gguf_says_what_the_files_really_hold(tiny_bundle, tmp_path):
     )
     assert rows["q4_k_m"]["megabytes"] < rows["q8_0"]["megabytes"] < rows["f16"]["megabytes"]
     assert figures["recommended"] in rows
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed")
+def test_plans_of_real_graphs_are_measured(tmp_path):
+    for name in ("encoder", "decoder", "prompt_learner"):
+        shutil.copy(default_bundle() / f"{name}.onnx", tmp_path)
+    done = script("plans.py", tmp_path, "--name", "nano", "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    networks = json.loads((tmp_path / "plans.json").read_text())["nano"]["networks"]
+    assert set(networks) == {"encoder", "decoder", "prompt_learner"}
+    for figures in networks.values():
+        assert figures["plan_mb"] > 0
+        assert figures["peak_resident_gb"] > 0.05
+    assert networks["encoder"]["graph_mb"] > networks["decoder"]["graph_mb"]

@@ -12,17 +12,16 @@ import torch
 from anomalygpt_edge.export.checkpoints import load_model, open_checkpoint_folder, open_checkpoints
 from anomalygpt_edge.export.gguf_llm import quantise, write_gguf
 from anomalygpt_edge.export.parity import (
-    TOLERANCES,
     Parity,
     ParityError,
     StageResult,
-    error_of,
     greedy_gap,
     require,
     sample_cases,
     summary,
 )
 from anomalygpt_edge.export.reference import Reference
+from anomalygpt_edge.export.tolerances import TOLERANCES, error_of
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from anomalygpt_edge.export import __main__ as command
 from anomalygpt_edge.export import pipeline
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.options import ExportOptions, parse_size
-from anomalygpt_edge.export.parity import ParityError, draw_part
+from anomalygpt_edge.export.parity import ParityError
 from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.samples import draw_part
 from anomalygpt_edge.export.tensor_files import CheckpointError
 from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.errors import AgptError, ConfigError

@@ -15,15 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from anomalygpt_edge.export.calibration import calibration_pixels, unlike_pixels
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.options import ExportOptions
-from anomalygpt_edge.export.parity import error_of
+from anomalygpt_edge.export.parity import ANSWER_LIMITS, NETWORK_ANSWER_LIMITS
 from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.precision import convert, remove_originals
 from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
+from anomalygpt_edge.export.tolerances import TOLERANCES as GATE
+from anomalygpt_edge.export.tolerances import error_of
 from anomalygpt_edge.runtime.bundle import open_bundle, seal
 from anomalygpt_edge.runtime.images import read_image
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
@@ -57,6 +62,9 @@ TOLERANCES = MappingProxyType(
         "answer_logits": ("relative", 1e-2),  # of the language model in float16
     }
 )
+
+# Of the other precisions the gate's own table holds, with the limit of the map that the case has.
+STAGES = ("image_embedding", "patch_features", "anomaly_map", "prompt_embeddings", "answer_logits")
 
 sys.path.insert(0, str(HERE.parents[1]))  # tools is never installed
 generator = importlib.import_module("tools.random_checkpoints")
@@ -105,12 +113,33 @@ def q8_0_bundle(bundle: Path, cache: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def inspector(bundle: Path) -> Iterator[Inspector]:
+    with open_inspector(bundle) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=("fp16", "int8"))
+def converted(request, bundle: Path, cache: Path) -> Iterator[tuple[str, Inspector]]:
+    """The bundle with its networks in another precision, as ``agpt export --precision`` makes them."""
+    folder = cache / f"bundle11_{request.param}"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(bundle, folder)  # not links: onnx follows none to weights
+    manifest = open_bundle(bundle, with_plans=False).manifest
+    pixels, unlike = calibration_pixels([], manifest.preprocess), unlike_pixels(manifest.preprocess)
+    components = convert(folder, manifest, request.param, list(pixels), unlike)
+    remove_originals(folder, manifest.components, components)
+    (folder / "manifest.json").unlink()
+    seal(folder, msgspec.structs.replace(manifest, components=components))
+    with open_inspector(folder) as opened:
+        yield request.param, opened
+    shutil.rmtree(folder)
+
+
+def open_inspector(bundle: Path) -> Inspector:
     """By the engine that ``make gpu-check`` asks for, its plans built here."""
     engine = os.environ.get("AGPT_GOLDEN_ENGINE", "auto")
     if engine in PLAN_ENGINES:
         rebuild(bundle, [PlanOptions(engine)], lambda: None, allow_failure=True)
-    with Inspector.open(bundle, engine=engine) as opened:
-        yield opened
+    return Inspector.open(bundle, engine=engine)
 
 
 def options_of(files, out: Path) -> ExportOptions:
@@ -137,7 +166,18 @@ def run_case(inspector: Inspector, case: str, resize: str | None = None) -> dict
     return trace_frame(inspector, frames[0], frames[1:], resize, described["prompt"])
 
 
-def errors(case: str, trace: dict[str, np.ndarray], stages=tuple(TOLERANCES)) -> dict[str, float]:
+def tolerances_of(precision: str, case: str) -> dict[str, tuple[str, float]]:
+    """Stage → kind and limit, by the table of the gate before publishing."""
+    gate = dict(GATE[precision])
+    gate |= {"anomaly_map": gate["few_shot_map" if CASES[case]["normals"] else "zero_shot_map"]}
+    answers = ("relative", ANSWER_LIMITS["f16"] + NETWORK_ANSWER_LIMITS[precision])
+    limits = {stage: (gate[stage].kind, gate[stage].limit) for stage in STAGES[:-1]}
+    return limits | {"answer_logits": answers}
+
+
+def errors(
+    case: str, trace: dict[str, np.ndarray], stages=tuple(TOLERANCES), tolerances=TOLERANCES
+) -> dict[str, float]:
     """Each stage's difference from the original's result."""
     rows = slice(31, None, 32)  # patches whose features are kept
     norms = np.linalg.norm(trace["patch_features"], axis=-1)
@@ -153,7 +193,7 @@ def errors(case: str, trace: dict[str, np.ndarray], stages=tuple(TOLERANCES)) ->
     found = {}
     for stage in stages:
         expected, actual = pairs[stage]
-        found[stage] = error_of(expected.astype(np.float32), actual, TOLERANCES[stage][0])
+        found[stage] = error_of(expected.astype(np.float32), actual, tolerances[stage][0])
     if "patch_features" in found:
         found["patch_features"] = max(
             found["patch_features"], error_of(golden(case, "patch_norms"), norms, "relative")
@@ -161,9 +201,9 @@ def errors(case: str, trace: dict[str, np.ndarray], stages=tuple(TOLERANCES)) ->
     return found
 
 
-def failed(found: dict[str, float]) -> list[str]:
+def failed(found: dict[str, float], tolerances=TOLERANCES) -> list[str]:
     """Stages beyond their tolerance; NaN is beyond."""
-    return [stage for stage, error in found.items() if not error <= TOLERANCES[stage][1]]
+    return [stage for stage, error in found.items() if not error <= tolerances[stage][1]]
 
 
 def expected_prompt(case: str) -> list[int]:
@@ -193,6 +233,18 @@ def test_case_is_the_originals(inspector, case, capsys):
     assert not failed(found)
     assert list(trace["prompt_token_ids"]) == expected_prompt(case)
     assert list(trace["answer_token_ids"]) == CASES[case]["greedy_ids"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case_holds_in_other_precisions(converted, case, capsys):
+    """Against the original in float32; few-shot and zero-shot maps by their correlation in int8."""
+    precision, inspector = converted
+    tolerances = tolerances_of(precision, case)
+    trace = run_case(inspector, case, "crop" if case == TWO_CROPS else None)
+    stages = ("anomaly_map", "prompt_embeddings") if case == TWO_CROPS else STAGES
+    found = errors(case, trace, stages, tolerances)
+    report(capsys, f"{precision} {case}", found)
+    assert not failed(found, tolerances)
 
 
 def test_one_crop_serves_both(inspector, capsys):
