@@ -287,7 +287,7 @@ def replace(graph: ir.Graph, group: Group, quantised: Quantised, twice: bool) ->
         levels = add("QuantizeLinear", [value, scale, zero])
         return add("DequantizeLinear", [levels, scale, zero])
 
-    last, middle = constant("int8.last", [-1], np.int64), -2
+    last, middle = constant("int8.last", np.array([-1]), np.int64), -2
     scale, zero = constant("int8.scale", 1 / LEVELS), constant("int8.zero", 0, np.int8)
     peak = add("ReduceMax", [add("Abs", [x]), last])
     size = add("Max", [peak, constant("int8.tiny", TINY)])

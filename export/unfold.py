@@ -29,9 +29,10 @@ def window_area(node: ir.Node) -> tuple[list[int], list[int]] | None:
     x, weight = node.inputs[0], node.inputs[1]
     if x is None or weight is None or weight.const_value is None or x.shape is None or len(x.shape) != 4:
         return None
-    if weight.const_value.size < MIN_WEIGHTS or not all(isinstance(size, int) for size in x.shape[2:]):
+    image = [size for size in x.shape[2:] if isinstance(size, int)]
+    if weight.const_value.size < MIN_WEIGHTS or len(image) < 2:
         return None
-    image, kernel = [int(size) for size in x.shape[2:]], list(weight.const_value.shape[2:])
+    kernel = list(weight.const_value.numpy().shape[2:])
     plain = (
         node.attributes.get_int("group", 1) == 1
         and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
