@@ -198,6 +198,7 @@ def main() -> None:
     path = options.results / f"{options.device}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     stored["choose_gguf"] = {**stored.get("choose_gguf", {}), title: results}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(stored, indent=2) + "\n")
     print(f"written to {path}")
 

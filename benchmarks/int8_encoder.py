@@ -42,6 +42,7 @@ def main() -> None:
     }
     packages = {name: version(name) for name in ("torch", "onnxruntime")}
     path = options.results / "int8_encoder.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**figures, "packages": packages}, indent=2) + "\n")
     print(path.read_text())
 

@@ -230,6 +230,7 @@ def main() -> None:
     path = options.results / f"{options.device}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     stored["one_pass"] = {**stored.get("one_pass", {}), **results}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(stored, indent=2) + "\n")
     print(f"written to {path}")
 

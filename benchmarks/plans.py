@@ -40,6 +40,7 @@ def main() -> None:
     entry = {"tensorrt_rtx": builder, "capabilities": options.capabilities, "networks": figures}
     path = options.results / "plans.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**stored, options.name: entry}, indent=2) + "\n")
     print(json.dumps({options.name: entry}, indent=2))
 

@@ -24,8 +24,8 @@ from .tolerances import TOLERANCES, error_of
 # prompt learner is changed for its weights: 107 million, of which an answer needs every one once. The decoder has 5.
 CONVERTED = {"fp16": NETWORKS, "int8": ("encoder", "prompt_learner")}
 NUM_SAMPLES = 6  # of the calibration's, evenly spread
-# Of a limit: what the samples may take of it. They are harder than the golden cases: half as far again from float32.
-SHARE_OF_LIMIT = 0.8
+# Of a limit: what the samples may take of it. At 0.8 the worst golden case was at twice the limit.
+SHARE_OF_LIMIT = 0.35
 
 Stages = dict[str, np.ndarray]
 
