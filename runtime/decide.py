@@ -31,7 +31,7 @@ def decide(answer: Answer, words: PromptLayout, point: OperatingPoint | None) ->
     if point is None:
         status = Status.FAIL if answer.affirmative else Status.PASS
         return {"status": status, "reason": f"answered {said}", "decided_by": "answer"}
-    rejected = answer.p_anomaly > point.p_anomaly
+    rejected = not answer.p_anomaly <= point.p_anomaly  # what is no number does not pass
     contradiction = rejected != answer.affirmative
     return {
         "status": Status.FAIL if rejected else Status.PASS,
@@ -79,11 +79,11 @@ def decide_by_map(score: float, point: OperatingPoint, why: str) -> dict[str, An
         why: there is no answer.
     """
     return {
-        "status": Status.FAIL if score > point.score else Status.PASS,
+        "status": Status.PASS if score <= point.score else Status.FAIL,
         "reason": f"{_compare('map score', score, point.score)}; {why}",
         "decided_by": "map",
     }
 
 
 def _compare(what: str, value: float, limit: float) -> str:
-    return f"{what} {value:.6g} is {'above' if value > limit else 'not above'} the recipe's {limit:.6g}"
+    return f"{what} {value:.6g} is {'not above' if value <= limit else 'above'} the recipe's {limit:.6g}"
