@@ -51,7 +51,6 @@ def main() -> None:
     path = options.results / "export.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**stored, name: figures}, indent=2) + "\n")
     print(json.dumps({name: figures}, indent=2))
     print(f"written to {path}")

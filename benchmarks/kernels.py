@@ -79,7 +79,6 @@ def main() -> None:
     path = options.results / f"{options.device}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**stored, "kernels": results}, indent=2) + "\n")
     print(f"written to {path}")
 

@@ -39,7 +39,6 @@ def main() -> None:
     path = options.results / "runtime_memory.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**stored, name: figures}, indent=2) + "\n")
     print(json.dumps({name: figures}, indent=2))
 

@@ -13,8 +13,9 @@ import pytest
 
 from anomalygpt_edge.export.checkpoints import open_networks
 from anomalygpt_edge.export.gguf_llm import write_gguf
-from anomalygpt_edge.export.parity import ANSWER_LIMITS, TOLERANCES
+from anomalygpt_edge.export.parity import ANSWER_LIMITS
 from anomalygpt_edge.export.pipeline import PIXEL_MEAN, PIXEL_STD, prompt_layout
+from anomalygpt_edge.export.tolerances import TOLERANCES
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.runtime.bundle import Language
 from anomalygpt_edge.runtime.images import read_image
@@ -91,7 +92,7 @@ def test_copy_is_compact():
 
 
 def test_readme_states_the_gate_that_exports_pass():
-    """One table of tolerances, in export/parity.py; README's figures are held against the same limits."""
+    """One table of tolerances, in export/tolerances.py; README's figures are held against the same limits."""
     readme = (HERE.parents[1] / "README.md").read_text().split("**Equal to the original**")[1].split("**")[0]
     rows = [
         [cell.strip() for cell in line.split("|")[1:4]]
