@@ -131,7 +131,8 @@ def export(
         max_memory=parse_size(max_memory) if max_memory else None,
     )
     try:
-        from .pipeline import export_bundle, print_report
+        from .pipeline import export_bundle
+        from .report import print_report
     except ImportError as error:
         raise ConfigError(
             f"agpt export needs a package that is not installed ({error.name}): "

@@ -23,8 +23,9 @@ import sentencepiece
 from torch import Tensor
 
 from ..models.llama import Llama
-from .checkpoints import LlamaSource, module_shapes
+from .keys import module_shapes
 from .tensor_files import CheckpointError, Shape
+from .vicuna import LlamaSource
 
 FLOAT16_MAX = 65504.0
 UNUSED_SCORE = -10000.0  # as llama.cpp's converter scores rows without a piece

@@ -7,140 +7,48 @@ files outlive an interruption; the comparison is made again on whatever is publi
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
-import math
-import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from ..models import prompts
 from ..models.clip_tokens import ClipTokenizer, open_tokenizer
-from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundle import (
     NETWORKS,
     TEXT_FEATURES_FILE,
-    AnswerForms,
     Bundle,
     Component,
-    Language,
     Manifest,
     Plan,
-    Preprocess,
-    PromptLayout,
-    RegionLevel,
-    Vision,
     digest_file,
     publish,
     seal,
 )
-from ..runtime.errors import AgptError, ConfigError
 from .calibration import calibration_images, calibration_pixels, unlike_pixels
-from .checkpoints import SIZES, Checkpoints, open_checkpoints, read_text_features
+from .checkpoints import Checkpoints, open_checkpoints
+from .description import GGUF_FILE, choose_classes, describe, read_about
 from .gguf_llm import quantise, write_gguf
 from .journal import Journal
 from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
 from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
 from .precision import convert, remove_originals
+from .progress import Step, Steps
 from .reference import Reference
-from .survey import llm_share, needs_of
-from .tensor_files import CheckpointError, read_json
+from .report import Report
+from .staging import check_disk, check_memory, staging
+from .survey import llm_share
 from .tensorrt_plan import build_plans, check_can_build, merge, prove_plans
-from .text_features import add_text_features
+from .text_features import read_text_features, save_text_features
+from .text_tower import add_text_features
 
-PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
-PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
-GGUF_FILE = "llm.gguf"
 WHOLE_FILE = "llm.f16.gguf"  # what is quantised, and then removed
-GB = 1e9
 NoneType = type(None)
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python", "numpy")
-ORIGINAL_NOTICES = (
-    "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial "
-    "use; read them before passing this bundle on.",
-)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was published, and how equal it is to the checkpoints."""
-
-    bundle: Path
-    manifest: Manifest
-    parity: list[StageResult]
-    seconds: float
-
-
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The model's own words about itself (``model.json``)."""
-
-    name: str
-    notices: list[str]
-    region_level: RegionLevel = RegionLevel()
-    classes: list[str] = []
-
-
-class Steps:
-    """Progress, one line a stage, with the time left inside the long ones."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-
-    @contextmanager
-    def step(self, description: str, total: int = 1) -> Iterator[Step]:
-        task = self._progress.add_task(description, total=total)
-        yield Step(self._progress, task)
-        self._progress.update(task, completed=total)
-
-    def __enter__(self) -> Steps:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._progress.stop()
-
-
-@dataclass(frozen=True)
-class Step:
-    progress: Progress
-    task: TaskID
-
-    def advance(self, _what: str = "") -> None:
-        self.progress.advance(self.task)
-
-    def add(self, amount: int) -> None:
-        self.progress.advance(self.task, amount)
-
-    def reach(self, amount: int) -> None:
-        self.progress.update(self.task, completed=amount)
 
 
 def export_bundle(options: ExportOptions, console: Console | None = None) -> Report:
@@ -215,7 +123,7 @@ def settle_text_features(
         known = checkpoints
         if tokenizer:
             known = add_text_features(checkpoints, tokenizer, classes, step.advance)
-        save_text_features(known, classes, journal.folder)
+        save_text_features(known.text_features, classes, journal.folder)
 
     journal.run("text features", make, NoneType)
     features = read_text_features(journal.folder / TEXT_FEATURES_FILE, checkpoints.config.vision.embed_dim)
@@ -290,194 +198,12 @@ def num_tokens(gguf: Path, options: ExportOptions) -> int:
     return MAX_ANSWER_TOKENS if fits else 1
 
 
-def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
-    """Refuse before the long work what would not fit.
-
-    Raises:
-        ConfigError: the export takes more memory than ``--max-memory`` allows.
-    """
-    needed = needs_of(checkpoints.config).memory
-    if options.max_memory is not None and needed > options.max_memory:
-        raise ConfigError(
-            f"exporting these checkpoints takes about {needed / GB:.1f} GB of memory and --max-memory allows "
-            f"{options.max_memory / GB:.1f} GB: allow more, or export on another machine and copy the bundle"
-        )
-
-
-def check_disk(options: ExportOptions, checkpoints: Checkpoints) -> None:
-    """The same for the disk; what an interrupted run has left is counted as there.
-
-    Raises:
-        ConfigError: the files of this export would not fit beside the target.
-    """
-    folder = staging_folder(options)
-    needed = needs_of(checkpoints.config).disk(options.llm_quant, options.precision)
-    there = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
-    disk = next(parent for parent in folder.parents if parent.exists())
-    free = shutil.disk_usage(disk).free
-    if needed > free + there:
-        raise ConfigError(
-            f"exporting these checkpoints takes about {(needed - there) / GB:.1f} GB of disk and {disk} has "
-            f"{free / GB:.1f} GB free: free some, or give --out on a larger disk"
-        )
-
-
-def staging_folder(options: ExportOptions) -> Path:
-    out = options.out.absolute()
-    return out.with_name(f".{out.name}.partial")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second export out of a staging folder; the lock goes with the process, however it ends.
-
-    Raises:
-        ConfigError: another export has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another export is writing {folder}: wait for it to end, or choose another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
-    """A hidden folder beside the target, so that publishing is a rename, with the journal of what is finished.
-
-    It outlives an interruption and a full disk, and the same command goes on from it. A result that is wrong is
-    removed.
-
-    Raises:
-        ConfigError: nothing can be written there, or the disk is full.
-        KeyboardInterrupt: with the words for the user.
-    """
-    folder = staging_folder(options)
-    chosen = {
-        "precision": options.precision,
-        "llm_quant": options.llm_quant,
-        "engines": options.engines,
-        "plans": msgspec.to_builtins(options.plans),
-    }
-    try:
-        with alone(folder):
-            journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
-            try:
-                yield journal
-            except AgptError:
-                journal.discard()
-                raise
-            except KeyboardInterrupt as stop:
-                if not journal.stages:
-                    raise
-                words = "interrupted: the same command goes on from the last finished stage"
-                raise KeyboardInterrupt(words) from stop
-            finally:
-                journal.close()
-    except OSError as error:
-        why = error.strerror or f"a file was not written whole: {error}"  # NumPy's has no number
-        raise ConfigError(
-            f"could not write the bundle at {options.out} ({why}): free space and run the same command again, "
-            "which goes on from the last finished stage, or choose another --out"
-        ) from error
-
-
-def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
-    """The model's name and notices: from its sidecar, or the original's."""
-    if path is None:
-        size = SIZES.get(checkpoints.config.llama.hidden_size)
-        return About(f"anomalygpt-{size.lower()}" if size else "anomalygpt", list(ORIGINAL_NOTICES))
-    try:
-        return msgspec.convert(read_json(path), About)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(
-            f"{path} does not describe a model ({error}): fix or leave out --about"
-        ) from error
-
-
-def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
-    """Those asked for, else the model's own, else all that have text features, else the original's."""
-    known = checkpoints.text_features
-    chosen = list(options.classes or about.classes or known or prompts.ENSEMBLE_CLASSES)
-    unknown = [name for name in chosen if name not in known]
-    if unknown and checkpoints.text is None:
-        raise ConfigError(
-            f"class {unknown[0]!r} has no text features in {options.text_features}: "
-            f"choose among {', '.join(known)}"
-        )
-    return list(dict.fromkeys(chosen))
-
-
 def export_networks(reference: Reference, folder: Path, step: Step) -> dict[str, Component]:
     components = {}
     for graph in graphs(reference.model):
         components[graph.name] = export_graph(graph, folder)
         step.advance()
     return components
-
-
-def save_text_features(checkpoints: Checkpoints, classes: list[str], folder: Path) -> None:
-    arrays = {name: checkpoints.text_features[name] for name in classes}
-    np.savez(folder / TEXT_FEATURES_FILE, **arrays)  # type: ignore[arg-type]
-
-
-def describe(
-    options: ExportOptions,
-    about: About,
-    classes: list[str],
-    checkpoints: Checkpoints,
-    components: dict[str, Component],
-) -> Manifest:
-    """The manifest without digests and parity figures."""
-    vision, llama = checkpoints.config.vision, checkpoints.config.llama
-    return Manifest(
-        name=about.name,
-        notices=about.notices,
-        preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
-        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim),
-        language=Language(
-            llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
-        ),
-        classes=classes,
-        default_class="object" if "object" in classes else classes[0],
-        region_level=about.region_level,
-        prompt=prompt_layout(),
-        components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
-        tools=tool_versions(),
-    )
-
-
-def tool_versions() -> dict[str, str]:
-    """What the bundle was made with."""
-    return {name: importlib.metadata.version(name) for name in TOOLS}
-
-
-def prompt_layout() -> PromptLayout:
-    """The original's prompt, piece by piece."""
-    return PromptLayout(
-        before_image=prompts.PIECE_BEFORE_IMAGE,
-        after_image=prompts.PIECE_AFTER_IMAGE,
-        num_prompts=NUM_PROMPTS,
-        assistant=prompts.PIECE_ASSISTANT,
-        question=prompts.DEFAULT_QUESTION,
-        affirmative=prompts.AFFIRMATIVE,
-        negative=prompts.NEGATIVE,
-        stop_piece=prompts.STOP_PIECE,
-        turn_end=prompts.STOP_STRING,
-        answers=AnswerForms(
-            none=[prompts.ANSWER_NONE],
-            one=[prompts.ANSWER_ONE],
-            several=[prompts.ANSWER_SEVERAL],
-            places=list(prompts.PLACES),
-        ),
-    )
 
 
 def total_bytes(files: Iterable[Path]) -> int:
@@ -495,35 +221,3 @@ def source_files(options: ExportOptions, images: list[Path]) -> dict[str, Path]:
         "calibration": images,
     }
     return {f"{role}/{path.name}": path for role, paths in files.items() for path in paths}
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Sizes, precisions, parity, and what the bundle needs to run."""
-    manifest = report.manifest
-    files = Table("file", "precision", "MB", title=f"{report.bundle}: {manifest.name}")
-    precision = {component.file: component.precision for component in manifest.components.values()}
-    precision |= {plan.file: plan.built_for for plans in manifest.plans.values() for plan in plans}
-    for name, record in manifest.files.items():
-        files.add_row(name, precision.get(name, ""), f"{record.bytes / 1e6:.1f}")
-    stages = Table("stage", "error", "allowed", "", title="Parity with the checkpoints")
-    for result in report.parity:
-        error = f"{result.error:.1e}" if math.isfinite(result.error) else "not finite"
-        verdict = "ok" if result.passed else "[red]FAILED"
-        stages.add_row(result.stage, f"{error} {result.kind}", f"{result.limit:.0e}", verdict)
-    total = sum(record.bytes for record in manifest.files.values())
-    console.print(files, stages)
-    for engine, figures in manifest.parity.get("engines", {}).items():
-        if not figures["compared"]:
-            console.print(
-                f"plans for {engine} were not compared: {figures['reason']}; agpt verify does, on the device"
-            )
-    engines = " or ".join(
-        ["onnxruntime", *dict.fromkeys(plan.engine for plans in manifest.plans.values() for plan in plans)]
-    )
-    for line in (
-        f"{total / 1e6:.0f} MB in {report.seconds:.0f} s; classes: {', '.join(manifest.classes)}",
-        f"needs {engines}, llama-cpp-python, NumPy and OpenCV, no torch, and memory for all of it: "
-        f"more than {total / GB:.1f} GB",
-        f"try it: agpt run --bundle {report.bundle}",
-    ):
-        console.print(line, highlight=False, soft_wrap=True)

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ..models.anomalygpt import few_shot_distance, upsample_map
 from ..models.llama import DecoderLayer, RMSNorm, rotary_tables
-from .checkpoints import PROJECTIONS, Checkpoints, Lora, load_model, module_shapes
+from .checkpoints import Checkpoints, load_model
 from .gguf_llm import open_tokenizer
+from .keys import module_shapes
+from .vicuna import PROJECTIONS, Lora
 
 
 class LoraLinear(nn.Module):

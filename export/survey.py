@@ -21,23 +21,13 @@ from ..models.llama import DecoderLayer, Llama, LlamaConfig
 from ..models.original_names import LORA_KEY
 from ..models.prompt_learner import PromptLearner
 from ..runtime.doctor import Finding, memory_gib
-from .checkpoints import (
-    SIZE_LAYERS,
-    SIZES,
-    check_role,
-    has_text_tower,
-    module_shapes,
-    open_llama,
-    open_networks,
-    read_learner_config,
-    read_text_config,
-    read_vision_config,
-    shape_of,
-    size_name,
-)
+from .checkpoints import check_role, open_networks, read_learner_config
 from .gguf_llm import open_tokenizer
+from .imagebind import has_text_tower, read_text_config, read_vision_config
+from .keys import module_shapes, shape_of
 from .options import LLM_PRECISIONS
 from .tensor_files import CheckpointError, Tensors, open_tensors
+from .vicuna import SIZE_LAYERS, SIZES, open_llama, size_name
 
 GB = 1e9
 VICUNA_V0_ROWS = 32001

@@ -1,59 +1,47 @@
-"""What "normal" and "abnormal" mean for each class, computed once, so that the text tower never ships."""
+"""The file of text features: what "normal" and "abnormal" mean for each class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..models.clip_tokens import ClipTokenizer
-from ..models.prompts import ensemble
-from ..models.text_tower import TextEncoder, ensemble_features
-from .checkpoints import Checkpoints
+from ..runtime.bundle import TEXT_FEATURES_FILE
 from .tensor_files import CheckpointError
 
 
-def add_text_features(
-    checkpoints: Checkpoints,
-    tokenizer: ClipTokenizer,
-    classes: Iterable[str],
-    advance: Callable[[str], None] = lambda name: None,
-) -> Checkpoints:
-    """The checkpoints with the features of these classes, computed with ImageBind's text tower.
+def read_text_features(path: Path, embed_dim: int) -> dict[str, np.ndarray]:
+    """Class name → float32 [2, E], unit norm (normal, abnormal).
 
     Raises:
-        CheckpointError: the text tower is damaged or was not made for CLIP's vocabulary.
+        CheckpointError: missing, not an npz of arrays, or a class whose array is not that.
     """
-    encoder = checkpoints.text_encoder()
-    path = checkpoints.imagebind.path
-    if encoder.config.vocab_size < tokenizer.vocab_size:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            features = {name: np.asarray(arrays[name], np.float32) for name in arrays.files}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not there: check --text-features") from error
+    except Exception as error:  # numpy raises zipfile's, zlib's and its own errors for damaged archives
         raise CheckpointError(
-            f"{path}: its text tower has {encoder.config.vocab_size} token embeddings but CLIP's vocabulary "
-            f"{tokenizer.vocab_size}: it is not ImageBind's; give --text-features"
-        )
-    features = compute_text_features(encoder, tokenizer, classes, advance)
-    if broken := [name for name, value in features.items() if not np.isfinite(value).all()]:
-        raise CheckpointError(
-            f"{path}: the text features of {broken[0]!r} are not finite: download the file again"
-        )
-    return replace(checkpoints, text_features=features)
-
-
-@torch.inference_mode()
-def compute_text_features(
-    encoder: TextEncoder,
-    tokenizer: ClipTokenizer,
-    classes: Iterable[str],
-    advance: Callable[[str], None] = lambda name: None,
-) -> dict[str, np.ndarray]:
-    """Class name → float32 [2, E], unit norm: the original's ensemble of 14 normal and 10 abnormal sentences."""
-    features = {}
-    for name in classes:
-        normal, abnormal = (
-            tokenizer.tokenize(sentences, encoder.config.context_length) for sentences in ensemble(name)
-        )
-        features[name] = ensemble_features(encoder, normal, abnormal).numpy()
-        advance(name)
+            f"{path} is not a readable npz of float arrays ({error}): make it again"
+        ) from error
+    if not features:
+        raise CheckpointError(f"{path} holds no class: make the text features again")
+    for name, value in features.items():
+        if value.shape != (2, embed_dim):
+            raise CheckpointError(
+                f"{path}: {name!r} is {value.shape} instead of (2, {embed_dim}): "
+                "the text features are of another model than the ImageBind file"
+            )
+        if not np.allclose(np.linalg.norm(value, axis=1), 1, atol=1e-3):
+            raise CheckpointError(
+                f"{path}: {name!r} is not unit norm (or not finite): make the text features again"
+            )
     return features
+
+
+def save_text_features(features: Mapping[str, np.ndarray], classes: Iterable[str], folder: Path) -> None:
+    """Write the features of these classes as a bundle's."""
+    arrays = {name: features[name] for name in classes}
+    np.savez(folder / TEXT_FEATURES_FILE, **arrays)  # type: ignore[arg-type]

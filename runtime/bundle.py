@@ -6,6 +6,7 @@ holds everything about the model: a dimension, a name, a prompt, a class is writ
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import os
@@ -29,6 +30,7 @@ NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's
 COMPONENTS = (*NETWORKS, "language_model")
 MAX_MANIFEST_BYTES = 4 << 20
 HASH_CHUNK_BYTES = 1 << 20
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 FIX = "copy the bundle again or re-run agpt export"
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -359,7 +361,8 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Move a sealed bundle to its place by rename: it is whole or absent. An older bundle is replaced.
+    """Move a sealed bundle to its place by one rename: it is whole or absent. An older bundle, which is there until
+    the new one is, is replaced.
 
     Both folders must be on one file system.
 
@@ -368,13 +371,26 @@ def publish(staging: Path, target: Path) -> None:
     """
     if target.exists() and not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
         raise BundleError(f"{target} exists and is not a bundle: choose another folder or empty it")
-    aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
-        target.rename(aside)
-    staging.rename(target)
+        _exchange(staging, target)
+        shutil.rmtree(staging)
+    else:
+        staging.rename(target)
     _flush(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names in one step (Linux, renameat2); where the file system cannot, in three."""
+    here = ctypes.c_int(AT_FDCWD)
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2") and not libc.renameat2(here, names[0], here, names[1], RENAME_EXCHANGE):
+        return
+    aside = other.with_name(f".{other.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 class _Version(msgspec.Struct):

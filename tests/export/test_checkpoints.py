@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 from anomalygpt_edge.export.checkpoints import (
     check_fit,
     load_model,
-    module_shapes,
     open_checkpoint_folder,
     open_checkpoints,
-    read_lora,
-    read_vision_config,
-    vision_shapes,
 )
 from anomalygpt_edge.export.gguf_llm import read_vocabulary
+from anomalygpt_edge.export.imagebind import read_vision_config, vision_shapes
+from anomalygpt_edge.export.keys import module_shapes
 from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors, open_tensors
+from anomalygpt_edge.export.vicuna import read_lora
 from anomalygpt_edge.models.anomalygpt import AnomalyGPTConfig
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig

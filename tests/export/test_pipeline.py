@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from anomalygpt_edge.export import __main__ as command
-from anomalygpt_edge.export import pipeline
+from anomalygpt_edge.export import pipeline, staging
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.options import ExportOptions, parse_size
 from anomalygpt_edge.export.parity import ParityError
@@ -123,6 +124,19 @@ def test_an_export_that_ends_early_goes_on(
     assert list(options.out.parent.iterdir()) == [options.out]
 
 
+@pytest.mark.parametrize("greedy", [np.ones, torch.ones])
+def test_an_export_out_of_memory_says_so_and_goes_on(
+    options, exported, exported_networks, monkeypatch, greedy
+):
+    with monkeypatch.context() as starved:
+        starved.setattr(pipeline, "write_gguf", lambda *given: greedy(1 << 50))
+        with pytest.raises(ConfigError, match=r"memory ran out .*locate.*goes on from the last"):
+            export_bundle(options)
+    monkeypatch.setattr(pipeline, "export_networks", stop(AssertionError("made twice")))
+    export_bundle(options)
+    assert open_bundle(options.out).manifest.files == exported.manifest.files
+
+
 def test_a_quantisation_that_ends_early_goes_on(options, exported_networks, monkeypatch):
     options = replace(options, llm_quant="q8_0")
     with monkeypatch.context() as interrupted:
@@ -203,15 +217,15 @@ def test_memory_that_does_not_fit_is_refused_at_once(options):
 
 def test_a_disk_that_is_too_small_is_refused_at_once(options, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"takes about \d+\.\d GB of disk and .* has 0\.0 GB free"):
         export_bundle(options)
     assert not list(options.out.parent.iterdir())
 
 
 def test_a_second_export_to_one_place_is_kept_out(options, exported, exported_networks):
-    folder = pipeline.staging_folder(options)
-    with pipeline.alone(folder):
+    folder = staging.staging_folder(options)
+    with staging.alone(folder):
         (folder / "encoder.onnx").write_bytes(b"of the first")
         with pytest.raises(ConfigError, match="another export is writing"):
             export_bundle(options)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from anomalygpt_edge.export import pipeline
-from anomalygpt_edge.export.checkpoints import (
-    open_checkpoints,
+from anomalygpt_edge.export.checkpoints import open_checkpoints
+from anomalygpt_edge.export.imagebind import (
     read_text_config,
     read_vision_config,
     text_shapes,
@@ -24,7 +24,7 @@ from anomalygpt_edge.export.checkpoints import (
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors, open_tensors
-from anomalygpt_edge.export.text_features import add_text_features
+from anomalygpt_edge.export.text_tower import add_text_features
 from anomalygpt_edge.models.clip_tokens import ClipTokenizer
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.original_names import TEXT_MASK, TEXT_SCALE, original_text_name

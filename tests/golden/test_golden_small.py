@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.export.checkpoints import open_networks
+from anomalygpt_edge.export.description import PIXEL_MEAN, PIXEL_STD, prompt_layout
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.parity import ANSWER_LIMITS
-from anomalygpt_edge.export.pipeline import PIXEL_MEAN, PIXEL_STD, prompt_layout
 from anomalygpt_edge.export.tolerances import TOLERANCES
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.runtime.bundle import Language

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.export.checkpoints import open_checkpoints, open_llama
+from anomalygpt_edge.export.checkpoints import open_checkpoints
 from anomalygpt_edge.export.gguf_llm import read_vocabulary
+from anomalygpt_edge.export.vicuna import open_llama
 from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from anomalygpt_edge.runtime import bundle as bundle_module
 from anomalygpt_edge.runtime.bundle import (
     MANIFEST_FILE,
     TEXT_FEATURES_FILE,
@@ -163,6 +166,33 @@ def test_publishing_replaces_a_bundle_and_nothing_else(bundle: Path, tmp_path: P
     with pytest.raises(BundleError, match="not a bundle"):
         publish(bundle, precious)
     assert (precious / "thesis.tex").exists()
+
+
+def test_there_is_a_bundle_at_every_moment_of_publishing(bundle: Path, tmp_path: Path) -> None:
+    """A process that looks all the time, while others replace it, finds the manifest every time."""
+    target = tmp_path / "published"
+    publish(Path(shutil.copytree(bundle, tmp_path / "first")), target)
+    looks = f"while True: open({str(target / 'manifest.json')!r}).close()"
+    looking = subprocess.Popen([sys.executable, "-c", looks], stderr=subprocess.DEVNULL)
+    try:
+        for number in range(20):
+            publish(Path(shutil.copytree(bundle, tmp_path / f"new{number}")), target)
+        assert looking.poll() is None
+    finally:
+        looking.kill()
+        looking.wait()
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "published"}
+
+
+def test_publishing_where_the_file_system_cannot_swap(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(bundle_module, "RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
+    target = tmp_path / "published"
+    publish(Path(shutil.copytree(bundle, tmp_path / "first")), target)
+    second = Path(shutil.copytree(bundle, tmp_path / "second"))
+    inode = (second / "manifest.json").stat().st_ino
+    publish(second, target)
+    assert (target / "manifest.json").stat().st_ino == inode
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "published"}
 
 
 def test_the_shipped_bundle_lies_in_the_package() -> None:

@@ -1,0 +1,116 @@
+"""What a bundle says about itself before it is sealed: names, dimensions, classes, the original's prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from ..models import prompts
+from ..models.prompt_learner import NUM_PROMPTS
+from ..runtime.bundle import (
+    AnswerForms,
+    Component,
+    Language,
+    Manifest,
+    Preprocess,
+    PromptLayout,
+    RegionLevel,
+    Vision,
+)
+from ..runtime.errors import ConfigError
+from .checkpoints import Checkpoints
+from .options import ExportOptions
+from .staging import tool_versions
+from .tensor_files import CheckpointError, read_json
+from .vicuna import SIZES
+
+PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
+PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+GGUF_FILE = "llm.gguf"
+ORIGINAL_NOTICES = (
+    "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial "
+    "use; read them before passing this bundle on.",
+)
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model's own words about itself (``model.json``)."""
+
+    name: str
+    notices: list[str]
+    region_level: RegionLevel = RegionLevel()
+    classes: list[str] = []
+
+
+def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
+    """The model's name and notices: from its sidecar, or the original's."""
+    if path is None:
+        size = SIZES.get(checkpoints.config.llama.hidden_size)
+        return About(f"anomalygpt-{size.lower()}" if size else "anomalygpt", list(ORIGINAL_NOTICES))
+    try:
+        return msgspec.convert(read_json(path), About)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"{path} does not describe a model ({error}): fix or leave out --about"
+        ) from error
+
+
+def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
+    """Those asked for, else the model's own, else all that have text features, else the original's."""
+    known = checkpoints.text_features
+    chosen = list(options.classes or about.classes or known or prompts.ENSEMBLE_CLASSES)
+    unknown = [name for name in chosen if name not in known]
+    if unknown and checkpoints.text is None:
+        raise ConfigError(
+            f"class {unknown[0]!r} has no text features in {options.text_features}: "
+            f"choose among {', '.join(known)}"
+        )
+    return list(dict.fromkeys(chosen))
+
+
+def describe(
+    options: ExportOptions,
+    about: About,
+    classes: list[str],
+    checkpoints: Checkpoints,
+    components: dict[str, Component],
+) -> Manifest:
+    """The manifest without digests and parity figures."""
+    vision, llama = checkpoints.config.vision, checkpoints.config.llama
+    return Manifest(
+        name=about.name,
+        notices=about.notices,
+        preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
+        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim),
+        language=Language(
+            llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
+        ),
+        classes=classes,
+        default_class="object" if "object" in classes else classes[0],
+        region_level=about.region_level,
+        prompt=prompt_layout(),
+        components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
+        tools=tool_versions(),
+    )
+
+
+def prompt_layout() -> PromptLayout:
+    """The original's prompt, piece by piece."""
+    return PromptLayout(
+        before_image=prompts.PIECE_BEFORE_IMAGE,
+        after_image=prompts.PIECE_AFTER_IMAGE,
+        num_prompts=NUM_PROMPTS,
+        assistant=prompts.PIECE_ASSISTANT,
+        question=prompts.DEFAULT_QUESTION,
+        affirmative=prompts.AFFIRMATIVE,
+        negative=prompts.NEGATIVE,
+        stop_piece=prompts.STOP_PIECE,
+        turn_end=prompts.STOP_STRING,
+        answers=AnswerForms(
+            none=[prompts.ANSWER_NONE],
+            one=[prompts.ANSWER_ONE],
+            several=[prompts.ANSWER_SEVERAL],
+            places=list(prompts.PLACES),
+        ),
+    )

@@ -1,0 +1,60 @@
+"""Progress of an export: one line a stage, with the time left inside the long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Steps:
+    """Progress, one line a stage, with the time left inside the long ones."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    @contextmanager
+    def step(self, description: str, total: int = 1) -> Iterator[Step]:
+        task = self._progress.add_task(description, total=total)
+        yield Step(self._progress, task)
+        self._progress.update(task, completed=total)
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._progress.stop()
+
+
+@dataclass(frozen=True)
+class Step:
+    progress: Progress
+    task: TaskID
+
+    def advance(self, _what: str = "") -> None:
+        self.progress.advance(self.task)
+
+    def add(self, amount: int) -> None:
+        self.progress.advance(self.task, amount)
+
+    def reach(self, amount: int) -> None:
+        self.progress.update(self.task, completed=amount)
