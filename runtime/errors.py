@@ -29,5 +29,9 @@ class Interrupted(AgptError):
     """The user stopped the work; the command line exits with status 130, as for the signal."""
 
 
+class UnjudgedError(AgptError):
+    """Parts came and not one of them got a verdict."""
+
+
 class LateError(AgptError):
     """There was no time for a verdict before the part's deadline."""

@@ -15,7 +15,7 @@ from .cameras import Frame, open_camera
 from .cameras.folder import is_image
 from .display import open_display
 from .engines import AUTO
-from .errors import ConfigError, ImageError
+from .errors import ConfigError, ImageError, UnjudgedError
 from .images import read_image
 from .line import Line
 from .overlay import OverlayFolder
@@ -110,7 +110,8 @@ def run_line(options: RunOptions) -> None:
     """Inspect until the source ends, then print the summary.
 
     Raises:
-        AgptError: an option is wrong, a file is bad, records cannot be written, or the camera was lost.
+        AgptError: an option is wrong, a file is bad, records cannot be written, the camera was lost, or not one
+            part got a verdict.
     """
     with ExitStack() as opened:
         # What is quick to check comes first; the model takes seconds to load.
@@ -152,6 +153,11 @@ def run_line(options: RunOptions) -> None:
     print("\n".join(summary(line, options)))
     if line.lost:
         raise line.lost
+    if line.tally.unjudged:
+        raise UnjudgedError(
+            f"not one of {line.tally.num_parts} parts got a verdict: "
+            + (f"the reasons are in {options.out}" if options.out else "give --out DIR to keep the reasons")
+        )
 
 
 def identify(bundle: Bundle) -> Identity:

@@ -44,6 +44,11 @@ class Tally:
     def num_parts(self) -> int:
         return self.statuses.total()
 
+    @property
+    def unjudged(self) -> bool:
+        """Whether parts came and none got a verdict."""
+        return 0 < self.num_parts == self.statuses[Status.NO_RESULT]
+
     def percentile(self, share: float) -> float:
         """Latency in ms that ``share`` percent of the parts did not exceed; 0 before the first."""
         return float(np.percentile(self.latencies_ms, share)) if self.latencies_ms else 0.0

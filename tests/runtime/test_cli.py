@@ -162,6 +162,18 @@ def test_a_folder_is_inspected_and_the_broken_file_gets_its_record(tiny_bundle, 
     assert "p50" in result.stdout
 
 
+def test_a_run_without_one_verdict_fails(call, tiny_bundle, parts, tmp_path):
+    """A script that starts a run must not take a line that judged nothing for one that went well."""
+    for path in parts.iterdir():
+        path.write_bytes(b"no image")
+    out = tmp_path / "out"
+    status, printed, complaint = call("run", "--source", parts, "--bundle", tiny_bundle, "--out", out)
+    assert status == 2
+    assert "3 parts: 0 PASS, 0 FAIL, 3 NO_RESULT" in printed
+    assert complaint == f"agpt: not one of 3 parts got a verdict: the reasons are in {out}\n"
+    assert len((out / "records.jsonl").read_text().splitlines()) == 3
+
+
 def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     (parts / "b.png").unlink()
     recipe = tmp_path / "recipe.toml"
