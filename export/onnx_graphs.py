@@ -43,6 +43,18 @@ class EncoderGraph(nn.Module):
         return self.llama_proj(embedding), patch_features
 
 
+class DecoderGraph(nn.Module):
+    """The image decoder up to its logits: ``kernels.localise`` makes the map of them on every device."""
+
+    def __init__(self, model: AnomalyGPT) -> None:
+        super().__init__()
+        self.decoder = model.image_decoder
+
+    def forward(self, patch_features: Tensor, text_features: Tensor) -> Tensor:
+        """[B, T, grid², V] and [2, E] → [B, T, grid², 2]."""
+        return self.decoder.patch_logits(patch_features, text_features)
+
+
 @dataclass(frozen=True)
 class Graph:
     """One network to export, with example inputs. Every input but those in ``fixed`` has a batch axis."""
@@ -70,9 +82,9 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
         ),
         Graph(
             "decoder",
-            model.image_decoder,
+            DecoderGraph(model),
             {"patch_features": taps, "text_features": text},
-            ("anomaly_map",),
+            ("patch_logits",),
             fixed=("text_features",),
         ),
         Graph(

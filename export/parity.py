@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import match, preprocess, upsample
+from ..kernels import localise, match, preprocess, upsample
 from ..runtime.bundle import Bundle, Manifest
 from ..runtime.engines import open_engine
 from ..runtime.errors import AgptError
@@ -182,7 +182,7 @@ class Parity:
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 run = engines["decoder"].run(patch_features=features, text_features=text_features)
-                anomaly_map = run["anomaly_map"]
+                anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
                 add(stages, zero_shot_map=anomaly_map)
             add(stages, **engines["prompt_learner"].run(anomaly_map=anomaly_map))
             advance()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kernels import match, upsample
+from ..kernels import localise, match, upsample
 from ..runtime.bundle import NETWORKS, Bundle, Component, Manifest
 from ..runtime.engines import Engine, open_engine
 from ..runtime.inspector import default_threads
@@ -106,13 +106,15 @@ class Samples:
 
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
         """Both maps of every sample and its prompts; the first sample is the others' normal part, the last one its."""
+        size = self._bundle.manifest.preprocess.size
         features = [stages["patch_features"] for stages in encoded]
         normals = [features[-1], *features[:1] * (len(features) - 1)]
         found = []
         for stages, normal in zip(encoded, normals, strict=True):
             patches = stages["patch_features"]
-            zero_shot = engines["decoder"].run(patch_features=patches, text_features=self._text)["anomaly_map"]
-            few_shot = upsample(match(patches, normal[0]), self._bundle.manifest.preprocess.size)
+            decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
+            zero_shot = localise(decoded["patch_logits"], size)
+            few_shot = upsample(match(patches, normal[0]), size)
             prompts = [engines["prompt_learner"].run(anomaly_map=each) for each in (zero_shot, few_shot)]
             rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from .errors import BundleError, ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the decoder ends in logits, kernels.localise makes the map; until 1 it made the map itself
 MANIFEST_FILE = "manifest.json"
 TEXT_FEATURES_FILE = "text_features.npz"
 NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's life

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ..kernels import preprocess, summarise, upsample
+from ..kernels import localise, preprocess, summarise, upsample
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
 from .decide import decide_by_map, decide_views
@@ -364,12 +364,13 @@ class Inspector:
 
     def _localise(self, patch_features: np.ndarray) -> tuple[np.ndarray, Matches | None]:
         """→ anomaly maps [views, S, S]: distance to the normal samples, and to which; without any to texts."""
+        size = self.bundle.manifest.preprocess.size
         if self.product.bank is not None:
             distance, nearest = self.product.bank.match(patch_features, self._threads)
-            size = self.bundle.manifest.preprocess.size
             return upsample(distance, size, threads=self._threads), Matches(distance, nearest)
         inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
-        return self._networks["decoder"].run(**inputs)["anomaly_map"], None
+        logits = self._networks["decoder"].run(**inputs)["patch_logits"]
+        return localise(logits, size, threads=self._threads), None
 
     def _read(self, maps: np.ndarray, views: Sequence[View]) -> list[ViewResult]:
         """What each view's map shows.

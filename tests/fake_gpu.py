@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -229,6 +230,50 @@ class FakeAllocation:
     def free(self) -> None:
         self._cuda._need_context()
         del self._cuda.memory[self._address]
+
+
+class KernelsOnShim:
+    """``kernels.cuda``'s driver on this GPU's memory and stream: a launch runs the .cu file in the shim
+    (``tools.cuda_shim``), on a copy of each array that an argument points to."""
+
+    num_multiprocessors = 4
+
+    def __init__(self, cuda: FakeCuda, stream: FakeStream, shim: Any) -> None:
+        self._cuda, self._stream, self._shim = cuda, stream, shim
+
+    def kernel(self, file: str, name: str, arguments: str) -> tuple[str, str]:
+        return self._shim.kernel(file, name, arguments)
+
+    def launch(self, kernel: tuple[str, str], grid, block, *arguments) -> None:
+        def work() -> None:
+            pointers = {a for a, kind in zip(arguments, kernel[1], strict=True) if kind == "P"}
+            there = {pointer: self._shim.allocate(self._cuda.memory[pointer].nbytes) for pointer in pointers}
+            for pointer, address in there.items():
+                self._shim.upload(address, self._cuda.memory[pointer])
+            self._shim.launch(kernel, grid, block, *(there.get(argument, argument) for argument in arguments))
+            for pointer, address in there.items():
+                self._shim.download(self._cuda.memory[pointer], address)
+                self._shim.free(address)
+
+        self._stream.enqueue(work)
+
+    def allocate(self, nbytes: int) -> int:
+        self._cuda._push()
+        try:
+            return int(self._cuda.mem_alloc(nbytes))
+        finally:
+            self._cuda._pop()
+
+    def free(self, address: int) -> None:
+        del self._cuda.memory[address]
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        self._stream.synchronize()
+        self._cuda.write(address, array)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        self._stream.synchronize()
+        array[...] = self._cuda.read(address, array.shape, array.dtype)
 
 
 class FakeTensorRt:

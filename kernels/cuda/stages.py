@@ -189,15 +189,16 @@ class Match:
     """
 
     def __init__(
-        self, driver: Driver, bank: DeviceBank, shape: tuple[int, int, int, int], dtype: Any = np.float16
+        self, driver: Driver, bank: DeviceBank, shape: tuple[int, ...], dtype: Any = np.float16
     ) -> None:
-        batch, taps, patches, width = shape
         dtype = np.dtype(dtype)
-        if dtype not in _SHORT or (taps, width) != (bank.rows.shape[0], bank.width) or 0 in shape:
+        fits = len(shape) == 4 and (shape[1], shape[3]) == (bank.rows.shape[0], bank.width)
+        if dtype not in _SHORT or not fits or 0 in shape:
             raise ValueError(
                 f"match takes float16 or float32 features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
                 f"not {dtype} {list(shape)} and {[bank.rows.shape[0], bank.num_rows, bank.width]}"
             )
+        batch, taps, patches, _ = shape
         _, padded_rows, row_bytes = bank.rows.shape
         padded = _padded(batch * patches, TILE)
         if max(padded, padded_rows) * taps >= 1 << 31:
@@ -262,18 +263,19 @@ class Localise:
     def __init__(
         self,
         driver: Driver,
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         size: int,
         *,
         dtype: Any = np.float16,
         out_dtype: Any = np.float32,
         out: DeviceArray | None = None,
     ) -> None:
-        _, taps, patches, classes = shape
-        if classes != 2 or math.isqrt(patches) ** 2 != patches or 0 in shape or size < 1:
+        fits = len(shape) == 4 and shape[3] == 2 and math.isqrt(shape[2]) ** 2 == shape[2]
+        if not fits or 0 in shape or size < 1:
             raise ValueError(
                 f"localise takes logits [B, T, G * G, 2] and a side of at least 1, not {list(shape)}, {size}"
             )
+        _, taps, patches, _ = shape
         self._build(driver, "localise", tuple(shape), taps, math.isqrt(patches), size, dtype, out_dtype, out)
 
     def _build(
@@ -329,15 +331,15 @@ class Upsample(Localise):
     def __init__(
         self,
         driver: Driver,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         size: int,
         *,
         out_dtype: Any = np.float32,
         out: DeviceArray | None = None,
     ) -> None:
-        grid = math.isqrt(shape[1])
-        if grid**2 != shape[1] or 0 in shape or size < 1:
+        if len(shape) != 2 or math.isqrt(shape[1]) ** 2 != shape[1] or 0 in shape or size < 1:
             raise ValueError(f"upsample takes [B, G * G] and a side of at least 1, not {list(shape)}, {size}")
+        grid = math.isqrt(shape[1])
         self._build(driver, "upsample", tuple(shape), 1, grid, size, np.float32, out_dtype, out)
 
 

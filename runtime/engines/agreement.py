@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...kernels import localise
 from ..bundle import Bundle
 from ..errors import BundleError
 from . import Engine, open_networks
@@ -52,10 +53,11 @@ def compare_with_cpu(
 def run_chain(
     networks: dict[str, Engine], pixels: np.ndarray, text_features: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Zero-shot: pixels [B, 3, S, S] and text features [2, E] → every network's outputs."""
+    """Zero-shot: pixels [B, 3, S, S] and text features [2, E] → every network's outputs, and the map."""
     results = networks["encoder"].run(pixels=pixels)
     features = results["patch_features"]
     results |= networks["decoder"].run(patch_features=features, text_features=text_features)
+    results["anomaly_map"] = localise(results["patch_logits"], pixels.shape[-1])
     results |= networks["prompt_learner"].run(anomaly_map=results["anomaly_map"])
     return results
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels import Bank
+from ...kernels.cuda.driver import DeviceArray, Driver
+from ...kernels.cuda.stages import DeviceBank, Localise, Match, Upsample
 from .device import Buffer, Device
 from .gpu import Graph
 from .tensorrt import TensorRtEngine
@@ -23,7 +26,7 @@ class Chain:
 
     Args:
         localise: enqueues on a stream what turns the encoder's patch features into the learner's anomaly map;
-            ``zero_shot`` makes one of the decoder, ``kernels.cuda.stages`` (Match, Upsample) one for few-shot.
+            ``zero_shot`` makes one of the decoder, ``few_shot`` one of a memory bank.
     """
 
     def __init__(
@@ -85,16 +88,53 @@ class Chain:
 
 def zero_shot(
     device: Device,
+    driver: Driver,
     encoder: TensorRtEngine,
     decoder: TensorRtEngine,
     learner: TensorRtEngine,
     text_features: np.ndarray,
     batch: int = 1,
 ) -> Chain:
-    """The chain by the decoder, with one class's text features, float32 [2, E]. The engines run only in it then."""
+    """The chain by the decoder, with one class's text features, float32 [2, E]. The engines run only in it then.
+
+    Args:
+        driver: of the encoder's stream.
+    """
     decoder.share("patch_features", encoder.buffers["patch_features"])
-    learner.share("anomaly_map", decoder.buffers["anomaly_map"])
+    logits = of_batch(decoder.buffers["patch_logits"], batch)
+    anomaly_map = of_batch(learner.buffers["anomaly_map"], batch)
+    localise = Localise(driver, logits.shape, anomaly_map.shape[-1], dtype=logits.dtype, out=anomaly_map)
     with device.current():
         decoder.buffers["text_features"].upload(text_features, encoder.stream)
         encoder.stream.synchronize()
-    return Chain(device, encoder, learner, lambda stream: decoder.enqueue(batch, stream), batch)
+
+    def enqueue(stream: Any) -> None:
+        decoder.enqueue(batch, stream)
+        localise(logits)
+
+    return Chain(device, encoder, learner, enqueue, batch)
+
+
+def few_shot(
+    device: Device,
+    driver: Driver,
+    encoder: TensorRtEngine,
+    learner: TensorRtEngine,
+    bank: Bank,
+    batch: int = 1,
+) -> Chain:
+    """The chain by a memory bank. The engines run only in it then.
+
+    Args:
+        driver: of the encoder's stream.
+    """
+    features = of_batch(encoder.buffers["patch_features"], batch)
+    anomaly_map = of_batch(learner.buffers["anomaly_map"], batch)
+    match = Match(driver, DeviceBank.of(driver, bank), features.shape, features.dtype)
+    upsample = Upsample(driver, match.distance.shape, anomaly_map.shape[-1], out=anomaly_map)
+    return Chain(device, encoder, learner, lambda stream: upsample(match(features)), batch)
+
+
+def of_batch(buffer: Buffer, batch: int) -> DeviceArray:
+    """The first images of a buffer as the kernels take them."""
+    return DeviceArray(buffer.address, (batch, *buffer.host.shape[1:]), buffer.host.dtype, owner=buffer)

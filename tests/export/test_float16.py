@@ -122,7 +122,7 @@ def test_activations_beyond_float16_survive(loud: Path) -> None:
     whole, half = run_both(loud, ""), run_both(loud, ".half")
     channels = np.abs(whole["patch_features"]).max(axis=(0, 1, 2))
     assert (channels > HALF_MAX).sum() == 2
-    for output in ("image_embedding", "patch_features", "anomaly_map"):
+    for output in ("image_embedding", "patch_features", "patch_logits"):
         error = np.abs(half[output] - whole[output]).max()
         assert error < 5e-3 * np.abs(whole[output]).max(), output
 
@@ -150,7 +150,7 @@ def test_a_weight_beyond_float16_keeps_its_product_in_float32(tiny_model: Anomal
     model = onnx.load(tmp_path / "half.onnx")
     assert sum(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer) == 3
     result = open_engine(tmp_path / "half.onnx", component).run(**inputs("decoder", 1))
-    assert np.isfinite(result["anomaly_map"]).all()
+    assert np.isfinite(result["patch_logits"]).all()
 
 
 def test_weights_beside_the_graph_stay_beside_it(

@@ -10,6 +10,7 @@ import torch
 from anomalygpt_edge.export import onnx_graphs
 from anomalygpt_edge.export.checkpoints import load_model, open_checkpoints
 from anomalygpt_edge.export.onnx_graphs import export_graph, graphs
+from anomalygpt_edge.kernels import localise
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.runtime.engines import open_engine
 
@@ -45,7 +46,7 @@ def test_tensors_are_named_and_batched(networks):
         "patch_features": ("float32", ["B", TAPS, PATCHES, WIDTH]),
         "text_features": ("float32", [2, EMBED]),
     }
-    assert shapes(decoder.outputs) == {"anomaly_map": ("float32", ["B", 224, 224])}
+    assert shapes(decoder.outputs) == {"patch_logits": ("float32", ["B", TAPS, PATCHES, 2])}
     assert shapes(learner.inputs) == {"anomaly_map": ("float32", ["B", 224, 224])}
     assert shapes(learner.outputs) == {"prompt_embeddings": ("float32", ["B", 18, LLM])}
 
@@ -62,9 +63,9 @@ def test_equal_to_torch_at_any_batch(networks, model, batch):
     embedding, features = model.encode(torch.from_numpy(pixels))
     assert np.allclose(encoded["image_embedding"], embedding.numpy(), atol=1e-5)
     assert np.allclose(encoded["patch_features"], features.numpy(), atol=5e-5)
-    anomaly_map = run["decoder"].run(patch_features=features.numpy(), text_features=text)["anomaly_map"]
+    logits = run["decoder"].run(patch_features=features.numpy(), text_features=text)["patch_logits"]
     expected_map = model.image_decoder(features, torch.from_numpy(text))
-    assert np.allclose(anomaly_map, expected_map.numpy(), atol=1e-4)
+    assert np.allclose(localise(logits, 224), expected_map.numpy(), atol=1e-4)
     prompts = run["prompt_learner"].run(anomaly_map=expected_map.numpy())["prompt_embeddings"]
     assert np.allclose(prompts, model.prompt_learner(expected_map).numpy(), atol=1e-5)
 

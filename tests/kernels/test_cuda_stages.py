@@ -145,6 +145,8 @@ def test_every_stage_refuses_another_shape_type_or_layout() -> None:
             r"out takes C-contiguous float16 \[1, 3, 4, 4\]",
         ),
         (lambda d: stages.Localise(d, (1, 1, 15, 2), 4), "G \\* G"),
+        (lambda d: stages.Localise(d, (1, 16, 2), 4), "G \\* G"),
+        (lambda d: stages.Upsample(d, (1, 4, 4), 4), "G \\* G"),
         (
             lambda d: stages.Localise(d, (1, 1, 16, 2), 4, dtype=np.float32, out_dtype=np.float16),
             "not offered",

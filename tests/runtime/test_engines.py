@@ -33,10 +33,10 @@ def inputs(batch: int = 1) -> dict[str, np.ndarray]:
 def test_a_batch_is_the_single_runs(decoder: tuple[Path, Component]) -> None:
     engine = open_engine(*decoder)
     whole = inputs(3)
-    maps = engine.run(**whole)["anomaly_map"]
-    assert maps.shape == (3, 224, 224)
-    single = engine.run(**whole | {"patch_features": whole["patch_features"][1:2]})["anomaly_map"]
-    np.testing.assert_allclose(maps[1:2], single, atol=1e-5)
+    logits = engine.run(**whole)["patch_logits"]
+    assert logits.shape == (3, 4, 256, 2)
+    single = engine.run(**whole | {"patch_features": whole["patch_features"][1:2]})["patch_logits"]
+    np.testing.assert_allclose(logits[1:2], single, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_other_inputs_are_refused(
 
 def test_a_file_that_is_another_network_is_refused(decoder: tuple[Path, Component]) -> None:
     path, component = decoder
-    renamed = msgspec.structs.replace(component, outputs=[TensorSpec("map", "float32", ["B", 224, 224])])
+    renamed = msgspec.structs.replace(component, outputs=[TensorSpec("logits", "float32", ["B", 4, 256, 2])])
     with pytest.raises(BundleError, match="the manifest says"):
         open_engine(path, renamed)
     resized = msgspec.structs.replace(
-        component, outputs=[TensorSpec("anomaly_map", "float32", ["B", 224, 225])]
+        component, outputs=[TensorSpec("patch_logits", "float32", ["B", 4, 256, 3])]
     )
     with pytest.raises(BundleError, match="the manifest says"):
         open_engine(path, resized)
@@ -138,14 +138,14 @@ def test_buffers_on_a_device_are_allocated_once(
     plain = open_engine(path, component)
     session = backend._open_session(path, "cpu", 1)
     engine = backend.DeviceEngine(session, component, device="cpu")
-    first = engine.run(**inputs(2))["anomaly_map"]
+    first = engine.run(**inputs(2))["patch_logits"]
     kept = first.copy()
     monkeypatch.setattr(engine, "_allocate", None)  # a second allocation would fail
     other = {name: array[..., ::-1].copy() for name, array in inputs(2).items()}
-    second = engine.run(**other)["anomaly_map"]
+    second = engine.run(**other)["patch_logits"]
     np.testing.assert_array_equal(first, kept)
-    np.testing.assert_array_equal(first, plain.run(**inputs(2))["anomaly_map"])
-    np.testing.assert_array_equal(second, plain.run(**other)["anomaly_map"])
+    np.testing.assert_array_equal(first, plain.run(**inputs(2))["patch_logits"])
+    np.testing.assert_array_equal(second, plain.run(**other)["patch_logits"])
     engine.close()
 
 

@@ -175,7 +175,7 @@ def test_a_failing_stage_is_no_result(
 
 @pytest.mark.parametrize(
     ("stage", "output"),
-    [("decoder", "anomaly_map"), ("encoder", "image_embedding"), ("prompt_learner", None)],
+    [("decoder", "patch_logits"), ("encoder", "image_embedding"), ("prompt_learner", None)],
 )
 def test_nan_from_a_network_is_no_result(
     zero_shot: Inspector, monkeypatch: pytest.MonkeyPatch, stage: str, output: str | None

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from anomalygpt_edge import kernels
 from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
 from anomalygpt_edge.runtime.engines import BACKENDS, open_networks
-from anomalygpt_edge.runtime.engines.chain import Chain
+from anomalygpt_edge.runtime.engines.chain import Chain, zero_shot
 from anomalygpt_edge.runtime.engines.gpu import Graph, find_gpu
 from anomalygpt_edge.runtime.errors import AgptError, ConfigError
 from tools import gpu_check
+from tools.cuda_shim import ShimDriver
 from tools.gpu_check import Check, Report, Setting, run_checks
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +51,17 @@ def test_every_engine_is_checked() -> None:
         assert engine == "onnxruntime" or f"{engine} against the golden vectors" in names
 
 
+@pytest.fixture(scope="module")
+def shim() -> Iterator[ShimDriver]:
+    if shutil.which("g++") is None:
+        pytest.skip("the shim is compiled with g++: install it")
+    driver = ShimDriver()
+    yield driver
+    driver.close()
+
+
 @pytest.fixture
-def setting(fakes, gpu_machine: SimpleNamespace, tiny_bundle: Path, tmp_path: Path) -> Setting:
+def setting(fakes, gpu_machine: SimpleNamespace, shim: ShimDriver, tiny_bundle: Path, tmp_path: Path) -> Setting:
     """A Jetson with TensorRT's plans."""
     driver = fakes.FakeDriver()
     driver.cuda = gpu_machine.cuda
@@ -58,6 +69,7 @@ def setting(fakes, gpu_machine: SimpleNamespace, tiny_bundle: Path, tmp_path: Pa
         fakes.with_plans(tiny_bundle, tmp_path / "bundle"),
         make_graph=lambda: Graph(driver),
         open_device=lambda: gpu_machine.device,
+        open_driver=lambda stream: fakes.KernelsOnShim(gpu_machine.cuda, stream, shim),
         runs=3,
     )
 
@@ -84,8 +96,8 @@ def test_a_chain_keeps_everything_between_pixels_and_results_on_the_device(
     setting: Setting, gpu_machine
 ) -> None:
     networks = gpu_check.tensorrt_engines(open_networks(setting.bundle, "tensorrt"))
-    text = setting.bundle.text_features()
-    chain = gpu_check.zero_shot(gpu_machine.device, *networks, text)
+    driver = setting.open_driver(networks[0].stream)
+    chain = zero_shot(gpu_machine.device, driver, *networks, setting.bundle.text_features())
     pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     first = chain.run(pixels)
     chain.record(setting.make_graph())
@@ -102,28 +114,14 @@ def test_a_chain_keeps_everything_between_pixels_and_results_on_the_device(
     chain.close()
 
 
-def test_few_shot_has_the_kernels_between_the_engines(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernels are the CPU's here, enqueued as the CUDA ones are."""
-
-    def few_shot_chain(setting: Setting, device, networks, bank: kernels.Bank) -> Chain:
-        encoder, _, learner = gpu_check.tensorrt_engines(networks)
-        taps, target = encoder.buffers["patch_features"], learner.buffers["anomaly_map"]
-
-        def localise(stream) -> None:
-            def work() -> None:
-                features = device.cuda.read(taps.address, (1, *taps.host.shape[1:]), np.float32)
-                device.cuda.write(target.address, kernels.upsample(kernels.match(features, bank), 224))
-
-            stream.enqueue(work)
-
-        return Chain(device, encoder, learner, localise)
-
-    monkeypatch.setattr(gpu_check, "few_shot_chain", few_shot_chain)
+def test_few_shot_has_the_kernels_between_the_engines(setting: Setting, shim: ShimDriver) -> None:
+    shim.launches.clear()
     report = run_checks(setting, chosen("tensorrt, few-shot chain"))
     assert report.failed == {}
     assert set(report.figures["tensorrt, few-shot chain"]) == {"stream", "graph"}
+    launched = [name for name, *_ in shim.launches]
+    assert launched[:4] == ["unit_rows_f32_f16", "match_f16", "match_distance", "upsample_f32_f32"]
+    assert launched == launched[:4] * (len(launched) // 4)
 
 
 def test_a_chain_that_differs_fails(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
