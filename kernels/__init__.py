@@ -6,7 +6,7 @@ time (``choice``): ``available()`` lists what runs here, ``AGPT_KERNELS`` forces
 
 from .choice import active, available, using
 from .geometry import Box, Window, resize_window, split_grid, tile_grid
-from .maps import Component, Summary, components, localise, project, summarise, upsample
+from .maps import Component, Summary, cell_peaks, components, localise, project, summarise, upsample
 from .matching import Bank, coreset, match, most_like, normalise, prepare_bank
 from .pixels import FORMATS, PixelFormat, frame_size, preprocess
 from .prompts import INJECTED, pack_prompt
@@ -22,6 +22,7 @@ __all__ = [
     "Window",
     "active",
     "available",
+    "cell_peaks",
     "components",
     "coreset",
     "frame_size",

@@ -44,12 +44,12 @@ def available() -> tuple[str, ...]:
 
 def active() -> str:
     """The name of the one in use."""
-    return _order()[0].name
+    return implementation().name
 
 
-def implementation(operation: str) -> Any:
-    """The best implementation that offers an operation."""
-    return next(each for each in _order() if hasattr(each, operation))
+def implementation() -> Any:
+    """The one in use (``implementation.Implementation``)."""
+    return _forced if _forced is not None else _chosen()
 
 
 @contextmanager
@@ -61,35 +61,29 @@ def using(name: str) -> Iterator[None]:
     """
     global _forced
     before = _forced
-    _forced = _preferring(name)
+    _forced = _named(name)
     try:
         yield
     finally:
         _forced = before
 
 
-_forced: list[Any] | None = None
-
-
-def _order() -> list[Any]:
-    return _forced if _forced is not None else _chosen()
+_forced: Any = None
 
 
 @lru_cache(maxsize=1)
-def _chosen() -> list[Any]:
+def _chosen() -> Any:
     name = os.environ.get(VARIABLE, "").strip()
-    if not name:
-        return list(_found().values())
-    try:
-        return _preferring(name)
-    except ValueError as error:
-        warnings.warn(f"{VARIABLE}: {error}; it is ignored", RuntimeWarning, stacklevel=4)
-        return list(_found().values())
+    if name:
+        try:
+            return _named(name)
+        except ValueError as error:
+            warnings.warn(f"{VARIABLE}: {error}; it is ignored", RuntimeWarning, stacklevel=4)
+    return next(iter(_found().values()))
 
 
-def _preferring(name: str) -> list[Any]:
-    """All implementations, the named one first and the reference next: nothing in between is used unasked."""
+def _named(name: str) -> Any:
     found = _found()
     if name not in found:
         raise ValueError(f"kernels {name!r} do not run here, {', '.join(found)} do")
-    return [found[name], reference]
+    return found[name]

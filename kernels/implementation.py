@@ -1,8 +1,7 @@
 """What an implementation of the kernels offers; the public functions check their arguments and call it.
 
 Every array comes C-contiguous (a frame and an embedding table keep their strides), of the type the public function
-names, and every shape fits. A module will do, and an implementation may leave operations out: the next best one
-of ``choice`` does them.
+names, and every shape fits. A module will do.
 """
 
 from __future__ import annotations
@@ -61,6 +60,9 @@ class Implementation(Protocol):
 
     def summarise(self, anomaly_map: np.ndarray, count: int) -> tuple[float, float, float, float]:
         """float32 [H, W] → peak, lowest, median, mean of the ``count`` highest."""
+
+    def cell_peaks(self, anomaly_map: np.ndarray, out: np.ndarray) -> None:
+        """float32 [H, W] → ``out`` float32 [cells, cells]."""
 
     def components(self, anomaly_map: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """float32 [H, W] → int32 [R, 5] (x, y, width, height, area), float32 [R] peaks."""

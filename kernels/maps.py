@@ -13,6 +13,7 @@ from .implementation import aligned
 
 TOP_FRACTION = 0.01
 MAX_MAP_SIDE = 1 << 14
+MAX_CELLS = 256
 
 
 class Summary(NamedTuple):
@@ -55,7 +56,7 @@ def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
         raise ValueError(f"localise takes float32 logits [B, T, G * G, 2], not {_found(logits)}")
     _check_sides(logits.shape[2], size)
     out = np.empty((len(logits), size, size), np.float32)
-    implementation("localise").localise(aligned(logits), out, threads)
+    implementation().localise(aligned(logits), out, threads)
     return out
 
 
@@ -77,7 +78,7 @@ def upsample(patch_map: np.ndarray, size: int, *, threads: int = 1) -> np.ndarra
         raise ValueError(f"upsample takes float32 [B, G * G], not {_found(patch_map)}")
     _check_sides(patch_map.shape[1], size)
     out = np.empty((len(patch_map), size, size), np.float32)
-    implementation("upsample").upsample(aligned(patch_map), out, threads)
+    implementation().upsample(aligned(patch_map), out, threads)
     return out
 
 
@@ -128,7 +129,7 @@ def project(
     places = placements(checked, maps.shape[1], resize)
     places[:, [0, 3]] *= width / size[1]
     places[:, [1, 4]] *= height / size[0]
-    implementation("project").project(aligned(maps), places, out, threads)
+    implementation().project(aligned(maps), places, out, threads)
     return out
 
 
@@ -140,8 +141,30 @@ def summarise(anomaly_map: np.ndarray) -> Summary:
     """
     _check_map("summarise", anomaly_map)
     count = max(1, round(TOP_FRACTION * anomaly_map.size))
-    figures = implementation("summarise").summarise(aligned(anomaly_map), count)
+    figures = implementation().summarise(aligned(anomaly_map), count)
     return Summary(*map(float, figures))
+
+
+def cell_peaks(anomaly_map: np.ndarray, cells: int) -> np.ndarray:
+    """The highest value in each cell of a map cut into ``cells`` × ``cells``.
+
+    Args:
+        anomaly_map: float32 [H, W].
+        cells: to a side. Pixel i of n lies at i / n; one on a limit between cells belongs to the cell before it, as
+            in the original's nine places.
+
+    Returns:
+        float32 [cells, cells]; -inf for a cell without a pixel, NaN for one with a NaN in it.
+
+    Raises:
+        ValueError: another shape or type, or no cell.
+    """
+    _check_map("cell_peaks", anomaly_map)
+    if not 1 <= cells <= MAX_CELLS:
+        raise ValueError(f"a map is cut into 1 to {MAX_CELLS} cells a side, not {cells}")
+    out = np.empty((cells, cells), np.float32)
+    implementation().cell_peaks(aligned(anomaly_map), out)
+    return out
 
 
 def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
@@ -155,7 +178,7 @@ def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
         ValueError: another shape or type.
     """
     _check_map("components", anomaly_map)
-    rows, peaks = implementation("components").components(aligned(anomaly_map), float(level))
+    rows, peaks = implementation().components(aligned(anomaly_map), float(level))
     found = zip(rows.tolist(), peaks.tolist(), strict=True)
     return [Component(x, y, width, height, area, peak) for (x, y, width, height, area), peak in found]
 

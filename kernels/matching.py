@@ -114,7 +114,7 @@ def match(
         )
     if patch_features.dtype != np.float32:
         raise ValueError(f"match takes float32 features, not {patch_features.dtype}: convert them")
-    chosen = implementation("match")
+    chosen = implementation()
     batch, patches = patch_features.shape[0], patch_features.shape[2]
     distance = np.empty((batch, patches), np.float32)
     nearest = np.empty((batch, taps, patches), np.int32) if indices else None
@@ -159,5 +159,5 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     if not np.isfinite(features).all():
         raise ValueError("coreset takes finite features: leave out the sample that gives others")
     chosen = np.empty((features.shape[0], min(size, features.shape[1])), np.int32)
-    implementation("coreset").coreset(aligned(features), chosen, threads)
+    implementation().coreset(aligned(features), chosen, threads)
     return chosen

@@ -84,7 +84,7 @@ def preprocess(
     table = normalisation_table(tuple(map(float, mean)), tuple(map(float, std)))
     if not np.isfinite(table).all():
         raise ValueError(f"mean {mean} and std {std} must be finite and std not 0")
-    implementation("preprocess").preprocess(frame, format, samplings, table, out, threads)
+    implementation().preprocess(frame, format, samplings, table, out, threads)
     return out
 
 

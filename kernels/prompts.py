@@ -68,5 +68,5 @@ def pack_prompt(
         )
     ids = aligned(token_ids.astype(np.int32, copy=False))
     rows = aligned(injected)
-    implementation("pack_prompt").pack_prompt(table, type, ids, rows, out, threads)
+    implementation().pack_prompt(table, type, ids, rows, out, threads)
     return out

@@ -467,7 +467,7 @@ class Inspector:
         """What the most anomalous patch of a view was compared with."""
         if matches is None or self.product.bank is None:
             return None
-        worst = int(matches.distance[index].argmax())
+        worst = int(matches.distance[index].argmax())  # of 256 numbers, where a part fails: no work for a kernel
         number = self.product.bank.most_like(index, matches.nearest[index, :, worst])
         grid = self.bundle.manifest.vision.grid
         number, patch = divmod(number, grid**2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..kernels import Box, Window, components, project, resize_window, summarise
+from ..kernels import Box, Window, cell_peaks, components, project, resize_window, summarise
 from .verdict import Region
 
 # The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
@@ -39,10 +38,7 @@ class MapReading:
 
 def read_map(anomaly_map: np.ndarray, score: float, regions: tuple[Region, ...]) -> MapReading:
     """How a map [S, S] ranks the nine places, with its score and its regions' places."""
-    size = anomaly_map.shape[0]
-    limits = [0, size // 3 + 1, 2 * size // 3 + 1, size]  # as ``place_name`` has them, to a pixel
-    spans = [slice(start, end) for start, end in itertools.pairwise(limits)]
-    peaks = [float(anomaly_map[rows, columns].max()) for rows in spans for columns in spans]
+    peaks = cell_peaks(anomaly_map, 3).ravel().tolist()  # the cells that ``place_name`` names, to a pixel
     order = sorted(range(len(PLACES)), key=lambda cell: -peaks[cell])
     return MapReading(score, tuple(PLACES[cell] for cell in order), tuple(region.place for region in regions))
 

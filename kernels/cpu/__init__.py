@@ -68,6 +68,9 @@ class Level:
     def summarise(self, anomaly_map: np.ndarray, count: int) -> tuple[float, float, float, float]:
         return _native.summarise(anomaly_map, count)
 
+    def cell_peaks(self, anomaly_map: np.ndarray, out: np.ndarray) -> None:
+        _native.cell_peaks(self.name, anomaly_map, out)
+
     def components(self, anomaly_map: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         return _native.components(anomaly_map, level)
 

@@ -476,6 +476,15 @@ py::tuple summarise_map(const py::array& map, int64_t top) {
   return py::make_tuple(figures.peak, figures.lowest, figures.median, figures.top_mean);
 }
 
+void cell_peaks(const std::string& name, const py::array& map, py::array& out) {
+  const Kernels& kernels = level(name);
+  const int32_t height = size32(map.shape(0)), width = size32(map.shape(1)), cells = size32(out.shape(0));
+  const float* values = data<float>(map);
+  float* to = mutable_data<float>(out);
+  py::gil_scoped_release release;
+  kernels.cell_peaks(values, height, width, cells, to, (float*)scratch().get((size_t)width * 4));
+}
+
 py::tuple components(const py::array& map, float level_) {
   thread_local std::vector<Region> found;
   {
@@ -542,6 +551,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("localise", &localise);
   module.def("project", &project);
   module.def("summarise", &summarise_map);
+  module.def("cell_peaks", &cell_peaks);
   module.def("components", &components);
   module.def("pack_prompt", &pack_prompt);
 }

@@ -85,6 +85,7 @@ struct Kernels {
                    float* scratch);
   void (*localise)(const float* differences, int32_t taps, int32_t side, float* out, int32_t size, int32_t first,
                    int32_t last, float* scratch);
+  void (*cell_peaks)(const float* map, int32_t height, int32_t width, int32_t cells, float* out, float* scratch);
   // Prompt.
   void (*dequantise)(Rows type, const uint8_t* row, int64_t width, float* out);
 };

@@ -18,7 +18,8 @@ using namespace agpt;
 const Kernels* agpt::JOIN(LEVEL, _kernels)() {
   static const Kernels table = {
       "cpu-" TEXT(LEVEL), kWeightBytes, pack_weights,  columns_scratch, columns, rows,     convert,  kPanel,
-      kGroup,             kOffset,      match_scratch, match,           dots,    upsample, localise, dequantise,
+      kGroup,             kOffset,      match_scratch, match,           dots,    upsample, localise, cell_peaks,
+      dequantise,
   };
   return &table;
 }

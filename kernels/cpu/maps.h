@@ -125,4 +125,30 @@ void localise(const float* differences, int32_t taps, int32_t side, float* out, 
   }
 }
 
+// A NaN stays, whatever comes after it.
+inline float higher(float peak, float value) { return value > peak || value != value ? value : peak; }
+
+inline int32_t first_of_cell(int32_t cell, int32_t size, int32_t cells) {
+  if (cell == 0) return 0;
+  return cell == cells ? size : (int32_t)((int64_t)cell * size / cells) + 1;
+}
+
+// scratch: width floats, the columns' peaks within a row of cells.
+void cell_peaks(const float* map, int32_t height, int32_t width, int32_t cells, float* out, float* columns) {
+  for (int32_t i = 0; i < cells; ++i) {
+    for (int32_t x = 0; x < width; ++x) columns[x] = -__builtin_inff();
+    const int32_t end = first_of_cell(i + 1, height, cells);
+    for (int32_t y = first_of_cell(i, height, cells); y < end; ++y) {
+      const float* row = map + (ptrdiff_t)y * width;
+      for (int32_t x = 0; x < width; ++x) columns[x] = higher(columns[x], row[x]);
+    }
+    for (int32_t j = 0; j < cells; ++j) {
+      const int32_t last = first_of_cell(j + 1, width, cells);
+      float peak = -__builtin_inff();
+      for (int32_t x = first_of_cell(j, width, cells); x < last; ++x) peak = higher(peak, columns[x]);
+      out[i * cells + j] = peak;
+    }
+  }
+}
+
 }  // namespace

@@ -131,6 +131,30 @@ def summarise(anomaly_map: np.ndarray, count: int) -> tuple[float, float, float,
     return peak, lowest, median, top_mean
 
 
+def cell_peaks(anomaly_map: np.ndarray, out: np.ndarray) -> None:
+    with _lock:
+        stage = _kept(
+            ("cell_peaks", anomaly_map.shape, out.shape),
+            lambda driver: stages.CellPeaks(driver, anomaly_map.shape, len(out)),
+        )
+        get_into(out, stage(put(_device(), anomaly_map)))
+
+
+def components(anomaly_map: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    with _lock:
+        stage = _kept(
+            ("components", anomaly_map.shape), lambda driver: stages.Components(driver, anomaly_map.shape)
+        )
+        stage(put(_device(), anomaly_map), level)
+        return stage.found()
+
+
+def coreset(features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
+    driver = _device()  # the stage is not kept: it holds as much as the bank
+    stage = stages.Coreset(driver, features.shape, chosen.shape[1])
+    get_into(chosen, stage(put(driver, features)))
+
+
 def pack_prompt(
     table: np.ndarray, type: str, token_ids: np.ndarray, injected: np.ndarray, out: np.ndarray, threads: int
 ) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..dequantise import BLOCKS
 from ..geometry import Box, Resize, check_box, placements
+from ..maps import MAX_CELLS
 from ..matching import Bank
 from ..pixels import FORMATS, PixelFormat, frame_size
 from ..sampling import Sampling, Taps, normalisation_table, sampling
@@ -31,6 +32,7 @@ SQUARE = 16  # side of a block of preprocess.cu, output pixels
 STATE_BYTES = 5160  # of summarise.cu
 FIGURES_BLOCKS = 256
 PROJECT_WIDTH, PROJECT_HEIGHT = 32, 8
+CHUNK = 1024  # of components.cu
 
 _SHORT = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
 
@@ -455,6 +457,147 @@ class Summarise:
         return self.figures
 
 
+class CellPeaks:
+    """``kernels.cell_peaks`` on the device: a map [H, W] → ``out`` [cells, cells].
+
+    Raises:
+        ValueError: a map without a pixel, or no cell.
+    """
+
+    def __init__(self, driver: Driver, shape: tuple[int, int], cells: int) -> None:
+        if 0 in shape or not 1 <= cells <= MAX_CELLS:
+            raise ValueError(f"a map {list(shape)} cannot be cut into {cells} cells a side: 1 to {MAX_CELLS}")
+        self.shape = tuple(shape)
+        self.out = empty(driver, (cells, cells), np.float32)
+        self._driver = driver
+        self._kernel = driver.kernel("cell_peaks", "cell_peaks", "PPii")
+
+    def __call__(self, anomaly_map: Any) -> DeviceArray:
+        """Enqueue one map.
+
+        Raises:
+            ValueError: another shape, type or layout than this stage was built for.
+        """
+        values = _checked(anomaly_map, self.shape, np.dtype(np.float32), "cell_peaks")
+        cells = self.out.shape[0]
+        self._driver.launch(
+            self._kernel, (cells, cells, 1), (THREADS, 1, 1), values.address, self.out.address, *self.shape
+        )
+        return self.out
+
+
+class Components:
+    """``kernels.components`` on the device: a map [H, W] → ``count`` [1] and as many rows of ``regions``, int32:
+    first pixel, left, right and bottom (both one past), area, and the peak's bits in the order of the values.
+
+    Raises:
+        ValueError: a map without a pixel or with 2**30 or more.
+    """
+
+    def __init__(self, driver: Driver, shape: tuple[int, int]) -> None:
+        height, width = shape
+        if not 1 <= height * width < 1 << 30:
+            raise ValueError(f"components takes maps of 1 to 2**30 pixels, not {list(shape)}")
+        self.shape = (height, width)
+        self.count = empty(driver, (1,), np.int32)
+        most = -(-height // 2) * -(-width // 2)  # two pixels of a 2 × 2 square touch
+        self.regions = empty(driver, (most, 6), np.int32)
+        self._chunks = -(-height * width // CHUNK)
+        self._labels = empty(driver, self.shape, np.int32)
+        self._counts = empty(driver, (self._chunks,), np.int32)
+        self._blocks = min(-(-height * width // THREADS), 8 * driver.num_multiprocessors)
+        self._driver = driver
+        self._begin = driver.kernel("components", "components_begin", "PPif")
+        self._join = driver.kernel("components", "components_join", "Pii")
+        self._count = driver.kernel("components", "components_count", "PPi")
+        self._number = driver.kernel("components", "components_number", "PPPPii")
+        self._measure = driver.kernel("components", "components_measure", "PPPii")
+
+    def __call__(self, anomaly_map: Any, level: float) -> DeviceArray:
+        """Enqueue one map; returns ``count``.
+
+        Raises:
+            ValueError: another shape, type or layout than this stage was built for.
+        """
+        values = _checked(anomaly_map, self.shape, np.dtype(np.float32), "components")
+        height, width = self.shape
+        labels, counts, regions = (each.address for each in (self._labels, self._counts, self.regions))
+        size, block = height * width, (THREADS, 1, 1)
+        shared, chunks = (self._blocks, 1, 1), (self._chunks, 1, 1)
+        launch = self._driver.launch
+        launch(self._begin, shared, block, values.address, labels, size, np.float32(level))
+        launch(self._join, shared, block, labels, height, width)
+        launch(self._count, chunks, block, labels, counts, size)
+        launch(self._number, chunks, block, labels, counts, regions, self.count.address, size, width)
+        launch(self._measure, shared, block, values.address, labels, regions, height, width)
+        return self.count
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """The last map's, on the host: int32 [R, 5] (x, y, width, height, area) and float32 [R] peaks; waits."""
+        number = int(get(self._driver, self.count)[0])
+        rows = get(self._driver, DeviceArray(self.regions.address, (number, 6), self.regions.dtype))
+        first, left, right, bottom, area, peak = rows.T
+        top = first // self.shape[1]
+        keys = peak.view(np.uint32)
+        bits = np.where(keys >> 31, keys & np.uint32(0x7FFFFFFF), ~keys)
+        return np.stack([left, top, right - left, bottom - top, area], axis=1), bits.view(np.float32)
+
+
+class Coreset:
+    """``kernels.coreset`` on the device: rows [T, N, V] → ``chosen`` [T, M].
+
+    Raises:
+        ValueError: no row, or more picks than rows.
+    """
+
+    def __init__(self, driver: Driver, shape: tuple[int, ...], picks: int) -> None:
+        if len(shape) != 3 or 0 in shape or not 1 <= picks <= shape[1]:
+            raise ValueError(f"a coreset is 1 to N rows of [T, N, V], not {picks} of {list(shape)}")
+        taps, num_rows, width = shape
+        self.shape = tuple(shape)
+        self.chosen = empty(driver, (taps, picks), np.int32)
+        self._nearest = empty(driver, (taps, num_rows), np.float32)
+        self._centre = empty(driver, (taps, width), np.float32)
+        self._best = empty(driver, (taps, picks + 1), np.uint64)
+        self._blocks = min(-(-num_rows * 32 // THREADS), 8 * driver.num_multiprocessors)
+        self._driver = driver
+        self._begin = driver.kernel("coreset", "coreset_begin", "PPii")
+        self._mean = driver.kernel("coreset", "coreset_centre", "PPii")
+        self._first = driver.kernel("coreset", "coreset_first", "PPPiii")
+        self._next = driver.kernel("coreset", "coreset_next", "PPPPiiii")
+
+    def __call__(self, features: Any) -> DeviceArray:
+        """Enqueue all picks.
+
+        Raises:
+            ValueError: another shape, type or layout than this stage was built for.
+        """
+        rows = _checked(features, self.shape, np.dtype(np.float32), "coreset").address
+        taps, num_rows, width = self.shape
+        picks = self.chosen.shape[1]
+        nearest, centre, best = (each.address for each in (self._nearest, self._centre, self._best))
+        grid, block = (self._blocks, taps, 1), (THREADS, 1, 1)
+        launch = self._driver.launch
+        launch(self._begin, grid, block, nearest, best, num_rows, picks)
+        launch(self._mean, (-(-width // THREADS), taps, 1), block, rows, centre, num_rows, width)
+        launch(self._first, grid, block, rows, centre, best, num_rows, width, picks)
+        for step in range(picks):
+            launch(
+                self._next,
+                grid,
+                block,
+                rows,
+                nearest,
+                best,
+                self.chosen.address,
+                num_rows,
+                width,
+                picks,
+                step,
+            )
+        return self.chosen
+
+
 class PackPrompt:
     """``kernels.pack_prompt`` with the table on the device → ``out`` [L, D].
 
@@ -591,5 +734,6 @@ def _padded(count: int, multiple: int) -> int:
 
 
 __all__ = [
-    "DeviceBank", "Localise", "Match", "PackPrompt", "Preprocess", "Project", "Summarise", "Upsample", "get", "put",
+    "CellPeaks", "Components", "Coreset", "DeviceBank", "Localise", "Match", "PackPrompt", "Preprocess", "Project",
+    "Summarise", "Upsample", "get", "put",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ What ``implementation.Implementation`` says, function by function; the checks co
 its siblings).
 """
 
-from .maps import components, localise, project, summarise, upsample
+from .maps import cell_peaks, components, localise, project, summarise, upsample
 from .matching import coreset, match, pack_bank
 from .pixels import preprocess
 from .prompts import pack_prompt
@@ -12,6 +12,7 @@ from .prompts import pack_prompt
 name = "reference"
 
 __all__ = [
+    "cell_peaks",
     "components",
     "coreset",
     "localise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 
 import cv2
@@ -75,6 +76,18 @@ def summarise(anomaly_map: np.ndarray, count: int) -> tuple[float, float, float,
         return (np.nan,) * 4
     top = np.partition(values, values.size - count)[-count:]
     return values.max(), values.min(), np.median(values), top.mean(dtype=np.float64)
+
+
+def cell_peaks(anomaly_map: np.ndarray, out: np.ndarray) -> None:
+    height, width = anomaly_map.shape
+    rows, columns = _cells(height, len(out)), _cells(width, len(out))
+    for i, j in np.ndindex(out.shape):
+        out[i, j] = anomaly_map[rows[i], columns[j]].max(initial=-np.inf)
+
+
+def _cells(size: int, cells: int) -> list[slice]:
+    limits = [0, *(cell * size // cells + 1 for cell in range(1, cells)), size]
+    return [slice(start, end) for start, end in itertools.pairwise(limits)]
 
 
 def components(anomaly_map: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -127,6 +127,20 @@ static void maps(const Kernels& k, int side, int size, int taps) {
     }
 }
 
+static void cell_peaks(const Kernels& k, int height, int width, int cells) {
+  std::vector<float> map((size_t)height * width), out((size_t)cells * cells), scratch(width);
+  for (auto& v : map) v = (float)uniform();
+  k.cell_peaks(map.data(), height, width, cells, out.data(), scratch.data());
+  const auto cell_of = [&](int i, int size) { return i == 0 ? 0 : (i * cells + size - 1) / size - 1; };
+  std::vector<float> peaks((size_t)cells * cells, -INFINITY);
+  for (int y = 0; y < height; ++y)
+    for (int x = 0; x < width; ++x) {
+      float& peak = peaks[cell_of(y, height) * cells + cell_of(x, width)];
+      peak = std::max(peak, map[(size_t)y * width + x]);
+    }
+  check(out == peaks, "cell_peaks");
+}
+
 int main() {
   const Kernels& k = *KERNELS();
   for (int seed = 0; seed < 8; ++seed) {
@@ -135,6 +149,7 @@ int main() {
     matching(k, Storage::F32, 1 + 11 * seed, 3 + 30 * seed, 1 + 9 * seed);
     matching(k, Storage::I8, 1 + 11 * seed, 3 + 30 * seed, 1 + 9 * seed);
     maps(k, 2 + seed, 5 + 20 * seed, 1 + seed % 4);
+    cell_peaks(k, 1 + 15 * seed, 1 + 23 * seed, 1 + seed);
   }
   std::printf("%s: %d wrong\n", k.name, failures);
   return failures != 0;

@@ -54,6 +54,7 @@ places, framed = placements(boxes, 50, "stretch"), np.zeros((480, 640), np.float
 embeddings = rng.integers(0, 255, (30, 144), dtype=np.uint8)
 ids, injected = np.array([1, -1, 7, 3] * 9, np.int32), np.zeros((9, 256), np.float32)
 batch = np.empty((36, 256), np.float32)
+cells = np.empty((3, 3), np.float32)
 
 for level in levels():
     banks = [level.pack_bank(prepare_bank(rows, dtype)) for dtype in ("float32", "float16", "int8")]
@@ -67,6 +68,7 @@ for level in levels():
             "upsample": lambda: level.upsample(grids, maps, threads),
             "project": lambda: level.project(tiles, places, framed, threads),
             "summarise": lambda: level.summarise(maps[0], 900),
+            "cell_peaks": lambda: level.cell_peaks(maps[0], cells),
             "pack_prompt": lambda: level.pack_prompt(embeddings, "Q4_K", ids, injected, batch, threads),
         }
         for name, call in work.items():
@@ -93,5 +95,5 @@ def test_no_kernel_allocates_after_its_first_call_of_a_size(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     counts = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(counts) >= 2 * 9
+    assert len(counts) >= 2 * 10
     assert [line for line in counts if int(line[-1])] == []

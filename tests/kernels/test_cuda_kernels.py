@@ -80,7 +80,7 @@ def on_both(call: Callable[[], Any]) -> tuple[Any, Any]:
     """(what the CUDA kernels give, what the reference gives)."""
     with kernels.using("reference"):
         expected = call()
-    before, choice._forced = choice._forced, [cuda]
+    before, choice._forced = choice._forced, cuda
     try:
         return call(), expected
     finally:
@@ -287,6 +287,58 @@ def test_a_summary_of_values_that_are_not_finite_is_nan(device: ShimDriver, valu
     anomaly_map[11, 12] = value
     found, _ = on_both(lambda: kernels.summarise(anomaly_map))
     assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize(("shape", "cells"), [((1, 1), 3), ((2, 5), 3), ((50, 61), 3), ((40, 30), 7)])
+def test_cell_peaks(device: ShimDriver, shape: tuple[int, int], cells: int) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.testing.assert_array_equal(*on_both(lambda: kernels.cell_peaks(values, cells)))
+    values[-1, -1] = np.nan
+    np.testing.assert_array_equal(*on_both(lambda: kernels.cell_peaks(values, cells)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (33, 47), (64, 80)])
+def test_components(device: ShimDriver, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.2, 0.45, 0.6, 1.0):  # near 0.41 regions begin to span the map
+        values = rng.random(shape).astype(np.float32)
+        values.ravel()[:: 1 + values.size // 3] = np.nan
+        found, expected = on_both(lambda: kernels.components(values, 1 - share))  # noqa: B023
+        assert found == expected
+
+
+def test_components_of_a_spiral_and_a_comb(device: ShimDriver) -> None:
+    """Long ways to the root, and many roots that the last row joins."""
+    spiral = np.zeros((41, 41), np.float32)
+    row, column, step, length = 0, 0, (0, 1), 40
+    spiral[0, 0] = 1
+    while length > 0:
+        for _ in range(2 if length < 40 else 3):
+            for _ in range(length):
+                row, column = row + step[0], column + step[1]
+                spiral[row, column] = 1
+            step = step[1], -step[0]
+        length -= 2
+    comb = np.zeros((30, 61), np.float32)
+    comb[:, ::2] = 1
+    comb[-1] = 1
+    for values in (spiral, comb, spiral[::-1].copy(), comb[::-1].copy(), comb.T.copy()):
+        found, expected = on_both(lambda values=values: kernels.components(values, 0.5))
+        assert found == expected
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 40, 24), 12), ((1, 1, 5), 1), ((1, 300, 70), 4), ((1, 6, 3), 6)]
+)
+def test_coreset(device: ShimDriver, shape: tuple[int, ...], size: int) -> None:
+    rows = kernels.normalise(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    np.testing.assert_array_equal(*on_both(lambda: kernels.coreset(rows, size)))
+
+
+def test_a_coreset_of_equal_rows_takes_each_once(device: ShimDriver) -> None:
+    found, expected = on_both(lambda: kernels.coreset(np.ones((1, 5, 4), np.float32), 5))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("type", list(BLOCKS))

@@ -30,7 +30,16 @@ def test_every_case_holds_on_the_shim() -> None:
     assert len({result.name for result in results}) == len(results) > 20
     for result in results:
         assert result.passed, gpu_kernels.line(result)
-    for kernel in ("match_i8", "preprocess_BayerRG8_f16", "project", "summarise_figures", "pack_prompt_Q6_K"):
+    for kernel in (
+        "match_i8",
+        "preprocess_BayerRG8_f16",
+        "project",
+        "summarise_figures",
+        "cell_peaks",
+        "components_measure",
+        "coreset_next",
+        "pack_prompt_Q6_K",
+    ):
         assert kernel in launched
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalygpt_edge import kernels
-from anomalygpt_edge.kernels import Box
+from anomalygpt_edge.kernels import Box, choice, cuda
+from anomalygpt_edge.kernels.implementation import Implementation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -235,6 +236,21 @@ SHOW = "from anomalygpt_edge import kernels; print(kernels.active())"
 def test_the_environment_forces_one() -> None:
     for name in kernels.available():
         assert run(SHOW, AGPT_KERNELS=name).stdout.strip() == name
+
+
+def test_every_implementation_offers_every_operation() -> None:
+    operations = {name for name in vars(Implementation) if not name.startswith("_")}
+    assert operations >= {
+        "preprocess",
+        "match",
+        "coreset",
+        "localise",
+        "components",
+        "cell_peaks",
+        "pack_prompt",
+    }
+    for each in (*choice._found().values(), cuda):
+        assert not operations - set(dir(each)), each.name
 
 
 def test_an_unknown_one_is_ignored_and_said_once() -> None:

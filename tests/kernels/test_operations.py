@@ -15,6 +15,7 @@ from PIL import Image
 from anomalygpt_edge.kernels import (
     INJECTED,
     Box,
+    cell_peaks,
     components,
     coreset,
     localise,
@@ -443,6 +444,21 @@ def test_components_are_opencvs(height: int, width: int, seed: int, coarse: int)
         for label, row in enumerate(stats[1:].tolist(), start=1)
     ]
     assert sorted(map(tuple, found)) == sorted(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 99), st.integers(1, 5), st.booleans())
+def test_cell_peaks_are_the_highest_of_their_cells(
+    height: int, width: int, seed: int, cells: int, spoilt: bool
+) -> None:
+    values = np.random.default_rng(seed).normal(size=(height, width)).astype(np.float32)
+    if spoilt:
+        values[seed % height, seed % width] = np.nan
+    rows, columns = (np.maximum(-(-np.arange(side) * cells // side) - 1, 0) for side in (height, width))
+    found = cell_peaks(values, cells)
+    for i, j in np.ndindex(cells, cells):
+        cell = values[rows == i][:, columns == j]
+        np.testing.assert_equal(found[i, j], cell.max() if cell.size else -np.inf)
 
 
 @settings(max_examples=60, deadline=None)

@@ -81,7 +81,11 @@ template <class T> T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
 }
 
 template <class T> T __ldg(const T *address) { return *address; }
-template <class T> T __ldcg(const T *address) { return *address; }
+template <class T> T __ldcg(const T *address) {  // from L2, where atomics work
+    T value;
+    __atomic_load(address, &value, __ATOMIC_RELAXED);
+    return value;
+}
 inline float __expf(float x) { return std::exp(x); }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline uint32_t __float_as_uint(float x) {
@@ -100,6 +104,7 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
+inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 
 // Atomics order what comes before and after them, as the fences do that CUDA code needs beside them.
 template <class T> T atomicAdd(T *address, T value) { return __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL); }
@@ -107,6 +112,13 @@ template <class T> T atomicExch(T *address, T value) { return __atomic_exchange_
 template <class T> T atomicMax(T *address, T value) {
     T old = __atomic_load_n(address, __ATOMIC_ACQUIRE);
     while (old < value &&
+           !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    }
+    return old;
+}
+template <class T> T atomicMin(T *address, T value) {
+    T old = __atomic_load_n(address, __ATOMIC_ACQUIRE);
+    while (old > value &&
            !__atomic_compare_exchange_n(address, &old, value, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
     }
     return old;

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from anomalygpt_edge import kernels
@@ -136,6 +137,9 @@ def cases(driver: Driver, *, small: bool = False) -> Iterator[Case]:
     if not small:
         yield from _match_cases(driver, (1, 4, 256, 1280), 20_000)
     yield from _map_cases(driver, 56 if small else 224, (108, 192) if small else (1080, 1920))
+    for shape in ((56, 70),) if small else ((224, 224), (1080, 1920)):
+        yield from _region_cases(driver, shape)
+    yield from _coreset_cases(driver, (2, 60, 32) if small else (4, 2_000, 1280), 5 if small else 10)
     yield from _prompt_cases(driver, 8 if small else 100, 512 if small else 4096)
 
 
@@ -226,6 +230,45 @@ def _map_cases(driver: Driver, size: int, frame_size: tuple[int, int]) -> Iterat
         1e-6,
         5 * values.nbytes,
     )
+
+
+def _region_cases(driver: Driver, shape: tuple[int, int]) -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    coarse = rng.random((-(-shape[0] // 8), -(-shape[1] // 8)))
+    values = coarse.repeat(8, 0).repeat(8, 1)[: shape[0], : shape[1]] + 0.3 * rng.random(shape)
+    values = values.astype(np.float32)
+    peaks = stages.CellPeaks(driver, shape, 3)
+    components = stages.Components(driver, shape)
+    with kernels.using("reference"):
+        cells = kernels.cell_peaks(values, 3)
+        found = kernels.components(values, 0.8)
+    _, labels = cv2.connectedComponents((values >= np.float32(0.8)).astype(np.uint8), connectivity=8)
+    first = np.sort(np.unique(labels, return_index=True)[1][1:])  # of label 0 there is no region
+    x, y, width, height, area, peak = map(np.array, zip(*found, strict=True))
+    bits = (peak.astype(np.float32).view(np.uint32) | 0x80000000).view(np.int32)  # peaks are positive
+    expected = np.stack([first, x, x + width, y + height, area, bits], axis=1)
+    regions = DeviceArray(components.regions.address, expected.shape, np.dtype(np.int32))
+    size = f"{shape[1]}x{shape[0]}"
+    yield Case(
+        f"cell_peaks {size}", peaks, (put(driver, values),), (peaks.out,), (cells.astype(np.float64),), 0.0,
+        values.nbytes,
+    )  # fmt: skip
+    yield Case(
+        f"components {size}", lambda array: components(array, 0.8), (put(driver, values),),
+        (components.count, regions), (np.array([len(found)], np.float64), expected.astype(np.float64)), 0.0,
+         10 * values.nbytes,
+    )  # fmt: skip
+
+
+def _coreset_cases(driver: Driver, shape: tuple[int, int, int], picks: int) -> Iterator[Case]:
+    rows = kernels.normalise(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    stage = stages.Coreset(driver, shape, picks)
+    with kernels.using("reference"):
+        expected = kernels.coreset(rows, picks)
+    yield Case(
+        f"coreset, {picks} of {shape[1]:,} rows", stage, (put(driver, rows),), (stage.chosen,),
+        (expected.astype(np.float64),), 0.0, (picks + 2) * rows.nbytes, 2 * (picks + 1) * rows.size,
+    )  # fmt: skip
 
 
 def _prompt_cases(driver: Driver, length: int, width: int) -> Iterator[Case]:
