@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from .sampling import Sampling
 
 
+def check_host(what: str, *arrays: Any) -> None:
+    """Refuse what is no NumPy array before anything reads it as one.
+
+    Raises:
+        ValueError: an array of a device, or something else.
+    """
+    for array in arrays:
+        if not isinstance(array, np.ndarray):
+            device = hasattr(array, "__cuda_array_interface__")
+            fix = "kernels.cuda.stages take device arrays" if device else "np.asarray makes one"
+            raise ValueError(f"{what} takes NumPy arrays, not {type(array).__name__}: {fix}")
+
+
 def aligned(array: np.ndarray) -> np.ndarray:
     """The array itself, or a copy that is C-contiguous and starts where its type may."""
     return np.require(array, requirements=["C", "A"])

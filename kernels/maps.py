@@ -9,7 +9,7 @@ import numpy as np
 
 from .choice import implementation
 from .geometry import Box, Resize, check_box, placements
-from .implementation import aligned
+from .implementation import aligned, check_host
 
 TOP_FRACTION = 0.01
 MAX_MAP_SIDE = 1 << 14
@@ -52,6 +52,7 @@ def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     Raises:
         ValueError: another shape or type.
     """
+    check_host("localise", logits)
     if logits.ndim != 4 or logits.shape[-1] != 2 or logits.dtype != np.float32 or 0 in logits.shape:
         raise ValueError(f"localise takes float32 logits [B, T, G * G, 2], not {_found(logits)}")
     _check_sides(logits.shape[2], size)
@@ -74,6 +75,7 @@ def upsample(patch_map: np.ndarray, size: int, *, threads: int = 1) -> np.ndarra
     Raises:
         ValueError: another shape or type.
     """
+    check_host("upsample", patch_map)
     if patch_map.ndim != 2 or patch_map.dtype != np.float32 or 0 in patch_map.shape:
         raise ValueError(f"upsample takes float32 [B, G * G], not {_found(patch_map)}")
     _check_sides(patch_map.shape[1], size)
@@ -112,6 +114,7 @@ def project(
     Raises:
         ValueError: another shape or type, or a box that does not lie in the frame.
     """
+    check_host("project", maps)
     height, width = frame_size
     size = size or frame_size
     if maps.ndim != 3 or maps.shape[1] != maps.shape[2] or maps.dtype != np.float32 or 0 in maps.shape:
@@ -184,6 +187,7 @@ def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
 
 
 def _check_map(what: str, anomaly_map: np.ndarray) -> None:
+    check_host(what, anomaly_map)
     if anomaly_map.ndim != 2 or anomaly_map.dtype != np.float32 or 0 in anomaly_map.shape:
         raise ValueError(f"{what} takes a float32 map [H, W], not {_found(anomaly_map)}")
 

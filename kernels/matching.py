@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from .choice import implementation
-from .implementation import aligned
+from .implementation import aligned, check_host
 
 COSINE_EPSILON = 1e-8  # torch's: a shorter vector counts as zero, similar to nothing
 STORAGE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
@@ -55,6 +55,7 @@ def prepare_bank(features: np.ndarray, dtype: Any = np.float32) -> Bank:
     Raises:
         ValueError: another shape, no patch, or a feature that is not finite.
     """
+    check_host("prepare_bank", features)
     dtype = np.dtype(dtype)
     if features.ndim != 3 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(
@@ -104,7 +105,8 @@ def match(
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
-    if isinstance(bank, np.ndarray):
+    check_host("match", patch_features)
+    if not isinstance(bank, Bank):
         bank = prepare_bank(bank)
     taps, _, width = bank.rows.shape
     if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
@@ -151,6 +153,7 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     Raises:
         ValueError: another shape, type or size.
     """
+    check_host("coreset", features)
     if features.ndim != 3 or 0 in features.shape or features.dtype != np.float32 or size < 1:
         raise ValueError(
             f"coreset takes float32 [T, N, V] and a size of at least 1, "

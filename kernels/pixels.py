@@ -9,6 +9,7 @@ import numpy as np
 
 from .choice import implementation
 from .geometry import MAX_SIDE, Box, Resize, check_box
+from .implementation import check_host
 from .sampling import normalisation_table, sampling
 
 PixelFormat = Literal["BGR8", "RGB8", "Mono8", "NV12", "YUYV", "BayerRG8"]
@@ -63,6 +64,7 @@ def preprocess(
     Raises:
         ValueError: the frame is not what the format says, a box does not lie in it, or ``out`` does not fit.
     """
+    check_host("preprocess", frame, *(() if out is None else (out,)))
     height, width = frame_size(frame, format)
     if size < 1 or resize not in get_args(Resize):
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from .choice import implementation
 from .dequantise import BLOCKS
-from .implementation import aligned
+from .implementation import aligned, check_host
 
 INJECTED = -1  # stands for an injected row among token ids
 
@@ -38,6 +38,7 @@ def pack_prompt(
         ValueError: an unknown type, a row that is no whole number of blocks, an id outside the table, or
             injected rows that do not fit.
     """
+    check_host("pack_prompt", table, *(each for each in (injected, out) if each is not None))
     if type not in BLOCKS:
         raise ValueError(f"embedding tables of type {type} are not known: use one of {', '.join(BLOCKS)}")
     values, block_bytes = BLOCKS[type]
@@ -53,7 +54,7 @@ def pack_prompt(
         raise ValueError(f"token ids are integers [L], not {token_ids.dtype} {list(token_ids.shape)}")
     if len(token_ids) and not (token_ids.min() >= INJECTED and token_ids.max() < len(table)):
         raise ValueError(f"a token id lies outside the table of {len(table)} rows: re-run agpt export")
-    injected = np.empty((0, width), np.float32) if injected is None else np.asarray(injected)
+    injected = np.empty((0, width), np.float32) if injected is None else injected
     count = int((token_ids == INJECTED).sum())
     if injected.shape != (count, width) or injected.dtype != np.float32:
         raise ValueError(

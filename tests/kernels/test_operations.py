@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import cv2
 import numpy as np
 import PIL
@@ -519,3 +522,48 @@ def test_a_prompt_that_does_not_fit_its_table_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=word):
             pack_prompt(*wrong)  # type: ignore[arg-type]
+
+
+# -- arrays ----------------------------------------------------------------------------------------
+
+
+class OnDevice:
+    """What pycuda, cupy and torch give: the attributes of an array, its memory elsewhere."""
+
+    def __init__(self, *shape: int, dtype: type = np.float32) -> None:
+        self.shape, self.ndim, self.size, self.dtype = shape, len(shape), math.prod(shape), np.dtype(dtype)
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": self.dtype.str, "data": (4096, False), "version": 2
+        }  # fmt: skip
+
+
+BANK = prepare_bank(np.ones((2, 3, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: preprocess(OnDevice(8, 8, 3, dtype=np.uint8), 8, "crop", MEAN, STD),
+        lambda: preprocess(noise(8, 8), 8, "crop", MEAN, STD, out=OnDevice(1, 3, 8, 8)),
+        lambda: match(OnDevice(1, 2, 4, 8), BANK),
+        lambda: match(np.ones((1, 2, 4, 8), np.float32), OnDevice(2, 3, 8)),
+        lambda: prepare_bank(OnDevice(2, 3, 8)),
+        lambda: coreset(OnDevice(2, 3, 8), 2),
+        lambda: localise(OnDevice(1, 2, 4, 2), 8),
+        lambda: upsample(OnDevice(1, 4), 8),
+        lambda: project(OnDevice(1, 4, 4), None, "crop", (8, 8)),
+        lambda: summarise(OnDevice(4, 4)),
+        lambda: cell_peaks(OnDevice(4, 4), 3),
+        lambda: components(OnDevice(4, 4), 0.5),
+        lambda: pack_prompt(OnDevice(4, 34, dtype=np.uint8), "Q8_0", np.zeros(1, int)),
+        lambda: pack_prompt(np.zeros((4, 34), np.uint8), "Q8_0", np.full(1, -1), OnDevice(1, 32)),
+    ],
+)
+def test_an_array_on_a_device_is_refused(call: Any) -> None:
+    with pytest.raises(ValueError, match=r"takes NumPy arrays, not OnDevice: kernels\.cuda\.stages"):
+        call()
+
+
+def test_what_is_no_array_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"summarise takes NumPy arrays, not list: np\.asarray"):
+        summarise([[1.0]])  # type: ignore[arg-type]
