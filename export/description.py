@@ -18,6 +18,7 @@ from ..runtime.bundle import (
     RegionLevel,
     Vision,
 )
+from ..runtime.copies import Copies
 from ..runtime.errors import ConfigError
 from .checkpoints import Checkpoints
 from .options import ExportOptions
@@ -40,6 +41,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     notices: list[str]
     region_level: RegionLevel = RegionLevel()
+    copies: Copies = "none"
     classes: list[str] = []
 
 
@@ -89,6 +91,7 @@ def describe(
         classes=classes,
         default_class="object" if "object" in classes else classes[0],
         region_level=about.region_level,
+        copies=about.copies,
         prompt=prompt_layout(),
         components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
         tools=tool_versions(),

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from .copies import Copies
 from .errors import BundleError, ConfigError
 
 SCHEMA_VERSION = 2  # 2: the decoder ends in logits, kernels.localise makes the map; until 1 it made the map itself
@@ -171,6 +172,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     classes: Annotated[list[Name], Meta(min_length=1)]
     default_class: Name
     region_level: RegionLevel
+    copies: Copies = "none"  # of normal samples, that a memory bank holds too
     prompt: PromptLayout
     components: dict[str, Component]
     plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine

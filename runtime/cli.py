@@ -173,6 +173,13 @@ def enroll(
     max_patches: Annotated[
         int | None, typer.Option(min=1, help="Memory bank: keep only so many patches of each layer.")
     ] = None,
+    copies: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory bank: hold copies of the good parts too, moved by half a patch, turned by 90, 180 and 270 "
+            "degrees, both, or none; the bundle's own when left out. It stays as large."
+        ),
+    ] = None,
     false_reject_rate: Annotated[
         float | None,
         typer.Option(
@@ -233,6 +240,7 @@ def enroll(
             without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
             tiles=grid,
             regions=regions,
+            copies=copies,  # type: ignore[arg-type]  # checked there
         )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
     if point := recipe.operating_point:

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from .copies import Copies
 from .engines import Engine
 from .errors import ConfigError, RecipeError
 from .images import check_frame
@@ -43,6 +44,7 @@ def enroll(
     without_verdict: WithoutVerdict = "no_result",
     tiles: Tiles | None = None,
     regions: Sequence[RegionOfInterest] = (),
+    copies: Copies | None = None,
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
@@ -62,6 +64,7 @@ def enroll(
         without_verdict: "map": where there is no time for an answer the map's operating point decides.
         tiles: look at tiles of the frame, which share the memory bank.
         regions: look at these boxes of the frame, which have a memory bank each.
+        copies: of the good parts, that the memory bank holds too: see ``make_copies``; the bundle's own when None.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
@@ -98,12 +101,13 @@ def enroll(
                 normals,
                 storage,
                 max_patches,
+                copies,
                 track=lambda frames: track(frames, "good parts", console=Console(stderr=True)),
             )
             point = None
             if false_reject_rate is not None:
                 inspector.use(bank)
-                verdicts = _judge(inspector, normals, held_out, storage, max_patches)
+                verdicts = _judge(inspector, normals, held_out, storage, max_patches, copies)
                 point = choose_operating_point(verdicts, false_reject_rate)
     finally:
         inspector.use(before)
@@ -121,6 +125,7 @@ def _judge(
     held_out: Sequence[np.ndarray],
     storage: Storage,
     max_patches: int | None,
+    copies: Copies | None,
 ) -> list[Verdict]:
     """Verdicts about good parts, none of which is in the bank that it is compared with."""
     console = Console(stderr=True)
@@ -130,7 +135,7 @@ def _judge(
     num_groups = min(MAX_GROUPS, len(normals))
     for group in track(range(num_groups), "each good part against the others", console=console):
         others = [frame for i, frame in enumerate(normals) if i % num_groups != group]
-        inspector.use(inspector.make_bank(others, storage, max_patches))
+        inspector.use(inspector.make_bank(others, storage, max_patches, copies))
         verdicts += [inspector.inspect(frame) for frame in normals[group::num_groups]]
     return verdicts
 

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 from ..kernels import localise, preprocess, summarise, upsample
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
+from .copies import COPIES_OF, Copies, check_copies, make_copies
 from .decide import decide_by_map, decide_views
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
@@ -31,6 +32,7 @@ from .views import WHOLE, Layout, View
 
 MAX_DEFAULT_THREADS = 8
 WARM_UP_RUNS = 2
+MAX_COPIED_PATCHES = 12 * 1024  # of a bank with copies: twelve samples of 256 patches, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +183,7 @@ class Inspector:
         normals: Sequence[np.ndarray],
         storage: Storage = "float32",
         max_patches: int | None = None,
+        copies: Copies | None = None,
         *,
         track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     ) -> MemoryBank:
@@ -189,21 +192,41 @@ class Inspector:
         Args:
             normals: the frames.
             storage, max_patches: see ``MemoryBank.from_features``.
+            copies: see ``make_copies``; None: those that the bundle was made for, if they fit into
+                ``MAX_COPIED_PATCHES``: many samples need no copies.
             track: watches the frames go by, to show progress.
 
         Raises:
             ImageError: something is not a frame, or has another size than the product's regions or tiles are for.
             RecipeError: no frame, features that are not finite, or an unknown storage.
+            ConfigError: unknown copies.
         """
         if not normals:
             raise RecipeError("there is no normal image: give at least one")
+        copies = self._default_copies(len(normals)) if copies is None else copies
+        check_copies(copies)
+        samples, shown = [], None
+        for frame in track(normals):
+            pixels = self._preprocess(frame, self._views(frame))
+            made = make_copies(pixels, copies, self.bundle.manifest.vision.grid)
+            samples.append(np.concatenate([self._encode(copy)[1] for copy, _ in made], axis=2))
+            shown = np.concatenate([patches for _, patches in made]) if len(made) > 1 else None
         return MemoryBank.from_features(
-            [self._encode(self._preprocess(frame, self._views(frame)))[1] for frame in track(normals)],
+            samples,
             self.bundle.encoder_sha256,
             storage,
             max_patches,
             per_view=bool(self.product.layout.regions),
+            shown=shown,
+            threads=self._threads,
         )
+
+    def _default_copies(self, num_samples: int) -> Copies:
+        """The bundle's own, while it takes seconds to choose from their patches those that the bank keeps."""
+        manifest, layout = self.bundle.manifest, self.product.layout
+        views = 1 if layout.regions else layout.num_views
+        patches = COPIES_OF[manifest.copies] * num_samples * views * manifest.vision.grid**2
+        return manifest.copies if patches <= MAX_COPIED_PATCHES else "none"
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
         """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.

@@ -28,8 +28,8 @@ class MemoryBank:
     num_samples: normal images in it ("shots").
     encoder_sha256: the encoder that made the features.
     scales: float32 [M, T, N] of int8 features; None: all 1.
-    origins: int32 [M, T, N], which patch of the samples each row was, counted through all samples, the views of
-        each and the patches of each view that the bank serves; None: all of them, in their order.
+    origins: int32 [M, T, N], which patch of the samples each row shows, counted through all samples, the views of
+        each and the patches of each view that the bank serves; None: all of them once, in their order.
     """
 
     features: np.ndarray
@@ -85,6 +85,8 @@ class MemoryBank:
         max_patches: int | None = None,
         *,
         per_view: bool = False,
+        shown: np.ndarray | None = None,
+        threads: int = 1,
     ) -> MemoryBank:
         """Bank of K normal images from their raw taps, float32 [views, T, P, V] each.
 
@@ -94,6 +96,9 @@ class MemoryBank:
             storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
             max_patches: keep at most so many patches of each tap, those that cover the rest best (a coreset).
             per_view: compare each view with its own patches only, not with those of all.
+            shown: int32 [P], which patch of a view each of the P shows, where there are several of one (copies of
+                the sample); the bank is then as large as without copies, unless ``max_patches`` says less.
+            threads: at most this many choose the coreset.
 
         Raises:
             RecipeError: no image, a feature that is not finite, or a storage or limit that does not exist.
@@ -111,9 +116,15 @@ class MemoryBank:
         num_banks, _, taps, _, width = groups.shape
         rows = normalise(groups.swapaxes(1, 2).reshape(num_banks, taps, -1, width))
         origins = None
+        if shown is not None:
+            num_patches = int(shown.max()) + 1
+            max_patches = min(max_patches or rows.shape[2], groups.shape[1] * num_patches)
         if max_patches is not None and max_patches < rows.shape[2]:
-            origins = np.sort([coreset(bank, max_patches) for bank in rows], axis=2)
+            origins = np.sort([coreset(bank, max_patches, threads=threads) for bank in rows], axis=2)
             rows = np.take_along_axis(rows, origins[..., None], axis=2)
+            if shown is not None:
+                image, patch = np.divmod(origins, len(shown))
+                origins = (image * num_patches + shown[patch]).astype(np.int32)
         banks = [prepare_bank(bank, storage) for bank in rows]
         scales = np.stack([bank.scales for bank in banks]) if storage == "int8" else None
         return cls(np.stack([bank.rows for bank in banks]), len(samples), encoder_sha256, scales, origins)
@@ -174,7 +185,7 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
         )
     ):
         raise RecipeError(f"{path} has scales that do not fit its features: {again}")
-    if (origins is None) != (rows == patches) or (
+    if (origins is None and rows != patches) or (
         origins is not None
         and (
             origins.shape != features.shape[:3]

@@ -17,15 +17,25 @@ from .noise import Field, smooth, white
 BRIGHTEST = 0.82  # mean grey level: no line is set up so that its parts burn out
 
 
-def photograph(image: Image, style: Generator, part: Generator) -> NDArray[np.uint8]:
-    """One shot: soil, light, lens, sensor → uint8 BGR [H, W, 3]."""
-    shot = _soil(np.array(image, np.float32), style, part)
+def photograph(
+    image: Image, style: Generator, part: Generator, unrest: float = 1.0
+) -> NDArray[np.uint8]:
+    """One shot: soil, light, lens, sensor → uint8 BGR [H, W, 3].
+
+    Args:
+        unrest: how much of the line's usual variation from shot to shot there is, 0..1; below 1 also no soil.
+    """
+    shot = np.array(image, np.float32)
+    if unrest >= 1:
+        shot = _soil(shot, style, part)
     gain = _light(style, part, image.shape[:2])
+    if unrest < 1:
+        gain = 1 + np.float32(unrest) * (gain - 1)
     shot = shot * (gain * min(1.0, BRIGHTEST / max(float(shot.mean() * gain.mean()), 1e-3)))
     gamma, cast = style.choice([0.8, 1.0, 1.0, 1.25]), style.uniform(0, 0.03)
-    shot = shot * (1 + cast * part.uniform(-1, 1, 3)).astype(np.float32)
+    shot = shot * (1 + unrest * cast * part.uniform(-1, 1, 3)).astype(np.float32)
     soft, unsteady = style.uniform(0, 0.8), style.choice([0.1, 0.3, 1.0], p=[0.5, 0.3, 0.2])
-    sigma = soft * (1 + unsteady * part.uniform(-0.5, 1.0))  # focus and depth differ from shot to shot
+    sigma = soft * (1 + unrest * unsteady * part.uniform(-0.5, 1.0))  # focus and depth differ from shot to shot
     if sigma > 0.25:
         shot = np.asarray(cv2.GaussianBlur(shot, (0, 0), sigma * min(image.shape[:2]) / 224), np.float32)
     noise, quality = noise_level(style), style.choice([0, 0, 0, 60, 85])

@@ -32,15 +32,17 @@ class Sample:
     kind: str
 
 
-def draw(family: Family, rng: Generator, num_defects: int, size: tuple[int, int] = (SIZE, SIZE)) -> Sample:
-    """Make and photograph one part with ``num_defects`` defects (0 = a good one)."""
+def draw(
+    family: Family, rng: Generator, num_defects: int, size: tuple[int, int] = (SIZE, SIZE), unrest: float = 1.0
+) -> Sample:
+    """Make and photograph one part with ``num_defects`` defects (0 = a good one); ``unrest`` is ``photograph``'s."""
     scene = render(family, rng, size)
     image, mask = scene.image, np.zeros(size, bool)
     defects: list[Defect] = []
     if num_defects:
         image, mask, defects = add_defects(scene, rng, num_defects, plausible_defects(family.kind))
     style = default_rng([family.seed, 7])  # the line's camera: fixed for the product
-    return Sample(photograph(image, style, rng), mask, defects, family.kind)
+    return Sample(photograph(image, style, rng, unrest), mask, defects, family.kind)
 
 
 def num_defects(rng: Generator) -> int:

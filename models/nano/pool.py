@@ -25,6 +25,7 @@ from .products import GENERATOR_VERSION, TRAINED_KINDS, Family
 NORMALS, QUERIES = 3, 3  # good parts to match with, then queries: defective, defective or good, good
 GROUP = NORMALS + QUERIES
 SHARD_GROUPS = 25
+CALM = 0.3  # unrest of a calm line
 
 
 @dataclass
@@ -37,19 +38,20 @@ class Group:
     kind: str
 
 
-def draw_group(seed: int, index: int) -> Group:
-    """Group ``index`` of the pool of this seed."""
+def draw_group(seed: int, index: int, calm_share: float = 0.0) -> Group:
+    """Group ``index`` of the pool of this seed; that share of the groups are from calm lines."""
     rng = default_rng([GENERATOR_VERSION, seed, index])
     family = Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(*TRAINING_FAMILY_SEEDS)))
     counts = [0] * NORMALS + [num_defects(rng), num_defects(rng) if rng.random() < 0.5 else 0, 0]
-    samples = [draw(family, rng, count) for count in counts]
+    unrest = CALM if index % 100 < 100 * calm_share else 1.0
+    samples = [draw(family, rng, count, unrest=unrest) for count in counts]
     pixels, masks = np.stack([s.pixels for s in samples]), np.stack([s.mask for s in samples])
     return Group(pixels, masks, [s.defects for s in samples], family.kind)
 
 
-def _write_shard(folder: Path, seed: int, shard: int) -> int:
+def _write_shard(folder: Path, seed: int, shard: int, calm_share: float) -> int:
     cv2.setNumThreads(1)
-    groups = [draw_group(seed, shard * SHARD_GROUPS + i) for i in range(SHARD_GROUPS)]
+    groups = [draw_group(seed, shard * SHARD_GROUPS + i, calm_share) for i in range(SHARD_GROUPS)]
     defects = [[[asdict(d) for d in ds] for ds in group.defects] for group in groups]
     notes = json.dumps({"kinds": [group.kind for group in groups], "defects": defects})
     masks = np.packbits(np.stack([group.masks for group in groups]), axis=-1)
@@ -68,29 +70,31 @@ def _notes_file(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.npz"
 
 
-def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1) -> None:
-    """Draw ``num_groups`` groups (rounded up to whole shards) into ``folder``.
+def build_pool(
+    folder: Path, seed: int, num_groups: int, workers: int = 1, calm_share: float = 0.0
+) -> None:
+    """Draw ``num_groups`` groups (rounded up to whole shards) into ``folder``; ``calm_share`` of them from calm lines.
 
     Raises:
         ValueError: ``folder`` holds a pool of another seed or generator.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-num_groups // SHARD_GROUPS)
-    about, note = {"generator": GENERATOR_VERSION, "seed": seed}, folder / "pool.json"
+    about, note = {"generator": GENERATOR_VERSION, "seed": seed, "calm_share": calm_share}, folder / "pool.json"
     if note.exists() and json.loads(note.read_text()) != about:
         raise ValueError(
-            f"{folder} holds a pool of another seed or generator: choose another folder, or delete it"
+            f"{folder} holds a pool of another seed, generator or share of calm lines: choose another folder, or delete it"
         )
     note.write_text(json.dumps(about))
     missing = [shard for shard in range(shards) if not _notes_file(folder, shard).exists()]
     began = time.monotonic()
     if workers < 2:
-        finished = (_write_shard(folder, seed, shard) for shard in missing)
+        finished = (_write_shard(folder, seed, shard, calm_share) for shard in missing)
         _report(finished, len(missing), began)
     else:
         with ProcessPoolExecutor(workers) as processes:
             _report(
-                processes.map(_write_shard, [folder] * len(missing), [seed] * len(missing), missing),
+                processes.map(_write_shard, *([x] * len(missing) for x in (folder, seed)), missing, [calm_share] * len(missing)),
                 len(missing),
                 began,
             )

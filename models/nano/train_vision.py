@@ -10,6 +10,7 @@ language model judge without a tuned threshold.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import time
@@ -190,9 +191,10 @@ def vision_loss(
     pairs = [(query, parts_of[0]) for query in range(NORMALS, GROUP)]
     if recipe.many_normals:
         pairs += [(query, normals) for query in range(NORMALS, GROUP)]
+        pairs += [(2, torch.cat(parts_of[:2], dim=2))]
     pairs += [(1, parts_of[0])]
     label = torch.cat([labels[:, query] for query, _ in pairs])
-    distances = torch.cat([_tap_distances(parts_of[query], bank) for query, bank in pairs])  # [7 G, T, P]
+    distances = torch.cat([_tap_distances(parts_of[query], bank) for query, bank in pairs])  # [pairs G, T, P]
     sharpness = model.sharpness.exp()
     few_shot = _distance_loss(distances.mean(dim=1), label, sharpness, model.threshold, recipe)
     auxiliary = torch.stack(
@@ -201,6 +203,10 @@ def vision_loss(
             for t in range(distances.shape[1])
         ]
     ).mean()
+
+    if not recipe.heads:
+        loss = few_shot + 0.25 * auxiliary
+        return loss, {"few_shot": few_shot.item(), "loss": loss.item()}
 
     share = recipe.zero_shot_gradient
     features = share * taps + (1 - share) * taps.detach()
@@ -226,10 +232,13 @@ def vision_loss(
     return loss, {name: value.item() for name, value in parts.items()}
 
 
-def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up, then a half cosine to 2 % of the peak."""
+def learning_rate(step: int, total: int, warmup: int, peak: float, cooldown: int = 0) -> float:
+    """Linear warm-up, then a half cosine to 2 % of the peak; with a ``cooldown``, constant until that many steps are
+    left, then linear: such a run can be ended whenever there is reason to, and every state before is the same."""
     if step < warmup:
         return peak * (step + 1) / warmup
+    if cooldown:
+        return peak * min(1.0, (total - step) / cooldown)
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -247,16 +256,30 @@ def save_atomically(state: dict, path: Path) -> None:
     temporary.replace(path)
 
 
-def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoVision:
+def encoder_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the encoder's own training, as ``train_vision`` takes it."""
+    return dataclasses.replace(
+        recipe,
+        freeze_encoder=False,
+        heads=False,
+        vision_steps=recipe.encoder_steps,
+        vision_lr=recipe.encoder_lr,
+    )
+
+
+def train_vision(
+    recipe: Recipe, folder: Path, device: str, pool: Pool, name: str = "vision", start: NanoVision | None = None
+) -> NanoVision:
     """Train (or resume) and return the averaged model.
 
     Args:
         recipe: the numbers.
-        folder: where ``vision.pt`` (resumable state) and ``vision.jsonl`` (curve) are kept.
+        folder: where ``<name>.pt`` (resumable state) and ``<name>.jsonl`` (curve) are kept.
         device: "cpu" or "cuda".
         pool: what to train on.
+        start: go on from this model; None: from the recipe's initial weights.
     """
-    state_file = folder / "vision.pt"
+    state_file = folder / f"{name}.pt"
     torch.manual_seed(recipe.seed)
     model = NanoVision(recipe).to(device)
     model.encoder.requires_grad_(not recipe.freeze_encoder)
@@ -266,28 +289,32 @@ def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoV
         weight_decay=0.01,
         betas=(0.9, 0.98),
     )
-    start = 0
+    first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         average = copy.deepcopy(model)
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        first = state["step"]
+    elif start is not None:
+        model.load_state_dict(start.state_dict())
+        average = copy.deepcopy(model)
     else:
         construct(model.encoder.cpu(), recipe.seed, anchored=recipe.anchored)
         if recipe.start:
             load_start(model, CLASSES)
         model.to(device)
         average = copy.deepcopy(model)
-    if start >= recipe.vision_steps:
+    if first >= recipe.vision_steps:
         return average
     batches = Batches(recipe, pool)
-    began, seen = time.monotonic(), start
-    with open(folder / "vision.jsonl", "a", encoding="utf-8") as log:
-        for step in range(start, recipe.vision_steps):
+    began, seen = time.monotonic(), first
+    with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
+        for step in range(first, recipe.vision_steps):
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # the same draws whether resumed or not
-            rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr)
+            cooldown = 0 if recipe.heads else recipe.cooldown_steps
+            rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr, cooldown)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, parts = vision_loss(model, batches[step], recipe)

@@ -1,0 +1,144 @@
+"""Copies of normal samples: what they show, and that a bank with them knows more and costs the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from anomalygpt_edge.models.nano.data import fixed_samples, validation_families
+from anomalygpt_edge.runtime.copies import COPIES_OF, make_copies
+from anomalygpt_edge.runtime.enroll import enroll
+from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.inspector import MAX_COPIED_PATCHES, Inspector
+from anomalygpt_edge.runtime.memory_bank import load_bank
+from anomalygpt_edge.runtime.recipe import load_recipe
+from anomalygpt_edge.runtime.views import RegionOfInterest, Tiles
+
+GRID, PATCH = 4, 6
+PIXELS = np.random.default_rng(0).random((2, 3, GRID * PATCH, GRID * PATCH), np.float32)
+
+
+@pytest.fixture(scope="module")
+def inspector():
+    with Inspector.open(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def nothing_enrolled(inspector: Inspector):
+    inspector.use(None)
+
+
+@pytest.fixture(scope="module")
+def part() -> np.ndarray:
+    return fixed_samples(validation_families(3)[2], 1, 0, 0)[0][0].pixels
+
+
+def patch(pixels: np.ndarray, number: int) -> np.ndarray:
+    row, column = divmod(int(number), GRID)
+    return pixels[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+
+
+@pytest.mark.parametrize("copies", COPIES_OF)
+def test_the_sample_comes_first_and_as_many_as_are_said(copies) -> None:
+    made = make_copies(PIXELS, copies, GRID)
+    assert len(made) == COPIES_OF[copies]
+    np.testing.assert_array_equal(made[0][0], PIXELS)
+    for pixels, patches in made:
+        assert pixels.shape == PIXELS.shape and pixels.flags.c_contiguous
+        assert sorted(patches) == list(range(GRID**2))
+
+
+def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -> None:
+    for turns, (pixels, patches) in enumerate(make_copies(PIXELS, "turned", GRID)):
+        for place, number in enumerate(patches):
+            np.testing.assert_array_equal(
+                patch(pixels, place), np.rot90(patch(PIXELS, number), turns, (2, 3))
+            )
+
+
+def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
+    half = PATCH // 2
+    _, (right, _), (down, _), (both, _) = make_copies(PIXELS, "moved", GRID)
+    np.testing.assert_array_equal(right[..., :-half], PIXELS[..., half:])
+    np.testing.assert_array_equal(down[:, :, :-half], PIXELS[:, :, half:])
+    np.testing.assert_array_equal(both[:, :, :-half, :-half], PIXELS[:, :, half:, half:])
+    np.testing.assert_array_equal(right[..., -half:], PIXELS[..., : -half - 1 : -1])  # the edge mirrored
+
+
+@pytest.mark.parametrize(
+    ("copies", "seen_as"),
+    [("moved", lambda part: np.roll(part, -7, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
+)
+def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
+    copies, seen_as, inspector: Inspector, part: np.ndarray
+) -> None:
+    plain, copied = (inspector.make_bank([part], copies=each) for each in ("none", copies))
+    assert copied.features.shape == plain.features.shape
+    scores = []
+    for bank in (plain, copied):
+        inspector.use(bank)
+        scores.append(inspector.inspect(seen_as(part)).score)
+    assert scores[1] < 0.8 * scores[0]
+
+
+def test_with_room_for_all_of_them_the_likeness_is_of_the_right_patch(
+    inspector: Inspector, part: np.ndarray
+) -> None:
+    """Every row of a bank that holds all copies says which patch it shows."""
+    bank = inspector.make_bank([part, part[::-1].copy()], "float32", 300, "both")
+    assert bank.features.shape[2] == 300 and bank.origins is not None
+    assert 0 <= bank.origins.min() and bank.origins.max() < 2 * 256
+    views = inspector._views(part)
+    made = make_copies(inspector._preprocess(part, views), "both", 16)
+    shown = np.concatenate([patches for _, patches in made])
+    taps = np.concatenate([inspector._encode(pixels)[1] for pixels, _ in made], axis=2)[0]
+    own = bank.origins[0, 0] < 256
+    for row, origin in zip(bank.features[0, 0][own], bank.origins[0, 0][own], strict=True):
+        unit = taps[0] / np.linalg.norm(taps[0], axis=1, keepdims=True)
+        nearest = np.flatnonzero(unit @ row > 1 - 1e-5)
+        assert origin in shown[nearest]
+
+
+def test_the_bundle_says_which_copies_and_many_samples_need_none(
+    inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = msgspec.structs.replace(inspector.bundle.manifest, copies="moved")
+    monkeypatch.setattr(inspector, "bundle", replace(inspector.bundle, manifest=manifest))
+    few = MAX_COPIED_PATCHES // (4 * 256)
+    assert inspector._default_copies(few) == "moved" and inspector._default_copies(few + 1) == "none"
+    expected = inspector.make_bank([part], copies="moved")
+    np.testing.assert_array_equal(inspector.make_bank([part]).features, expected.features)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"tiles": Tiles(rows=2, columns=2)},
+        {"regions": [RegionOfInterest("a", 0, 0, 100, 100), RegionOfInterest("b", 90, 60, 120, 80)]},
+    ],
+    ids=["whole", "tiles", "regions"],
+)
+def test_a_recipe_with_copies_is_enrolled_and_opened_again(
+    layout, inspector: Inspector, part: np.ndarray, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "part.toml"
+    enroll(inspector, [part, part[:, ::-1].copy()], recipe, name="part", copies="both", **layout)
+    inspector.use(recipe)
+    bank = inspector.product.bank
+    assert bank is not None and bank.origins is not None
+    record = load_recipe(recipe).memory_bank
+    assert record is not None
+    again = load_bank(record, tmp_path, inspector.bundle, inspector.product.layout)
+    np.testing.assert_array_equal(again.origins, bank.origins)
+    assert inspector.inspect(part).score is not None
+
+
+def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="none, moved, turned, both"):
+        inspector.make_bank([part], copies="mirrored")  # type: ignore[arg-type]
