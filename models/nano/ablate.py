@@ -21,6 +21,8 @@ from .train_vision import train_vision
 
 STEPS = 80
 BASE = Recipe(
+    seed=21,
+    calm_share=0.0,
     freeze_encoder=False,
     vision_steps=STEPS,
     vision_lr=1e-4,
@@ -57,16 +59,16 @@ def variants() -> dict[str, Recipe]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pool", type=Path, default=Path("runs/nano/pool"), help="drawn there if missing")
+    parser.add_argument("--pool", type=Path, default=Path("runs/nano/ablation_pool"), help="drawn there if missing")
     parser.add_argument("--out", type=Path, default=Path("models/nano/training/ablation.jsonl"))
-    parser.add_argument("--only", help="comma-separated names of variants")
+    parser.add_argument("--only", help="names of variants, with semicolons between them")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     build_pool(options.pool, BASE.seed, STEPS * BASE.groups_per_step)
     pool = Pool(options.pool, STEPS * BASE.groups_per_step)
-    wanted = options.only.split(",") if options.only else list(variants())
+    wanted = options.only.split(";") if options.only else list(variants())
     for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
             model = train_vision(variants()[name], Path(folder), "cpu", pool).eval()

@@ -17,9 +17,7 @@ from .noise import Field, smooth, white
 BRIGHTEST = 0.82  # mean grey level: no line is set up so that its parts burn out
 
 
-def photograph(
-    image: Image, style: Generator, part: Generator, unrest: float = 1.0
-) -> NDArray[np.uint8]:
+def photograph(image: Image, style: Generator, part: Generator, unrest: float = 1.0) -> NDArray[np.uint8]:
     """One shot: soil, light, lens, sensor → uint8 BGR [H, W, 3].
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...runtime.copies import Copies
 from ..anomalygpt import AnomalyGPTConfig
 from ..imagebind import VisionConfig
 from ..llama import LlamaConfig
@@ -45,21 +46,22 @@ class Recipe:
     pool_groups: int = 2000  # six parts each
     calm_share: float = 0.5  # of the groups: from lines where little changes from shot to shot
     # first the encoder alone, by matching with normal samples
-    encoder_steps: int = 100_000
-    encoder_lr: float = 1e-4  # constant, then down to nothing in the last steps:
-    cooldown_steps: int = 150
-    # then what reads it: image decoder, text features, the heads that give the image embedding something to say
+    encoder_steps: int = 600
+    encoder_lr: float = 1e-4
+    # then what reads it: image decoder, text features
     freeze_encoder: bool = True  # False trains the encoder with them
     heads: bool = True  # False trains matching alone
-    vision_steps: int = 300
+    decay: bool = True  # of the learning rate; the encoder's stays, its average does what a decay would
+    vision_steps: int = 200
     groups_per_step: int = 4
     vision_lr: float = 5e-4
     shade_weight: float = 0.2  # of the loss that teaches the image embedding dark from bright defects
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
-    gallery_groups: int = 1500
+    copies: Copies = "moved"  # of the normal samples, in the banks that the maps come from and at run time
+    gallery_groups: int = 1000
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 500
+    language_steps: int = 300
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 5e-4

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ...kernels import coreset
+from ...runtime.copies import Copies, make_copies
 from ..anomalygpt import few_shot_distance
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
@@ -67,12 +70,28 @@ def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Ten
     return logits[..., 1] - logits[..., 0]
 
 
+def make_bank(known: list[torch.Tensor]) -> torch.Tensor:
+    """Taps [K, T, P, V] of K normal samples, and of each of their copies → bank [T, N, V] of unit rows, N = K · P, as
+    the runtime's ``MemoryBank`` chooses them."""
+    taps, width = known[0].shape[1], known[0].shape[-1]
+    rows = F.normalize(torch.stack(known, dim=1), dim=-1)  # [K, copies, T, P, V]
+    rows = rows.permute(2, 0, 1, 3, 4).reshape(taps, -1, width)
+    size = known[0].shape[0] * known[0].shape[2]
+    if size == rows.shape[1]:
+        return rows
+    chosen = torch.from_numpy(coreset(rows.cpu().numpy(), size)).long().sort(dim=1).values.to(rows.device)
+    return rows.gather(1, chosen[..., None].expand(-1, -1, width))
+
+
 @torch.no_grad()
-def build_gallery(encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Tensor, pool: Pool) -> Gallery:
+def build_gallery(
+    encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Tensor, pool: Pool, copies: Copies = "none"
+) -> Gallery:
     """Encode a pool that the encoder was not trained on; entries of one group follow each other.
 
     Args:
         text: [2, E], the text features of class "object".
+        copies: of the normal samples, in the banks.
     """
     device = text.device
     embedding, few_shot, margins = [], [], []
@@ -81,11 +100,13 @@ def build_gallery(encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Ten
     began = time.monotonic()
     for index in range(pool.num_groups):
         group = pool[index]
-        vectors, taps = encoder(torch.from_numpy(normalise(group.pixels)).to(device))
+        pixels = normalise(group.pixels)
+        vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
-        one = few_shot_distance(shown, taps[:1].expand(ENTRIES, -1, -1, -1))
-        bank = torch.cat([taps[0], taps[1]], dim=1)[None].expand(ENTRIES, -1, -1, -1)
-        two = few_shot_distance(shown, bank)
+        copied = make_copies(pixels[:2], copies, encoder.config.grid)[1:]
+        known = [taps[:2], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
+        banks = (make_bank([copy[:count] for copy in known]) for count in (1, 2))
+        one, two = (few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks)
         embedding.append(vectors.half().cpu().numpy())
         few_shot.append(torch.stack([one, two], dim=1).half().cpu().numpy())
         margins.append(zero_shot_margins(decoder, shown, text).half().cpu().numpy())

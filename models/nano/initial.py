@@ -151,7 +151,13 @@ def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
     with safe_open(START, "pt") as file:
         known = json.loads(file.metadata()["classes"])
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    taps = [str(layer) for layer in model.encoder.config.tap_layers]  # the start has one after each of its blocks
     for name, tensor in tensors.items():
+        if name.startswith("decoder.fc."):
+            layer, _, leaf = name.removeprefix("decoder.fc.").partition(".")
+            if layer not in taps:
+                continue
+            name = f"decoder.fc.{taps.index(layer)}.{leaf}"
         own = model.get_parameter(name)
         if name == "text":
             for row, kind in enumerate(classes):

@@ -11,6 +11,7 @@ import json
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -49,7 +50,7 @@ def draw_group(seed: int, index: int, calm_share: float = 0.0) -> Group:
     return Group(pixels, masks, [s.defects for s in samples], family.kind)
 
 
-def _write_shard(folder: Path, seed: int, shard: int, calm_share: float) -> int:
+def _write_shard(folder: Path, seed: int, calm_share: float, shard: int) -> int:
     cv2.setNumThreads(1)
     groups = [draw_group(seed, shard * SHARD_GROUPS + i, calm_share) for i in range(SHARD_GROUPS)]
     defects = [[[asdict(d) for d in ds] for ds in group.defects] for group in groups]
@@ -83,21 +84,17 @@ def build_pool(
     about, note = {"generator": GENERATOR_VERSION, "seed": seed, "calm_share": calm_share}, folder / "pool.json"
     if note.exists() and json.loads(note.read_text()) != about:
         raise ValueError(
-            f"{folder} holds a pool of another seed, generator or share of calm lines: choose another folder, or delete it"
+            f"{folder} holds a pool of another seed, generator or share of calm lines: choose another folder, "
+            "or delete it"
         )
     note.write_text(json.dumps(about))
     missing = [shard for shard in range(shards) if not _notes_file(folder, shard).exists()]
-    began = time.monotonic()
+    write, began = partial(_write_shard, folder, seed, calm_share), time.monotonic()
     if workers < 2:
-        finished = (_write_shard(folder, seed, shard, calm_share) for shard in missing)
-        _report(finished, len(missing), began)
+        _report(map(write, missing), len(missing), began)
     else:
         with ProcessPoolExecutor(workers) as processes:
-            _report(
-                processes.map(_write_shard, *([x] * len(missing) for x in (folder, seed)), missing, [calm_share] * len(missing)),
-                len(missing),
-                began,
-            )
+            _report(processes.map(write, missing), len(missing), began)
 
 
 def _report(finished, total: int, began: float) -> None:

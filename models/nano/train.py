@@ -64,7 +64,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
         pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
-        build_gallery(vision.encoder, vision.decoder, text, pool).save(gallery_file)
+        build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies).save(gallery_file)
     print("[6/6] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
@@ -81,6 +81,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         dict(zip(CLASSES, features, strict=True)),
         {"few_shot": region_level(gallery), "zero_shot": 0.5},
         checkpoint,
+        copies=recipe.copies,
     )
     print(f"checkpoint written to {checkpoint}", flush=True)
 

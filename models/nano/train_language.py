@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
+from ...runtime.copies import Copies, make_copies
 from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
 from ..prompts import (
     AFFIRMATIVE,
@@ -34,7 +35,7 @@ from ..prompts import (
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
-from .gallery import ENTRIES, Gallery, Sureness, map_statistics
+from .gallery import ENTRIES, Gallery, Sureness, make_bank, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, dialogue, follow_ups, places
 
@@ -192,7 +193,9 @@ class Shown:
 
 
 @torch.no_grad()
-def show_validation(vision: NanoVision, num_families: int = 35, num_queries: int = 4) -> list[Shown]:
+def show_validation(
+    vision: NanoVision, copies: Copies = "none", num_families: int = 35, num_queries: int = 4
+) -> list[Shown]:
     """The validation families as the frozen encoder shows them: one normal sample, good and defective queries."""
     text = vision.text_features()[0]
     shown = []
@@ -200,7 +203,10 @@ def show_validation(vision: NanoVision, num_families: int = 35, num_queries: int
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
         vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
-        one_shot = upsample_map(few_shot_distance(taps[1:], taps[:1].expand(len(taps) - 1, -1, -1, -1)))
+        copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
+        known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
+        bank = make_bank(known).expand(len(taps) - 1, -1, -1, -1)
+        one_shot = upsample_map(few_shot_distance(taps[1:], bank))
         defects = [s.defects for s in good + bad]
         zero_shot = vision.decoder(taps[1:], text)
         shown.append(Shown(one_shot, zero_shot, vectors[1:], defects, family.kind, family.seed))
@@ -300,7 +306,7 @@ def train_language(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    maps, shown = Maps(gallery), show_validation(vision)
+    maps, shown = Maps(gallery), show_validation(vision, recipe.copies)
     kept = (
         len(gallery.defects) // ENTRIES * 9 // 10 * ENTRIES
     )  # the last tenth's families are for the calibration

@@ -232,13 +232,12 @@ def vision_loss(
     return loss, {name: value.item() for name, value in parts.items()}
 
 
-def learning_rate(step: int, total: int, warmup: int, peak: float, cooldown: int = 0) -> float:
-    """Linear warm-up, then a half cosine to 2 % of the peak; with a ``cooldown``, constant until that many steps are
-    left, then linear: such a run can be ended whenever there is reason to, and every state before is the same."""
+def learning_rate(step: int, total: int, warmup: int, peak: float, decay: bool = True) -> float:
+    """Linear warm-up, then a half cosine to 2 % of the peak, or, without ``decay``, the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    if cooldown:
-        return peak * min(1.0, (total - step) / cooldown)
+    if not decay:
+        return peak
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -262,6 +261,7 @@ def encoder_recipe(recipe: Recipe) -> Recipe:
         recipe,
         freeze_encoder=False,
         heads=False,
+        decay=False,
         vision_steps=recipe.encoder_steps,
         vision_lr=recipe.encoder_lr,
     )
@@ -313,8 +313,9 @@ def train_vision(
     with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
         for step in range(first, recipe.vision_steps):
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # the same draws whether resumed or not
-            cooldown = 0 if recipe.heads else recipe.cooldown_steps
-            rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr, cooldown)
+            rate = learning_rate(
+                step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr, recipe.decay
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, parts = vision_loss(model, batches[step], recipe)

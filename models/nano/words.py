@@ -90,13 +90,13 @@ UNKNOWABLE_UNSEEN = (
 NOTHING = "There is no anomaly in the image."
 CANNOT_KNOW = "I cannot know that from the image."
 
-SIZES = (  # (up to this share of the image, words)
-    (0.003, "tiny: less than 0.3 percent"),
+SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, finer classes cannot be told
     (0.01, "small: less than 1 percent"),
-    (0.03, "medium: 1 to 3 percent"),
-    (1.0, "large: more than 3 percent"),
+    (0.04, "medium: 1 to 4 percent"),
+    (1.0, "large: more than 4 percent"),
 )
 LINES = ("scratch", "crack", "fibre", "streak")
+SHORTEST_LINE = 0.003  # share of the image: what is smaller is a spot to a map of 16 × 16 patches
 SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
@@ -124,9 +124,9 @@ def look_answer(defects: list[Defect]) -> str:
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    if worst.name in LINES:
+    if worst.name in LINES and worst.area >= SHORTEST_LINE:
         return "It looks like a line."
-    return f"It looks like {'a spot' if worst.area < SIZES[1][0] else 'an area'}."
+    return f"It looks like {'a spot' if worst.area < SIZES[0][0] else 'an area'}."
 
 
 def noun_phrase(kind: str) -> str:

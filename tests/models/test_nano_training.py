@@ -13,13 +13,14 @@ from numpy.random import default_rng
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, upsample_map
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano.config import Recipe, nano_config
-from anomalygpt_edge.models.nano.data import mirror_defects
+from anomalygpt_edge.models.nano.data import mirror_defects, normalise
 from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
     ENTRIES,
     Gallery,
     Sureness,
     build_gallery,
+    make_bank,
     map_statistics,
     region_level,
 )
@@ -42,9 +43,12 @@ from anomalygpt_edge.models.nano.words import (
     size_answer,
 )
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
+from anomalygpt_edge.runtime.copies import make_copies
+from anomalygpt_edge.runtime.memory_bank import MemoryBank
 
 TINY = Recipe(
     pool_groups=2,
+    encoder_steps=2,
     freeze_encoder=False,  # the longest road
     vision_steps=4,
     warmup_steps=1,  # so that the cosine is on the way too
@@ -103,7 +107,8 @@ def test_interrupted_vision_training_ends_where_uninterrupted_does(
 def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     train(TINY, tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
     assert (tmp_path / "checkpoint" / "imagebind.safetensors").exists()
-    assert "one_shot_pixel" in (tmp_path / "run" / "vision.jsonl").read_text()
+    for curve in ("encoder.jsonl", "vision.jsonl"):
+        assert "one_shot_pixel" in (tmp_path / "run" / curve).read_text()
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
@@ -149,6 +154,19 @@ def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
     assert len(loaded.kinds) == 2 * ENTRIES
 
 
+def test_the_gallery_s_banks_are_the_runtime_s(groups: Pool) -> None:
+    vision = train_vision.NanoVision(TINY)
+    load_start(vision, train_vision.CLASSES)
+    encoder = vision.eval().encoder
+    made = make_copies(normalise(groups[0].pixels[:2]), "moved", 16)
+    with torch.no_grad():
+        known = [encoder(torch.from_numpy(pixels))[1] for pixels, _ in made]
+    samples = [np.concatenate([taps[i : i + 1].numpy() for taps in known], axis=2) for i in range(2)]
+    shown = np.concatenate([patches for _, patches in made])
+    expected = MemoryBank.from_features(samples, "", shown=shown).features[0]
+    np.testing.assert_allclose(make_bank(known).numpy(), expected, atol=1e-5)
+
+
 def test_a_region_starts_where_peaks_tell_good_from_defective() -> None:
     maps = np.zeros((40, 2, 256), np.float16)
     maps[:, 0, 7] = np.concatenate([np.linspace(0.1, 0.2, 20), np.linspace(0.25, 0.4, 20)])
@@ -183,7 +201,8 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 @pytest.mark.parametrize(
     ("defect", "size", "look"),
     [
-        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "tiny", "a line."),
+        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a line."),
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a spot."),  # shorter than a patch map can tell
         (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a spot."),
         (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area."),
         (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),

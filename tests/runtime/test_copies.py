@@ -49,7 +49,8 @@ def test_the_sample_comes_first_and_as_many_as_are_said(copies) -> None:
     assert len(made) == COPIES_OF[copies]
     np.testing.assert_array_equal(made[0][0], PIXELS)
     for pixels, patches in made:
-        assert pixels.shape == PIXELS.shape and pixels.flags.c_contiguous
+        assert pixels.shape == PIXELS.shape
+        assert pixels.flags.c_contiguous
         assert sorted(patches) == list(range(GRID**2))
 
 
@@ -86,13 +87,14 @@ def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
     assert scores[1] < 0.8 * scores[0]
 
 
-def test_with_room_for_all_of_them_the_likeness_is_of_the_right_patch(
+def test_every_row_says_which_patch_of_the_samples_it_shows(
     inspector: Inspector, part: np.ndarray
 ) -> None:
-    """Every row of a bank that holds all copies says which patch it shows."""
     bank = inspector.make_bank([part, part[::-1].copy()], "float32", 300, "both")
-    assert bank.features.shape[2] == 300 and bank.origins is not None
-    assert 0 <= bank.origins.min() and bank.origins.max() < 2 * 256
+    assert bank.features.shape[2] == 300
+    assert bank.origins is not None
+    assert bank.origins.min() >= 0
+    assert bank.origins.max() < 2 * 256
     views = inspector._views(part)
     made = make_copies(inspector._preprocess(part, views), "both", 16)
     shown = np.concatenate([patches for _, patches in made])
@@ -110,7 +112,8 @@ def test_the_bundle_says_which_copies_and_many_samples_need_none(
     manifest = msgspec.structs.replace(inspector.bundle.manifest, copies="moved")
     monkeypatch.setattr(inspector, "bundle", replace(inspector.bundle, manifest=manifest))
     few = MAX_COPIED_PATCHES // (4 * 256)
-    assert inspector._default_copies(few) == "moved" and inspector._default_copies(few + 1) == "none"
+    assert inspector._default_copies(few) == "moved"
+    assert inspector._default_copies(few + 1) == "none"
     expected = inspector.make_bank([part], copies="moved")
     np.testing.assert_array_equal(inspector.make_bank([part]).features, expected.features)
 
@@ -131,7 +134,8 @@ def test_a_recipe_with_copies_is_enrolled_and_opened_again(
     enroll(inspector, [part, part[:, ::-1].copy()], recipe, name="part", copies="both", **layout)
     inspector.use(recipe)
     bank = inspector.product.bank
-    assert bank is not None and bank.origins is not None
+    assert bank is not None
+    assert bank.origins is not None
     record = load_recipe(recipe).memory_bank
     assert record is not None
     again = load_bank(record, tmp_path, inspector.bundle, inspector.product.layout)
