@@ -40,9 +40,7 @@ class Recipe:
     """
 
     seed: int = 22
-    start: bool = (
-        True  # go on from training/start.safetensors (the shipped encoder), not from constructed weights
-    )
+    start: bool = True  # go on from training/start.safetensors (generator 1's), not from constructed weights
     pool_groups: int = 2000  # six parts each
     calm_share: float = 0.5  # of the groups: from lines where little changes from shot to shot
     # first the encoder alone, by matching with normal samples
@@ -52,16 +50,16 @@ class Recipe:
     freeze_encoder: bool = True  # False trains the encoder with them
     heads: bool = True  # False trains matching alone
     decay: bool = True  # of the learning rate; the encoder's stays, its average does what a decay would
-    vision_steps: int = 200
+    vision_steps: int = 0  # the heads that the start brings are better on the new encoder than after more steps
     groups_per_step: int = 4
     vision_lr: float = 5e-4
     shade_weight: float = 0.2  # of the loss that teaches the image embedding dark from bright defects
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     copies: Copies = "moved"  # of the normal samples, in the banks that the maps come from and at run time
-    gallery_groups: int = 1000
+    gallery_groups: int = 450
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 300
+    language_steps: int = 120
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 5e-4

@@ -98,6 +98,15 @@ def test_calibration_draws_what_it_measures(tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 5, "lines and points, not an empty square"
 
 
+def test_nano_limits_compare_parts_with_their_twins(tmp_path):
+    result = script("nano_limits.py", "--families", 2, "--json", tmp_path / "figures.json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "figures.json").read_text())["nano_limits"]
+    assert sum(row["parts"] for row in found["by_area"].values()) == 2 * 5
+    pixels = found["pixel_auroc"]["pixels with its twin, lighting matched"]
+    assert pixels > found["pixel_auroc"]["another good part in the bank"]
+
+
 def test_one_pass_and_together_count_passes(tiny_bundle, tmp_path):
     gguf = tmp_path / "one.gguf"
     write_random_gguf(gguf, layers=1, vocabulary=2400)
