@@ -151,7 +151,9 @@ def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
     with safe_open(START, "pt") as file:
         known = json.loads(file.metadata()["classes"])
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    taps = [str(layer) for layer in model.encoder.config.tap_layers]  # the start has one after each of its blocks
+    encoder = model.get_submodule("encoder")
+    assert isinstance(encoder, VisionEncoder)
+    taps = [str(layer) for layer in encoder.config.tap_layers]  # the start has one after each of its blocks
     for name, tensor in tensors.items():
         if name.startswith("decoder.fc."):
             layer, _, leaf = name.removeprefix("decoder.fc.").partition(".")
