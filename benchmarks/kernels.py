@@ -8,9 +8,12 @@ cycle and core); the figures of the run stand in the results beside these:
 - preprocess, 1920 × 1080 BGR8, crop: the horizontal pass is 1080 × 224 sums of 6 blocks of 4 taps. With vpdpbusd a
   block of four rows costs 1 load and 3 products: about 50 instructions for 4 sums, 3 million in all, the rows'
   spreading 1 million more, the vertical pass 0.3: 0.8 ms on one core, 0.45 on two. It reads 3.5 MB, 0.3 ms of a copy.
+  (Measured: 0.87 and 0.94 in turns with the others, 0.85 and 0.5 to 0.6 when it runs back to back: after a pause the
+  frame comes from memory and the second thread from its sleep, and neither is in the count of instructions.)
 - match, 4 taps × 256 × 1280 × 1024: 2.7 GFLOP. A tile of 16 × 16 sums takes 16 products a step and 17 loads, which
   two load ports hide: the product unit's rate, as the BLAS. int8 does four times the products an instruction, less
-  the rounding of queries: 3 to 3.5 times float32.
+  the rounding of queries: 3 to 3.5 times float32. (Measured: 1.13 and 1.25 of the BLAS's rate, which also writes the
+  similarities; int8 3.3 and 2.9 times: on two threads the rounding, which each does for its own, weighs more.)
 - localise, 4 taps: 200,000 sigmoids of about 25 vector operations over 16 lanes: 0.15 ms. The composition makes two
   classes × four taps of full-size planes and two exponentials a value: over 2 ms.
 - localise again, after 0.14 ms: an exponential of 9 vector operations instead of 17, fractions added so that four taps
@@ -20,6 +23,12 @@ cycle and core); the figures of the run stand in the results beside these:
   two loads and four operations, 1.5 ns, instead of two float64 coordinates and four tests. (Measured in turns with the
   version before: 25 → 2.9 ms for a 1080p frame cropped to its centre, 60 → 6.9 ms for nine tiles of it.)
 
+- cell_peaks, nine cells of a map: 50,000 values, 16 lanes, 5 instructions: 6 us; NumPy's nine maxima 30 us.
+  (Measured: 7 and 24 us.)
+- zero-shot, nano's decoder with the map in its graph against logits and localise: done so that one kernel makes every
+  map, its gain not foreseen. (Measured: 7.2 ms against 0.4; 5.1 against 0.4 on two threads. onnxruntime resizes eight
+  planes value by value and moves the classes to the inner axis and back for its softmax.)
+
     python benchmarks/kernels.py [--device NAME] [--results DIR]
 """
 
@@ -28,6 +37,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +53,10 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from anomalygpt_edge import kernels
+from anomalygpt_edge.export.onnx_graphs import DecoderGraph, Graph, export_graph
 from anomalygpt_edge.kernels import Box
+from anomalygpt_edge.models.image_decoder import ImageDecoder
+from anomalygpt_edge.runtime.engines import open_engine
 
 RESULTS = Path(__file__).parent / "results"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -51,6 +64,7 @@ SIZE = 224
 THREADS = (1, 2)
 NUM_ROUNDS, RUNS_IN_A_ROW, PAUSE_SECONDS = 9, 4, 0.1
 TAPS, PATCHES, WIDTH, BANK = 4, 256, 1280, 1024
+NANO_WIDTH, NANO_EMBED = 128, 64
 TARGETS = {  # smallest ratio
     "preprocess / Pillow": 3.0,
     "preprocess / OpenCV": 1.5,
@@ -88,7 +102,7 @@ def measure(threads: int) -> dict:
     cv2.setNumThreads(threads)
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
-        parts = [pixels(threads), boxes(threads), matching(threads), maps(threads)]
+        parts = [pixels(threads), boxes(threads), matching(threads), maps(threads), zero_shot(threads)]
     times = {name: round(ms, 4) for part in parts for name, ms in part.items()}
     return {"ms": times, **derive(times)}
 
@@ -106,6 +120,8 @@ def derive(ms: dict[str, float]) -> dict:
             "localise / torch": ms["localise by torch"] / ms["localise"],
             "localise / NumPy": ms["localise by NumPy"] / ms["localise"],
             "upsample / reference": ms["upsample by NumPy"] / ms["upsample"],
+            "cell_peaks / NumPy": ms["cell_peaks by NumPy"] / ms["cell_peaks"],
+            "zero-shot / map in the graph": ms["decoder with the map"] / ms["decoder and localise"],
         },
         "rates": {
             "preprocess, ns a pixel read": 1e6 * ms["preprocess"] / (1080 * 1080),
@@ -216,6 +232,10 @@ def maps(threads: int) -> dict[str, float]:
         with kernels.using("reference"):
             return kernels.upsample(patch_map, SIZE)
 
+    def by_slices() -> list[float]:
+        cells = [slice(0, 75), slice(75, 150), slice(150, SIZE)]
+        return [float(found[rows, columns].max()) for rows in cells for columns in cells]
+
     return take_turns(
         {
             "localise": lambda: kernels.localise(logits, SIZE, threads=threads),
@@ -224,11 +244,40 @@ def maps(threads: int) -> dict[str, float]:
             "upsample": lambda: kernels.upsample(patch_map, SIZE, threads=threads),
             "upsample by NumPy": by_reference,
             "summarise": lambda: kernels.summarise(found),
+            "cell_peaks": lambda: kernels.cell_peaks(found, 3),
+            "cell_peaks by NumPy": by_slices,
             "components": lambda: kernels.components(found, 0.6),
             "project to 1080p": lambda: kernels.project(
                 found[None], None, "crop", (1080, 1920), threads=threads
             ),
         }
+    )
+
+
+def zero_shot(threads: int) -> dict[str, float]:
+    """nano's decoder with random weights: as it is exported, and with upsampling, softmax and mean in its graph."""
+    decoder = ImageDecoder(NANO_WIDTH, NANO_EMBED).requires_grad_(False)
+    rng = np.random.default_rng(0)
+    inputs = {
+        "patch_features": torch.tensor(rng.normal(size=(2, TAPS, PATCHES, NANO_WIDTH)).astype(np.float32)),
+        "text_features": F.normalize(torch.ones(2, NANO_EMBED), dim=-1),
+    }
+    one = {
+        name: array.numpy()[:1] if name == "patch_features" else array.numpy()
+        for name, array in inputs.items()
+    }
+    engines = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, module in (("patch_logits", DecoderGraph(decoder)), ("anomaly_map", decoder)):
+            graph = Graph(name, module, inputs, (name,), fixed=("text_features",))
+            component = export_graph(graph, Path(folder))
+            engines[name] = open_engine(Path(folder) / component.file, component, threads)
+
+    def in_two() -> np.ndarray:
+        return kernels.localise(engines["patch_logits"].run(**one)["patch_logits"], SIZE, threads=threads)
+
+    return take_turns(
+        {"decoder and localise": in_two, "decoder with the map": lambda: engines["anomaly_map"].run(**one)}
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.anomalygpt import AnomalyGPT
+from ..models.image_decoder import ImageDecoder
 from ..runtime.bundle import Component, TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses; nothing newer is used by these graphs
@@ -46,9 +47,9 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """The image decoder up to its logits: ``kernels.localise`` makes the map of them on every device."""
 
-    def __init__(self, model: AnomalyGPT) -> None:
+    def __init__(self, decoder: ImageDecoder) -> None:
         super().__init__()
-        self.decoder = model.image_decoder
+        self.decoder = decoder
 
     def forward(self, patch_features: Tensor, text_features: Tensor) -> Tensor:
         """[B, T, grid², V] and [2, E] → [B, T, grid², 2]."""
@@ -82,7 +83,7 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
         ),
         Graph(
             "decoder",
-            DecoderGraph(model),
+            DecoderGraph(model.image_decoder),
             {"patch_features": taps, "text_features": text},
             ("patch_logits",),
             fixed=("text_features",),

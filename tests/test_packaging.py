@@ -29,7 +29,6 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MIB = 2**20
 NOT_SHIPPED = (
     ".py",
-    ".pyi",
     ".pyc",
     ".so",
     ".cpp",
