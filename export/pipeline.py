@@ -29,7 +29,7 @@ from ..runtime.bundle import (
     publish,
     seal,
 )
-from .calibration import calibration_images, calibration_pixels, unlike_pixels
+from .calibration import calibration_images, calibration_pixels, sample_pixels
 from .checkpoints import Checkpoints, open_checkpoints
 from .description import GGUF_FILE, choose_classes, describe, read_about
 from .gguf_llm import quantise, write_gguf
@@ -161,8 +161,10 @@ def prove(
     gguf = whole
     if precision != "fp32":
         with steps.step(f"Networks to {precision}, and compare again", total=1 + len(cases)) as step:
-            pixels = list(calibration_pixels(images, manifest.preprocess))
-            change = partial(convert, folder, manifest, precision, pixels, unlike_pixels(manifest.preprocess))
+            pixels, samples = (
+                list(choose(images, manifest.preprocess)) for choose in (calibration_pixels, sample_pixels)
+            )
+            change = partial(convert, folder, manifest, precision, pixels, samples)
             components = journal.run(f"networks {precision}", change, dict[str, Component])
             step.advance()
             manifest = msgspec.structs.replace(manifest, components=components)

@@ -1,13 +1,14 @@
 """Networks of one precision from those of another, ONNX to ONNX, without torch.
 
 One small function a precision (``export_float16``, ``to_int8``): it reads a float32 graph, writes another beside it,
-and describes what it wrote. How much of a network becomes int8 is found on samples: the calibration images, and drawn
-ones that are unlike them, through all three networks.
+and describes what it wrote. How much of a network becomes int8 is found on samples, images that calibration has not
+seen, through all three networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ from .tolerances import TOLERANCES, error_of
 # Which networks a precision changes; the others stay float32. At full size the encoder takes 325 GFLOP an image. The
 # prompt learner is changed for its weights: 107 million, of which an answer needs every one once. The decoder has 5.
 CONVERTED = {"fp16": NETWORKS, "int8": ("encoder", "prompt_learner")}
-NUM_SAMPLES = 6  # of the calibration's, evenly spread
-# Of a limit: what the samples may take of it. At 0.8 the worst golden case was at twice the limit.
-SHARE_OF_LIMIT = 0.35
+# Of a limit: what the samples may take of it, as other images may be worse.
+SHARE_OF_LIMIT = 0.5
+NUM_QUICK = 2  # samples by which layers are ordered: a part and what is unlike one
 
 Stages = dict[str, np.ndarray]
 
@@ -34,16 +35,16 @@ def convert(
     folder: Path,
     manifest: Manifest,
     precision: str,
-    pixels: Sequence[np.ndarray],
-    unlike: Sequence[np.ndarray] = (),
+    calibration: Sequence[np.ndarray],
+    samples: Sequence[np.ndarray],
 ) -> dict[str, Component]:
     """Write the networks of ``precision`` beside the float32 ones.
 
     Args:
         folder: holds the files of ``manifest``.
         manifest: its networks are float32.
-        pixels: float32 [1, 3, S, S] each, of normal parts, for calibration.
-        unlike: the same, of other images, on which int8 has to hold as well.
+        calibration: float32 [1, 3, S, S] each.
+        samples: the same, of other images, on which int8 has to hold.
 
     Returns:
         All components, the language model among them, as they are now.
@@ -54,18 +55,16 @@ def convert(
             source = folder / components[name].file
             components[name] = export_float16(source, source.with_name(f"{name}.fp16.onnx"))
         return components
-    spread = np.linspace(0, len(pixels) - 1, min(len(pixels), NUM_SAMPLES)).astype(int)
-    samples = Samples(Bundle(folder, manifest), [*(pixels[i] for i in spread), *unlike])
-    maps = [stages["zero_shot_map"] for stages in samples.expected]
-    maps += [stages["few_shot_map"] for stages in samples.expected]
+    reference = Samples(Bundle(folder, manifest), samples)
+    maps = [stages[kind] for kind in ("zero_shot_map", "few_shot_map") for stages in reference.expected]
     batches = {
-        "encoder": [{"pixels": batch} for batch in pixels],
-        "prompt_learner": [{"anomaly_map": batch} for batch in maps],
+        "encoder": [{"pixels": pixels} for pixels in calibration],
+        "prompt_learner": [{"anomaly_map": each} for each in maps],
     }
     for name in CONVERTED["int8"]:
         source = folder / components[name].file
         target = source.with_name(f"{name}.int8.onnx")
-        components[name] = to_int8(source, target, batches[name], samples.judge(name))
+        components[name] = to_int8(source, target, batches[name], SamplesTrial(reference, name))
     return components
 
 
@@ -77,38 +76,39 @@ class Samples:
         self._pixels = pixels
         self._text = bundle.text_features()
         components = bundle.manifest.components
-        encoded = self._encode(self._open(components["encoder"]))  # at full size 3 GB, freed again
-        self._behind = {name: self._open(components[name]) for name in NETWORKS if name != "encoder"}
+        encoded = self._encode(self.open(components["encoder"]))  # at full size 3 GB, freed again
+        self._behind = {name: self.open(components[name]) for name in NETWORKS if name != "encoder"}
         self.expected = self._localise(encoded, self._behind)
 
-    def judge(self, name: str) -> Callable[[Component], bool]:
-        """Accepts a network in place of the float32 one."""
-        return lambda component: self.worst(name, component) <= SHARE_OF_LIMIT
-
-    def worst(self, name: str, component: Component) -> float:
-        """The largest error of any stage and sample, over its limit in int8."""
-        engine = self._open(component)
+    def errors(self, name: str, engine: Engine, count: int | None = None) -> np.ndarray:
+        """With an engine in place of the float32 network, of the first ``count`` samples: the largest of any stage,
+        over its limit in int8."""
         if name == "encoder":
-            found = self._localise(self._encode(engine), self._behind)
+            found = self._localise(self._encode(engine, count), self._behind)
         else:
-            found = self._localise(self.expected, {**self._behind, name: engine})
-        return max(
-            error_of(expected[stage], actual[stage], tolerance.kind) / tolerance.limit
-            for stage, tolerance in TOLERANCES["int8"].items()
-            for expected, actual in zip(self.expected, found, strict=True)
+            found = self._localise(self.expected[:count], {**self._behind, name: engine})
+        return np.array(
+            [
+                max(
+                    error_of(expected[stage], actual[stage], tolerance.kind) / tolerance.limit
+                    for stage, tolerance in TOLERANCES["int8"].items()
+                )
+                for expected, actual in zip(self.expected, found, strict=False)
+            ]
         )
 
-    def _open(self, component: Component) -> Engine:
+    def open(self, component: Component) -> Engine:
+        """On the CPU, where it has to hold."""
         return open_engine(self._bundle.folder / component.file, component, default_threads())
 
-    def _encode(self, encoder: Engine) -> list[Stages]:
-        return [encoder.run(pixels=pixels) for pixels in self._pixels]
+    def _encode(self, encoder: Engine, count: int | None = None) -> list[Stages]:
+        return [encoder.run(pixels=pixels) for pixels in self._pixels[:count]]
 
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
-        """Both maps of every sample and its prompts; the first sample is the others' normal part, the last one its."""
+        """Both maps of every sample and its prompts; the first sample is the others' normal part, the second its."""
         size = self._bundle.manifest.preprocess.size
         features = [stages["patch_features"] for stages in encoded]
-        normals = [features[-1], *features[:1] * (len(features) - 1)]
+        normals = [features[1], *features[:1] * (len(features) - 1)]
         found = []
         for stages, normal in zip(encoded, normals, strict=True):
             patches = stages["patch_features"]
@@ -120,6 +120,21 @@ class Samples:
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}
             found.append({**stages, **maps, "prompt_embeddings": rows})
         return found
+
+
+@dataclass(frozen=True)
+class SamplesTrial:
+    """What decides how much of one network becomes int8; see ``quantize.Trial``."""
+
+    samples: Samples
+    name: str
+    limit: float = SHARE_OF_LIMIT
+
+    def open(self, component: Component) -> Engine:
+        return self.samples.open(component)
+
+    def errors(self, engine: Engine, quick: bool = False) -> np.ndarray:
+        return self.samples.errors(self.name, engine, NUM_QUICK if quick else None)
 
 
 def remove_originals(folder: Path, before: dict[str, Component], after: dict[str, Component]) -> None:

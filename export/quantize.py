@@ -5,40 +5,77 @@ between the MatMuls: LayerNorm, softmax, GELU, attention's own products. One fil
 symmetric constant scales only, and onnxruntime on x86 turns the signed inputs into the unsigned ones that VNNI
 multiplies.
 
-Each token is divided by its own largest value first, so the constant scale 1/127 fits all of them. A scale that
-calibration fixes would clip what the calibration images do not have, and a defect is just that (measured at full size:
-maps of images unlike the calibration's decorrelated five times more). What calibration gives is each channel's centre
-and peak: the centre is taken off, its product with the weights goes into the bias, and outlier channels are equalised,
-channel j divided by s_j and row j of the weights multiplied by it, s_j = max|x_j|^α / max|w_j|^(1−α) (SmoothQuant,
-Xiao et al., ICML 2023). A LayerNorm takes both in for nothing.
+Each token is divided by its own largest value first, so a constant scale fits all of them. A scale that calibration
+fixes would clip what the calibration images do not have, and a defect is just that (measured at full size: maps of
+images unlike the calibration's decorrelated five times more). Where tokens are one-sided, as behind GELU, whose least
+value is -0.17, half of a symmetric range would stay empty: they are moved down by a constant share of their size
+(``SKEWS``; a quarter of the error's variance at full size).
 
-How much is left alone is found by measurement (``to_int8``). A layer may be computed in two passes, its rounded input
-and then what the rounding left, 254 times enlarged: 15 bits of input for two int8 products, half the time of float32
-and none of its memory. Beyond that it stays float32. onnxruntime's own quantiser is not used: it holds the model in
-memory several times over, and its equalising takes another framework.
+Calibration gives the rest. Each channel's centre is taken off where a LayerNorm does that for nothing, and outlier
+channels are equalised there, channel j divided by s_j and row j of the weights multiplied by it, s_j = max|x_j|^α /
+max|w_j|^(1−α) (SmoothQuant, Xiao et al., ICML 2023). Weights are rounded one input channel after the other, each making
+up for the errors of those before it on the calibration tokens (GPTQ, Frantar et al., ICLR 2023, as LDLQ, Chee et al.,
+NeurIPS 2023); what is left of their mean goes into the bias.
+
+How much is left alone is found by measurement (``choose_passes``). A layer may be computed in two passes, its rounded
+input and then what the rounding left, 254 times enlarged: 15 bits of input for two int8 products, half the time of
+float32 and none of its memory. Beyond that it stays float32. onnxruntime's own quantiser is not used: it holds the
+model in memory several times over, and its equalising takes another framework.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
 from ..runtime.bundle import Component
+from ..runtime.engines import Engine
+from ..runtime.engines.onnxruntime import open_session
+from ..runtime.inspector import default_threads
 from .onnx_graphs import describe
 from .unfold import unfold_convolutions
 
 LEVELS = 127
 MIN_WEIGHTS = 1 << 10  # a smaller MatMul is not worth its nodes
-TOKEN_STEP = 32  # every so many tokens of a calibration image are kept, the CLS token among them
+MAX_TOKENS = 48  # of a calibration image, evenly spread; the CLS token is the first
+MAX_TRIED = 512  # tokens on which ways to code them are compared
+MAX_CHANNELS = 5120  # whose covariance is held at once
+DAMPING = 0.01  # of the mean variance, in every direction: calibration has not seen all there is
 STRENGTHS = (0.0, 0.35, 0.5, 0.65, 0.8)  # α; 0: not equalised
-STEPS = 8  # rungs on the way from one pass to two, and from there to float32
+SKEWS = (1.0, 16.0)  # how much further tokens may reach upwards than downwards
+DEPTHS = 8  # parts of the network, from input to output, whose layers of one shape are measured together
+BLOCK = 128  # rows whose errors are passed on together
 TINY = np.float32(1e-12)
+TWICE = "twice"  # the input by which layers of a probe are computed in one pass (0) or two (1)
+
+Name = str | None
+Passes = Mapping[Name, int]  # input's name → int8 products; 0: float32
+
+
+class Trial(Protocol):
+    """Measures a network in place of the float32 one.
+
+    Attributes:
+        limit: the largest error that is accepted.
+    """
+
+    limit: float
+
+    def open(self, component: Component) -> Engine:
+        """An engine for a file beside the float32 one."""
+        ...
+
+    def errors(self, engine: Engine, quick: bool = False) -> np.ndarray:
+        """[S]: of every sample, or of a few; errors of independent parts add up."""
+        ...
 
 
 @dataclass
@@ -46,9 +83,7 @@ class Group:
     """The MatMuls that share one input x of K channels; what calibration saw of it."""
 
     nodes: list[ir.Node]
-    lows: np.ndarray  # float32 [K]: smallest x of each channel, over all tokens
-    highs: np.ndarray  # float32 [K]
-    tokens: np.ndarray  # float32 [R, K]: some of them
+    tokens: np.ndarray  # float32 [R, K]
 
     @property
     def input(self) -> ir.Value:
@@ -66,70 +101,170 @@ class Group:
 
 
 @dataclass
+class Coding:
+    """How a token x becomes int8: z = (x - centre) / shares, its size the larger of max z and -skew · min z; what is
+    rounded is z / size - middle, in steps of ``scale``."""
+
+    centre: np.ndarray  # float32 [K]
+    shares: np.ndarray  # float32 [K]
+    skew: float = 1.0
+
+    @property
+    def middle(self) -> float:
+        return (1 - 1 / self.skew) / 2
+
+    @property
+    def scale(self) -> float:
+        return (1 + 1 / self.skew) / 2 / LEVELS
+
+    def spread(self, tokens: np.ndarray) -> np.ndarray:
+        """z [R, K]."""
+        return (tokens - self.centre) / self.shares
+
+    def rounded(self, tokens: np.ndarray) -> np.ndarray:
+        """z [R, K] as one pass sees it."""
+        z = self.spread(tokens)
+        size = np.maximum(z.max(axis=1, keepdims=True), -self.skew * z.min(axis=1, keepdims=True))
+        size = np.maximum(size, TINY)
+        return (np.rint((z / size - self.middle) / self.scale) * self.scale + self.middle) * size
+
+
+@dataclass
 class Quantised:
-    """x @ weight, in int8: y = (x - centre) / shares takes the place of x.
+    """x @ W in int8.
 
     Attributes:
         weight: int8 [K, N].
         weight_scale: float32 [N].
-        centre: float32 [K].
-        shares: float32 [K].
-        bias: float32 [N]: centre @ the exact weight.
-        error: of the output on the calibration tokens, relative (RMS).
+        bias: float32 [N]: what the product lacks in the mean.
     """
 
+    coding: Coding
     weight: np.ndarray
     weight_scale: np.ndarray
-    centre: np.ndarray
-    shares: np.ndarray
     bias: np.ndarray
-    error: float
 
 
 def to_int8(
-    source: Path,
-    target: Path,
-    batches: Iterable[dict[str, np.ndarray]],
-    accept: Callable[[Component], bool] = lambda component: True,
+    source: Path, target: Path, batches: Iterable[dict[str, np.ndarray]], trial: Trial | None = None
 ) -> Component:
-    """Quantise a float32 graph, as much of it as ``accept`` allows.
-
-    Layers are ordered by what they are likely to cost: the error of their output times the share of the network that
-    still follows it (in an encoder with taps, an early error is in all of them). On the ladder from all layers in one
-    pass, over all in two, to all in float32, the lowest rung that is accepted is found by bisection.
+    """Quantise a float32 graph.
 
     Args:
         source: the graph; only read.
         target: the graph to write, with its weights beside it in ``<target>.data``.
-        batches: inputs by name, of normal parts, run one after the other; at least one.
-        accept: measures what was written; float32 throughout is not asked for.
+        batches: inputs by name, run one after the other; at least one.
+        trial: decides which layers are computed in two passes or in float32; without it none is.
 
     Returns:
         The written component; its inputs and outputs are the source's.
     """
-    groups = calibrate(load(source), source, batches)
-    found = {group.input.name: quantise(group) for group in groups}
-    costs = [found[g.input.name].error * (1 - i / len(groups)) for i, g in enumerate(groups)]
-    order = [groups[i].input.name for i in np.argsort(costs)[::-1]]
-    low, high, written = 0, 2 * STEPS, -1
-    while low < high:
-        rung = (low + high) // 2 if written >= 0 else 0  # most are accepted as they are
-        component = write(source, target, found, order, rung)
-        written = rung
-        low, high = (low, rung) if accept(component) else (rung + 1, high)
-    return component if written == low else write(source, target, found, order, low)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".calibration.") as folder:
+        groups = calibrate(load(source), source, batches, Path(folder))
+        found = {group.input.name: quantise(group) for group in groups}
+    passes = choose_passes(source, target, found, trial) if trial else dict.fromkeys(found, 1)
+    return write(source, target, found, passes)
+
+
+def choose_passes(
+    source: Path, target: Path, found: Mapping[Name, Quantised], trial: Trial
+) -> dict[Name, int]:
+    """As few products as ``trial`` accepts.
+
+    One graph that can compute any layers in one pass or two serves all measurements. What a few layers of one shape
+    add to the error when they alone are computed in one pass, over the products that a second pass costs, orders
+    them; then so many are computed in two passes as the limit asks, found by bisection. Where two passes for all are
+    not enough, so many stay float32, in the same order.
+    """
+    probe = write(source, target.with_name(f".probe.{target.name}"), found, dict.fromkeys(found, 2), TWICE)
+    engine = trial.open(probe)
+    try:
+        parts = parts_of(found)
+        exact = Masked(engine, found, found)
+        floor = trial.errors(exact, quick=True)
+        gains = [
+            (trial.errors(Masked(engine, found, set(found) - set(part)), quick=True) - floor).sum()
+            / sum(found[name].weight.size for name in part)
+            for part in parts
+        ]
+        order = [parts[i] for i in np.argsort(gains)[::-1]]
+
+        def accepts(count: int) -> bool:
+            return bool(trial.errors(Masked(engine, found, flat(order[:count]))).max() <= trial.limit)
+
+        count = bisect_left(range(len(order)), True, key=accepts)
+        enough = count < len(order) or accepts(count)
+    finally:
+        engine.close()
+        remove(target.with_name(probe.file))
+    if enough:
+        return {name: 2 if name in flat(order[:count]) else 1 for name in found}
+
+    def passes_of(count: int) -> dict[Name, int]:
+        return {name: 0 if name in flat(order[:count]) else 2 for name in found}
+
+    def accepts_exact(count: int) -> bool:
+        engine = trial.open(write(source, target, found, passes_of(count)))
+        return bool(trial.errors(engine).max() <= trial.limit)
+
+    return passes_of(bisect_left(range(len(order)), True, key=accepts_exact))
+
+
+def parts_of(found: Mapping[Name, Quantised]) -> list[list[Name]]:
+    """The layers of one shape, cut into at most ``DEPTHS`` runs from input to output; of every shape."""
+    shapes: dict[tuple[int, ...], list[Name]] = {}
+    for name, quantised in found.items():
+        shapes.setdefault(quantised.weight.shape, []).append(name)
+    return [
+        [names[i] for i in part]
+        for names in shapes.values()
+        for part in np.array_split(np.arange(len(names)), min(DEPTHS, len(names)))
+    ]
+
+
+def flat(parts: Iterable[Sequence[Name]]) -> set[Name]:
+    return {name for part in parts for name in part}
+
+
+class Masked:
+    """A probe with these of its layers in two passes and the others in one; an engine like the network's own."""
+
+    def __init__(self, probe: Engine, layers: Iterable[Name], twice: Iterable[Name]) -> None:
+        chosen = set(twice)
+        self._probe = probe
+        self._mask = np.array([name in chosen for name in layers], np.float32)
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``Engine.run``."""
+        return self._probe.run(**inputs, **{TWICE: self._mask})
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._probe.close()
+
+
+def remove(graph: Path) -> None:
+    for path in (graph, graph.with_name(f"{graph.name}.data")):
+        path.unlink(missing_ok=True)
 
 
 def write(
-    source: Path, target: Path, found: dict[str | None, Quantised], order: Sequence[str | None], rung: int
+    source: Path, target: Path, found: Mapping[Name, Quantised], passes: Passes, mask: str = ""
 ) -> Component:
-    """The graph at a rung: up to ``STEPS`` so many of them have two passes, beyond that so many stay float32."""
-    count = [min(max(rung - first, 0), STEPS) * len(order) // STEPS for first in (0, STEPS)]
-    twice, alone = set(order[: count[0]]), set(order[: count[1]])
+    """The graph with each layer in so many passes.
+
+    Args:
+        mask: name of an input [layers] that is multiplied with what the second passes see.
+    """
     model = load(source)
-    for name, nodes in linears(model.graph).items():
-        if name not in alone:
-            replace(model.graph, Group(nodes, *[np.empty(0)] * 3), found[name], name in twice)
+    graph = model.graph
+    if mask:
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        graph.inputs.append(ir.Value(name=mask, type=kind, shape=ir.Shape([len(found)])))
+    for index, (name, nodes) in enumerate(linears(graph).items()):
+        if passes[name]:
+            layer = Group(nodes, np.empty(0))
+            replace(graph, layer, found[name], passes[name] == 2, index if mask else None)
     ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=MIN_WEIGHTS)
     onnx.checker.check_model(str(target), full_check=True)
     return describe(target, "int8")
@@ -142,36 +277,13 @@ def load(source: Path) -> ir.Model:
     return model
 
 
-def linears(graph: ir.Graph) -> dict[str | None, list[ir.Node]]:
+def linears(graph: ir.Graph) -> dict[Name, list[ir.Node]]:
     """The MatMuls that are worth quantising, by their input's name."""
-    found: dict[str | None, list[ir.Node]] = {}
+    found: dict[Name, list[ir.Node]] = {}
     for node in graph:
         if is_linear(node):
             found.setdefault(_input(node, 0).name, []).append(node)
     return found
-
-
-def calibrate(model: ir.Model, source: Path, batches: Iterable[dict[str, np.ndarray]]) -> list[Group]:
-    """Run the float32 graph on the batches and watch the inputs of every MatMul that is worth quantising."""
-    groups = linears(model.graph)
-    observed = source.with_name(f".calibration.{source.name}")  # beside the source's external data
-    data = observed.with_name(f"{observed.name}.data")
-    try:
-        outputs = write_observed(source, list(groups), observed)
-        session = ort.InferenceSession(observed, providers=["CPUExecutionProvider"])
-        seen = [session.run(outputs, batch) for batch in batches]
-    finally:
-        observed.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-    return [
-        Group(
-            nodes,
-            lows=np.min([values[3 * i] for values in seen], axis=0),
-            highs=np.max([values[3 * i + 1] for values in seen], axis=0),
-            tokens=np.concatenate([values[3 * i + 2].reshape(-1, values[3 * i].size) for values in seen]),
-        )
-        for i, nodes in enumerate(groups.values())
-    ]
 
 
 def is_linear(node: ir.Node) -> bool:
@@ -187,95 +299,140 @@ def is_linear(node: ir.Node) -> bool:
     )
 
 
-def write_observed(source: Path, names: Sequence[str | None], target: Path) -> list[str]:
-    """The graph with three more outputs for each named value [B, L, K]: lows [K], highs [K] and every 32nd token
-    [B, l, K].
+def calibrate(
+    model: ir.Model, source: Path, batches: Iterable[dict[str, np.ndarray]], folder: Path
+) -> Iterator[Group]:
+    """Run the float32 graph on the batches and watch the inputs of every MatMul that is worth quantising.
 
-    Returns:
-        The new outputs' names, three for each value.
+    Args:
+        folder: keeps the tokens, gigabytes of them at full size, of which one group's are read at a time.
     """
+    groups = linears(model.graph)
+    observed = source.with_name(f".calibration.{source.name}")  # beside the source's external data
+    try:
+        write_observed(source, list(groups), observed)
+        session = open_session(observed, "cpu", default_threads())
+        for batch in batches:
+            for index, values in enumerate(session.run(list(groups), batch)):
+                spread = np.linspace(0, values.shape[1] - 1, min(values.shape[1], MAX_TOKENS)).astype(int)
+                with open(folder / str(index), "ab") as file:
+                    values[:, spread].tofile(file)
+        del session
+    finally:
+        remove(observed)
+    for index, nodes in enumerate(groups.values()):
+        channels = _array(nodes[0], 1).shape[0]
+        yield Group(nodes, np.memmap(folder / str(index), np.float32, "r").reshape(-1, channels))
+
+
+def write_observed(source: Path, names: Sequence[Name], target: Path) -> None:
+    """The graph with the named values [B, L, K] as more outputs."""
     model = load(source)
-    graph = model.graph
-    values = {value.name: value for node in graph for value in node.outputs}
-    constants = {
-        name: _register(graph, f"observed.{name}", np.array(numbers, np.int64))
-        for name, numbers in {
-            "axes": [0, 1],
-            "start": [0],
-            "end": [1 << 31],
-            "axis": [1],
-            "step": [TOKEN_STEP],
-        }.items()
-    }
-    slicing = [constants[part] for part in ("start", "end", "axis", "step")]
-    outputs = []
-    for name in names:
-        value = values[name]
-        lows = ir.node("ReduceMin", [value, constants["axes"]], attributes={"keepdims": 0})
-        highs = ir.node("ReduceMax", [value, constants["axes"]], attributes={"keepdims": 0})
-        tokens = ir.node("Slice", [value, *slicing])
-        graph.extend([lows, highs, tokens])
-        for node, kind in ((lows, "lows"), (highs, "highs"), (tokens, "tokens")):
-            node.outputs[0].name = f"{name}.{kind}"
-            node.outputs[0].type = value.type
-            graph.outputs.append(node.outputs[0])
-            outputs.append(f"{name}.{kind}")
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs.extend(values[name] for name in names)
     ir.save(model, target)
-    return outputs
 
 
 def quantise(group: Group) -> Quantised:
-    """The strength that leaves the smallest error; only a LayerNorm's output is centred and equalised for nothing."""
+    """Code the tokens in the way that leaves the smallest error on them, and round the weights to match."""
     weight = np.concatenate([_array(node, 1) for node in group.nodes], axis=1)
-    centre = group.tokens.mean(axis=0) if group.norm else np.zeros_like(group.lows)
-    bias = centre @ weight
-    exact = group.tokens @ weight
-    tried = (
-        quantise_at(strength, group, weight, centre, bias, exact)
-        for strength in (STRENGTHS if group.norm else (0.0,))
-    )
-    return min(tried, key=lambda quantised: quantised.error)
+    tokens = np.asarray(group.tokens)
+    coding = choose_coding(group, weight)
+    scaled = weight * coding.shares[:, None]
+    scale = scale_of(scaled)
+    z = coding.spread(tokens)
+    mean, z_mean = tokens.mean(axis=0), z.mean(axis=0)
+    rounded = round_weights(scaled / scale, z - z_mean)
+    bias = mean @ weight - (z_mean @ rounded.astype(np.float32)) * scale
+    return Quantised(coding, rounded, scale, bias)
 
 
-def quantise_at(
-    strength: float,
-    group: Group,
-    weight: np.ndarray,
-    centre: np.ndarray,
-    bias: np.ndarray,
-    exact: np.ndarray,
-) -> Quantised:
-    """Equalise, round, and measure against ``exact`` = tokens @ weight."""
-    shares = np.ones_like(centre)
-    if strength:
-        peaks = np.maximum(group.highs - centre, centre - group.lows)
-        shares = np.maximum(peaks, TINY) ** strength
-        shares /= np.maximum(np.abs(weight).max(axis=1), TINY) ** (1 - strength)
-        shares /= np.exp(np.log(shares).mean())  # the LayerNorm's scale keeps its size
-    scaled = weight * shares[:, None]
-    weight_scale = np.maximum(np.abs(scaled).max(axis=0), TINY) / LEVELS
-    rounded = np.rint(scaled / weight_scale).astype(np.int8)
-    tokens = (group.tokens - centre) / shares
-    scales = np.maximum(np.abs(tokens).max(axis=1, keepdims=True), TINY) / LEVELS
-    found = (np.rint(tokens / scales) @ rounded.astype(np.float32)) * (scales * weight_scale) + bias
-    error = float(np.linalg.norm(found - exact) / max(np.linalg.norm(exact), TINY))
-    return Quantised(rounded, weight_scale, centre, shares, bias, error)
+def choose_coding(group: Group, weight: np.ndarray) -> Coding:
+    """Centred and equalised where a LayerNorm takes it in, elsewhere one-sided or not; by the error of the output."""
+    tokens = group.tokens[:: -(-len(group.tokens) // MAX_TRIED)]
+    exact = tokens @ weight
+    if group.norm is None:
+        zeros, ones = np.zeros_like(weight[:, 0]), np.ones_like(weight[:, 0])
+        codings = [Coding(zeros, ones, skew) for skew in SKEWS]
+    else:
+        centre = group.tokens.mean(axis=0)
+        peaks = np.abs(group.tokens - centre).max(axis=0)
+        codings = [Coding(centre, shares_of(strength, peaks, weight)) for strength in STRENGTHS]
+
+    def error(coding: Coding) -> float:
+        scaled = weight * coding.shares[:, None]
+        scale = scale_of(scaled)
+        found = coding.rounded(tokens) @ (np.rint(scaled / scale) * scale) + coding.centre @ weight
+        return float(np.linalg.norm(found - exact))
+
+    return min(codings, key=error)
 
 
-def replace(graph: ir.Graph, group: Group, quantised: Quantised, twice: bool) -> None:
-    """Tokens to their largest value, Q/DQ, int8 weights behind a DequantizeLinear, and back to size.
+def shares_of(strength: float, peaks: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """s [K] of an equalisation; 1 for a strength of 0."""
+    if not strength:
+        return np.ones_like(peaks)
+    shares = np.maximum(peaks, TINY) ** strength
+    shares /= np.maximum(np.abs(weight).max(axis=1), TINY) ** (1 - strength)
+    return shares / np.exp(np.log(shares).mean())  # the LayerNorm's scale keeps its size
+
+
+def scale_of(weight: np.ndarray) -> np.ndarray:
+    """A step [N] of each output channel."""
+    return np.maximum(np.abs(weight).max(axis=0), TINY) / LEVELS
+
+
+def round_weights(weight: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[K, N] in steps → int8, so that tokens [R, K] @ it change little; ``MAX_CHANNELS`` of K at a time."""
+    rounded = np.empty(weight.shape, np.int8)
+    for start in range(0, len(weight), MAX_CHANNELS):
+        part = slice(start, start + MAX_CHANNELS)
+        rounded[part] = round_in_turn(weight[part], feedback_of(tokens[:, part]))
+    return rounded
+
+
+def feedback_of(tokens: np.ndarray) -> np.ndarray:
+    """[K, K], U of tokensᵀ tokens = U D Uᵀ, upper with a diagonal of 1: LDLQ's feedback."""
+    covariance = tokens.T @ tokens
+    diagonal = np.einsum("kk->k", covariance)
+    diagonal += DAMPING * diagonal.mean() + TINY
+    factor = np.linalg.cholesky(covariance[::-1, ::-1])[::-1, ::-1]
+    return factor / np.diagonal(factor)
+
+
+def round_in_turn(weight: np.ndarray, feedback: np.ndarray) -> np.ndarray:
+    """Round row after row, each with the share of all earlier rows' errors that it can make up for."""
+    rounded = np.empty(weight.shape, np.int8)
+    errors = np.zeros_like(weight)
+    for start in range(0, len(weight), BLOCK):
+        stop = min(start + BLOCK, len(weight))
+        wanted = weight[start:stop] + feedback[:start, start:stop].T @ errors[:start]
+        for row in range(start, stop):
+            exact = wanted[row - start] + feedback[start:row, row] @ errors[start:row]
+            rounded[row] = np.clip(np.rint(exact), -LEVELS, LEVELS)
+            errors[row] = weight[row] - rounded[row]
+    return rounded
+
+
+def replace(
+    graph: ir.Graph, group: Group, quantised: Quantised, twice: bool, index: int | None = None
+) -> None:
+    """Tokens to their size, Q/DQ, int8 weights behind a DequantizeLinear, and back to size.
 
     Args:
         twice: what the first rounding leaves goes through the same product, as more tokens.
+        index: of the mask's entry by which it is multiplied.
     """
     x, norm, first = group.input, group.norm, group.nodes[0]
-    name = str(x.name)
+    coding, name = quantised.coding, str(x.name)
     if norm is not None:
-        for index, array in ((1, _array(norm, 1)), (2, _array(norm, 2) - quantised.centre)):
-            taken_in = _register(graph, f"{name}.norm{index}", array / quantised.shares)
-            _swap(graph, norm, index, taken_in)
+        for position, array in ((1, _array(norm, 1)), (2, _array(norm, 2) - coding.centre)):
+            taken_in = _register(graph, f"{name}.norm{position}", array / coding.shares)
+            _swap(graph, norm, position, taken_in)
 
-    def add(op: str, inputs: list[ir.Value], attributes: dict | None = None, before: ir.Node = first) -> ir.Value:
+    def add(
+        op: str, inputs: list[ir.Value], attributes: dict | None = None, before: ir.Node = first
+    ) -> ir.Value:
         node = ir.node(op, inputs, attributes)
         graph.insert_before(before, node)
         return node.outputs[0]
@@ -287,23 +444,31 @@ def replace(graph: ir.Graph, group: Group, quantised: Quantised, twice: bool) ->
         levels = add("QuantizeLinear", [value, scale, zero])
         return add("DequantizeLinear", [levels, scale, zero])
 
-    last, middle = constant("int8.last", np.array([-1]), np.int64), -2
-    scale, zero = constant("int8.scale", 1 / LEVELS), constant("int8.zero", 0, np.int8)
-    peak = add("ReduceMax", [add("Abs", [x]), last])
-    size = add("Max", [peak, constant("int8.tiny", TINY)])
+    kind, middle = f"int8.{coding.skew:g}", -2
+    last = constant("int8.last", np.array([-1]), np.int64)
+    scale, zero = constant(f"{kind}.scale", coding.scale), constant("int8.zero", 0, np.int8)
+    below = add("Mul", [add("ReduceMin", [x, last]), constant(f"{kind}.skew", -coding.skew)])
+    size = add("Max", [add("ReduceMax", [x, last]), below, constant("int8.tiny", TINY)])
     y = add("Div", [x, size])
+    if coding.middle:
+        y = add("Sub", [y, constant(f"{kind}.middle", coding.middle)])
     if twice:
         rest = add("Sub", [y, rounded(y)])
-        enlarged = add("Mul", [rest, constant("int8.enlarge", 2 * LEVELS)])
-        y = add("Concat", [y, enlarged], {"axis": middle})
+        factor = constant("int8.enlarge", 2 * LEVELS)
+        if index is not None:
+            mask = next(value for value in graph.inputs if value.name == TWICE)
+            factor = add("Mul", [factor, add("Gather", [mask, constant(f"int8.{index}", index, np.int64)])])
+        y = add("Concat", [y, add("Mul", [rest, factor])], {"axis": middle})
     y = rounded(y)
     start = 0
     for node in group.nodes:
         stop = start + _array(node, 1).shape[1]
         weight_name = _input(node, 1).name
-        weight = constant(f"{weight_name}.int8", quantised.weight[:, start:stop], np.int8)
-        scales = constant(f"{weight_name}.scale", quantised.weight_scale[start:stop])
-        widened = add("DequantizeLinear", [weight, scales], {"axis": 1}, before=node)
+        levels, steps = quantised.weight[:, start:stop], quantised.weight_scale[start:stop]
+        weight = constant(f"{weight_name}.int8", levels, np.int8)
+        widened = add(
+            "DequantizeLinear", [weight, constant(f"{weight_name}.scale", steps)], {"axis": 1}, before=node
+        )
         _swap(graph, node, 0, y)
         _swap(graph, node, 1, widened)
         result = node.outputs[0]
@@ -317,6 +482,9 @@ def replace(graph: ir.Graph, group: Group, quantised: Quantised, twice: bool) ->
             shrink = constant("int8.shrink", 1 / (2 * LEVELS))
             rest = add("Mul", [halves.outputs[1], shrink], before=behind)
             product = add("Add", [halves.outputs[0], rest], before=behind)
+        if coding.middle:
+            lifted = coding.middle * steps * levels.sum(axis=0, dtype=np.int64)
+            product = add("Add", [product, constant(f"{weight_name}.middle", lifted)], before=behind)
         product = add("Mul", [product, size], before=behind)
         bias = quantised.bias[start:stop]
         if bias.any():

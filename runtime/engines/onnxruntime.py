@@ -96,7 +96,7 @@ def open_graph(path: Path, component: Component, variant: str, threads: int) -> 
         BundleError: the file is not the network that the manifest describes.
         ConfigError: the provider does not start.
     """
-    session = _open_session(path, variant, threads)
+    session = open_session(path, variant, threads)
     for kind, specs, nodes in (
         ("inputs", component.inputs, session.get_inputs()),
         ("outputs", component.outputs, session.get_outputs()),
@@ -108,7 +108,13 @@ def open_graph(path: Path, component: Component, variant: str, threads: int) -> 
     return CpuEngine(session, component) if variant == "cpu" else DeviceEngine(session, component)
 
 
-def _open_session(path: Path, variant: str, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, variant: str, threads: int) -> ort.InferenceSession:
+    """onnxruntime's own session, as every engine here has it.
+
+    Raises:
+        BundleError: onnxruntime does not load the file.
+        ConfigError: the provider does not start.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -136,7 +136,7 @@ def test_buffers_on_a_device_are_allocated_once(
     """The engine that binds device memory, its device being the CPU: the same results, and they stay."""
     path, component = decoder
     plain = open_engine(path, component)
-    session = backend._open_session(path, "cpu", 1)
+    session = backend.open_session(path, "cpu", 1)
     engine = backend.DeviceEngine(session, component, device="cpu")
     first = engine.run(**inputs(2))["patch_logits"]
     kept = first.copy()
