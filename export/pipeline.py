@@ -38,7 +38,7 @@ from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
 from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
 from .precision import convert, remove_originals
-from .progress import Step, Steps
+from .progress import SHARES, Step, Steps
 from .reference import Reference
 from .report import Report
 from .staging import check_disk, check_memory, staging
@@ -160,14 +160,14 @@ def prove(
         check(results)
     gguf = whole
     if precision != "fp32":
-        with steps.step(f"Networks to {precision}, and compare again", total=1 + len(cases)) as step:
+        with steps.step(f"Networks to {precision}", total=SHARES) as step:
             pixels, samples = (
                 list(choose(images, manifest.preprocess)) for choose in (calibration_pixels, sample_pixels)
             )
-            change = partial(convert, folder, manifest, precision, pixels, samples)
+            change = partial(convert, folder, manifest, precision, pixels, samples, step.reach_share)
             components = journal.run(f"networks {precision}", change, dict[str, Component])
-            step.advance()
             manifest = msgspec.structs.replace(manifest, components=components)
+        with steps.step("Parity as converted", total=len(cases)) as step:
             parity = parity.of(manifest, precision, step.advance)
             results += parity.networks()
             check(results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from ..runtime.bundle import NETWORKS, Bundle, Component, Manifest
 from ..runtime.engines import Engine, open_engine
 from ..runtime.inspector import default_threads
 from .float16 import export_float16
-from .quantize import to_int8
+from .quantize import Reach, nowhere, to_int8
 from .tolerances import TOLERANCES, error_of
 
-# Which networks a precision changes; the others stay float32. At full size the encoder takes 325 GFLOP an image. The
-# prompt learner is changed for its weights: 107 million, of which an answer needs every one once. The decoder has 5.
-CONVERTED = {"fp16": NETWORKS, "int8": ("encoder", "prompt_learner")}
+# What int8 changes, and which part of the work it is; the rest stays float32. At full size the encoder takes 325 GFLOP
+# an image. The prompt learner is changed for its weights: 107 million, of which an answer needs every one once. The
+# decoder has 5.
+INT8_NETWORKS = {"encoder": 0.9, "prompt_learner": 0.1}
 # Of a limit: what the samples may take of it, as other images may be worse.
 SHARE_OF_LIMIT = 0.5
 NUM_QUICK = 2  # samples by which layers are ordered: a part and what is unlike one
@@ -37,6 +39,7 @@ def convert(
     precision: str,
     calibration: Sequence[np.ndarray],
     samples: Sequence[np.ndarray],
+    reach: Reach = nowhere,
 ) -> dict[str, Component]:
     """Write the networks of ``precision`` beside the float32 ones.
 
@@ -45,13 +48,14 @@ def convert(
         manifest: its networks are float32.
         calibration: float32 [1, 3, S, S] each.
         samples: the same, of other images, on which int8 has to hold.
+        reach: told which share of the work is done, 0 to 1.
 
     Returns:
         All components, the language model among them, as they are now.
     """
     components = dict(manifest.components)
     if precision == "fp16":
-        for name in CONVERTED["fp16"]:
+        for name in NETWORKS:
             source = folder / components[name].file
             components[name] = export_float16(source, source.with_name(f"{name}.fp16.onnx"))
         return components
@@ -61,11 +65,20 @@ def convert(
         "encoder": [{"pixels": pixels} for pixels in calibration],
         "prompt_learner": [{"anomaly_map": each} for each in maps],
     }
-    for name in CONVERTED["int8"]:
+    done = 0.0
+    for name, work in INT8_NETWORKS.items():
         source = folder / components[name].file
         target = source.with_name(f"{name}.int8.onnx")
-        components[name] = to_int8(source, target, batches[name], SamplesTrial(reference, name))
+        trial = SamplesTrial(reference, name)
+        watch = partial(reach_part, reach, done, work)
+        components[name] = to_int8(source, target, batches[name], trial, watch)
+        done += work
     return components
+
+
+def reach_part(reach: Reach, start: float, size: float, share: float) -> None:
+    """Of a part of the work that begins at ``start``, so much is done."""
+    reach(start + size * share)
 
 
 class Samples:

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+SHARES = 100  # total of a step whose progress is told as a share
+
 
 class Steps:
     """Progress, one line a stage, with the time left inside the long ones."""
@@ -55,6 +57,10 @@ class Step:
 
     def add(self, amount: int) -> None:
         self.progress.advance(self.task, amount)
+
+    def reach_share(self, share: float) -> None:
+        """Of a step with a total of ``SHARES``; 0 to 1."""
+        self.reach(round(SHARES * share))
 
     def reach(self, amount: int) -> None:
         self.progress.update(self.task, completed=amount)

@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -57,17 +57,18 @@ TINY = np.float32(1e-12)
 TWICE = "twice"  # the input by which layers of a probe are computed in one pass (0) or two (1)
 
 Name = str | None
+Reach = Callable[[float], None]
+Item = TypeVar("Item")
 Passes = Mapping[Name, int]  # input's name → int8 products; 0: float32
 
 
 class Trial(Protocol):
-    """Measures a network in place of the float32 one.
+    """Measures a network in place of the float32 one."""
 
-    Attributes:
-        limit: the largest error that is accepted.
-    """
-
-    limit: float
+    @property
+    def limit(self) -> float:
+        """The largest error that is accepted."""
+        ...
 
     def open(self, component: Component) -> Engine:
         """An engine for a file beside the float32 one."""
@@ -145,8 +146,16 @@ class Quantised:
     bias: np.ndarray
 
 
+def nowhere(share: float) -> None:
+    """Nobody watches."""
+
+
 def to_int8(
-    source: Path, target: Path, batches: Iterable[dict[str, np.ndarray]], trial: Trial | None = None
+    source: Path,
+    target: Path,
+    batches: Sequence[dict[str, np.ndarray]],
+    trial: Trial | None = None,
+    reach: Reach = nowhere,
 ) -> Component:
     """Quantise a float32 graph.
 
@@ -155,59 +164,88 @@ def to_int8(
         target: the graph to write, with its weights beside it in ``<target>.data``.
         batches: inputs by name, run one after the other; at least one.
         trial: decides which layers are computed in two passes or in float32; without it none is.
+        reach: told which share of the work is done, 0 to 1.
 
     Returns:
         The written component; its inputs and outputs are the source's.
     """
+    num_groups = len(linears(load(source).graph))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".calibration.") as folder:
-        groups = calibrate(load(source), source, batches, Path(folder))
-        found = {group.input.name: quantise(group) for group in groups}
-    passes = choose_passes(source, target, found, trial) if trial else dict.fromkeys(found, 1)
+        run = watched(batches, len(batches), lambda share: reach(share / 3))
+        groups = calibrate(load(source), source, run, Path(folder))
+        rounded = watched(map(quantise, groups), num_groups, lambda share: reach((1 + share) / 3))
+        found = dict(zip(linears(load(source).graph), rounded, strict=True))
+    passes = dict.fromkeys(found, 1)
+    if trial:
+        passes = choose_passes(source, target, found, trial, lambda share: reach((2 + share) / 3))
     return write(source, target, found, passes)
 
 
+def watched(items: Iterable[Item], count: int, reach: Reach) -> Iterator[Item]:
+    """The items; each is done when the next one is asked for."""
+    for index, item in enumerate(items):
+        reach(index / count)
+        yield item
+
+
 def choose_passes(
-    source: Path, target: Path, found: Mapping[Name, Quantised], trial: Trial
+    source: Path, target: Path, found: Mapping[Name, Quantised], trial: Trial, reach: Reach = nowhere
 ) -> dict[Name, int]:
-    """As few products as ``trial`` accepts.
-
-    One graph that can compute any layers in one pass or two serves all measurements. What a few layers of one shape
-    add to the error when they alone are computed in one pass, over the products that a second pass costs, orders
-    them; then so many are computed in two passes as the limit asks, found by bisection. Where two passes for all are
-    not enough, so many stay float32, in the same order.
-    """
+    """As few products as ``trial`` accepts: as many layers in two passes as it asks for; where two for all are not
+    enough, as many in float32, in the same order."""
     probe = write(source, target.with_name(f".probe.{target.name}"), found, dict.fromkeys(found, 2), TWICE)
-    engine = trial.open(probe)
     try:
-        parts = parts_of(found)
-        exact = Masked(engine, found, found)
-        floor = trial.errors(exact, quick=True)
-        gains = [
-            (trial.errors(Masked(engine, found, set(found) - set(part)), quick=True) - floor).sum()
-            / sum(found[name].weight.size for name in part)
-            for part in parts
-        ]
-        order = [parts[i] for i in np.argsort(gains)[::-1]]
-
-        def accepts(count: int) -> bool:
-            return bool(trial.errors(Masked(engine, found, flat(order[:count]))).max() <= trial.limit)
-
-        count = bisect_left(range(len(order)), True, key=accepts)
-        enough = count < len(order) or accepts(count)
+        order, count = choose_twice(trial.open(probe), found, trial, reach)
     finally:
-        engine.close()
         remove(target.with_name(probe.file))
-    if enough:
+    if count is not None:
         return {name: 2 if name in flat(order[:count]) else 1 for name in found}
 
     def passes_of(count: int) -> dict[Name, int]:
         return {name: 0 if name in flat(order[:count]) else 2 for name in found}
 
-    def accepts_exact(count: int) -> bool:
-        engine = trial.open(write(source, target, found, passes_of(count)))
-        return bool(trial.errors(engine).max() <= trial.limit)
+    def accepts(count: int) -> bool:
+        component = write(source, target, found, passes_of(count))
+        return bool(trial.errors(trial.open(component)).max() <= trial.limit)
 
-    return passes_of(bisect_left(range(len(order)), True, key=accepts_exact))
+    return passes_of(bisect_left(range(len(order)), True, key=accepts))
+
+
+def choose_twice(
+    probe: Engine, found: Mapping[Name, Quantised], trial: Trial, reach: Reach
+) -> tuple[list[list[Name]], int | None]:
+    """Layers, a few of one shape at a time, by what their second pass gains; how many get one.
+
+    What a part adds to the error when it alone is computed in one pass, over the products that a second pass costs,
+    orders the parts; how many get one is found by bisection. One graph that can compute any layers in one pass or
+    two serves all measurements.
+
+    Args:
+        probe: the graph with the input ``TWICE``.
+
+    Returns:
+        All parts, the most rewarding first, and how many of them have to be computed in two passes; None where all
+        of them are not enough.
+    """
+
+    def errors(twice: Iterable[Name], quick: bool = False) -> np.ndarray:
+        return trial.errors(Masked(probe, found, twice), quick)
+
+    def accepts(count: int) -> bool:
+        return bool(errors(flat(order[:count])).max() <= trial.limit)
+
+    order = parts_of(found)
+    if accepts(0):
+        return order, 0
+    floor = errors(found, quick=True)
+    gains = [
+        (errors(set(found) - set(part), quick=True) - floor).sum()
+        / sum(found[name].weight.size for name in part)
+        for part in watched(order, len(order), reach)
+    ]
+    order = [order[i] for i in np.argsort(gains)[::-1]]
+    count = bisect_left(range(1, len(order) + 1), True, key=accepts) + 1
+    return order, count if count <= len(order) else None
 
 
 def parts_of(found: Mapping[Name, Quantised]) -> list[list[Name]]:

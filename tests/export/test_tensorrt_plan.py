@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from anomalygpt_edge.export import __main__ as command
-from anomalygpt_edge.export import tensorrt_plan
+from anomalygpt_edge.export import quantize, tensorrt_plan
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
@@ -77,6 +78,28 @@ def test_every_precision_builds(tiny_bundle: Path, tmp_path: Path) -> None:
         component = export_float16(tiny_bundle / f"{name}.onnx", graph)
         build(graph, component, tmp_path / f"{name}.plan", RTX, ["8.9"])
         assert (tmp_path / f"{name}.plan").stat().st_size > graph.stat().st_size / 2
+
+
+@rtx
+@pytest.mark.parametrize("passes", [1, 2])
+def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
+    """The graphs of ``--precision int8`` as they are: Q/DQ with constant symmetric scales, tokens scaled around it."""
+    size = read_manifest(tiny_bundle).preprocess.size
+    pixels = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    source, target = tiny_bundle / "encoder.onnx", tmp_path / "encoder.onnx"
+    shutil.copy(source, tmp_path / "source.onnx")
+    (tmp_path / "tokens").mkdir()
+    found = {
+        group.input.name: quantize.quantise(group)
+        for group in quantize.calibrate(
+            quantize.load(source), tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens"
+        )
+    }
+    component = quantize.write(source, target, found, dict.fromkeys(found, passes))
+    kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
+    assert kinds.count("QuantizeLinear") == passes * len(found) > 0
+    build(target, component, tmp_path / "encoder.plan", RTX, ["8.9"])
+    assert (tmp_path / "encoder.plan").stat().st_size > source.stat().st_size / 4
 
 
 @rtx

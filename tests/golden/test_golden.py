@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.export.calibration import calibration_pixels, unlike_pixels
+from anomalygpt_edge.export.calibration import calibration_pixels, sample_pixels
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.parity import ANSWER_LIMITS, NETWORK_ANSWER_LIMITS
@@ -124,8 +124,10 @@ def converted(request, bundle: Path, cache: Path) -> Iterator[tuple[str, Inspect
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(bundle, folder)  # not links: onnx follows none to weights
     manifest = open_bundle(bundle, with_plans=False).manifest
-    pixels, unlike = calibration_pixels([], manifest.preprocess), unlike_pixels(manifest.preprocess)
-    components = convert(folder, manifest, request.param, list(pixels), unlike)
+    pixels, samples = (
+        list(choose([], manifest.preprocess)) for choose in (calibration_pixels, sample_pixels)
+    )
+    components = convert(folder, manifest, request.param, pixels, samples)
     remove_originals(folder, manifest.components, components)
     (folder / "manifest.json").unlink()
     seal(folder, msgspec.structs.replace(manifest, components=components))
