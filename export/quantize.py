@@ -45,7 +45,7 @@ from .unfold import unfold_convolutions
 
 LEVELS = 127
 MIN_WEIGHTS = 1 << 10  # a smaller MatMul is not worth its nodes
-MAX_TOKENS = 48  # of a calibration image, evenly spread; the CLS token is the first
+MAX_TOKENS = 2048  # of all calibration images together, evenly spread; an image's CLS token is the first
 MAX_TRIED = 512  # tokens on which ways to code them are compared
 MAX_CHANNELS = 5120  # whose covariance is held at once
 DAMPING = 0.01  # of the mean variance, in every direction: calibration has not seen all there is
@@ -169,12 +169,12 @@ def to_int8(
     Returns:
         The written component; its inputs and outputs are the source's.
     """
-    num_groups = len(linears(load(source).graph))
+    names = list(linears(load(source).graph))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".calibration.") as folder:
         run = watched(batches, len(batches), lambda share: reach(share / 3))
-        groups = calibrate(load(source), source, run, Path(folder))
-        rounded = watched(map(quantise, groups), num_groups, lambda share: reach((1 + share) / 3))
-        found = dict(zip(linears(load(source).graph), rounded, strict=True))
+        groups = calibrate(source, run, Path(folder), max(1, MAX_TOKENS // len(batches)))
+        rounded = watched(map(quantise, groups), len(names), lambda share: reach((1 + share) / 3))
+        found = dict(zip(names, rounded, strict=True))
     passes = dict.fromkeys(found, 1)
     if trial:
         passes = choose_passes(source, target, found, trial, lambda share: reach((2 + share) / 3))
@@ -338,21 +338,23 @@ def is_linear(node: ir.Node) -> bool:
 
 
 def calibrate(
-    model: ir.Model, source: Path, batches: Iterable[dict[str, np.ndarray]], folder: Path
+    source: Path, batches: Iterable[dict[str, np.ndarray]], folder: Path, tokens: int = MAX_TOKENS
 ) -> Iterator[Group]:
     """Run the float32 graph on the batches and watch the inputs of every MatMul that is worth quantising.
 
     Args:
         folder: keeps the tokens, gigabytes of them at full size, of which one group's are read at a time.
+        tokens: so many of each batch's images are kept, evenly spread.
     """
-    groups = linears(model.graph)
+    groups = linears(load(source).graph)
     observed = source.with_name(f".calibration.{source.name}")  # beside the source's external data
     try:
         write_observed(source, list(groups), observed)
         session = open_session(observed, "cpu", default_threads())
         for batch in batches:
             for index, values in enumerate(session.run(list(groups), batch)):
-                spread = np.linspace(0, values.shape[1] - 1, min(values.shape[1], MAX_TOKENS)).astype(int)
+                length = values.shape[1]
+                spread = np.linspace(0, length - 1, min(length, tokens)).astype(int)
                 with open(folder / str(index), "ab") as file:
                     values[:, spread].tofile(file)
         del session

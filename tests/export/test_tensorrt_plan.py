@@ -89,12 +89,8 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     source, target = tiny_bundle / "encoder.onnx", tmp_path / "encoder.onnx"
     shutil.copy(source, tmp_path / "source.onnx")
     (tmp_path / "tokens").mkdir()
-    found = {
-        group.input.name: quantize.quantise(group)
-        for group in quantize.calibrate(
-            quantize.load(source), tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens"
-        )
-    }
+    groups = quantize.calibrate(tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens")
+    found = {group.input.name: quantize.quantise(group) for group in groups}
     component = quantize.write(source, target, found, dict.fromkeys(found, passes))
     kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
     assert kinds.count("QuantizeLinear") == passes * len(found) > 0
