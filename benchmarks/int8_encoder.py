@@ -1,6 +1,6 @@
 """How much faster is the int8 encoder than float32, in torch and in onnxruntime?
 
-    python benchmarks/int8_encoder.py FP32_BUNDLE INT8_BUNDLE [--threads 2,1] [--results DIR]
+    python benchmarks/int8_encoder.py FP32/encoder.onnx INT8/encoder.int8.onnx [--threads 2,1] [--results DIR]
 
 All three run in turn in one process, on the same pixels, without batching; medians. torch's encoder has the same
 shape with weights of its own: its time does not depend on them. Predicted for ViT-H/14 on two cores before
@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
+from anomalygpt_edge.export.onnx_graphs import describe
 from anomalygpt_edge.models.imagebind import VisionConfig, VisionEncoder
-from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.engines import open_engine
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,32 +30,34 @@ RUNS = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundles", type=Path, nargs="*", help="one with a float32 encoder, one with int8")
+    parser.add_argument("graphs", type=Path, nargs="*", help="the encoder in float32 and in int8")
     parser.add_argument("--threads", default="2,1")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
-    if len(options.bundles) != 2:
-        print("skipped: give two bundles (see the top of this file)")
+    if len(options.graphs) != 2:
+        print("skipped: give two graphs (see the top of this file)")
         return
     figures = {
-        f"{threads} threads": measure(options.bundles, threads)
+        f"{threads} threads": measure(options.graphs, threads)
         for threads in map(int, options.threads.split(","))
     }
     packages = {name: version(name) for name in ("torch", "onnxruntime")}
+    kinds = [node.op_type for node in onnx.load(options.graphs[1], load_external_data=False).graph.node]
+    layers = {
+        "one pass": kinds.count("QuantizeLinear") - 2 * kinds.count("Split"),
+        "two passes": kinds.count("Split"),
+    }
     path = options.results / "int8_encoder.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**figures, "packages": packages}, indent=2) + "\n")
+    path.write_text(json.dumps({**figures, "layers": layers, "packages": packages}, indent=2) + "\n")
     print(path.read_text())
 
 
-def measure(folders: list[Path], threads: int) -> dict[str, float]:
+def measure(graphs: list[Path], threads: int) -> dict[str, float]:
     """Median milliseconds of each, and how many times faster than torch."""
-    bundles = [open_bundle(folder) for folder in folders]
+    names = ("onnxruntime fp32", "onnxruntime int8")
     engines = {
-        f"onnxruntime {(network := bundle.manifest.components['encoder']).precision}": open_engine(
-            bundle.component_file("encoder"), network, threads
-        )
-        for bundle in bundles
+        name: open_engine(path, describe(path), threads) for name, path in zip(names, graphs, strict=True)
     }
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     torch.set_num_threads(threads)

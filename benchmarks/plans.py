@@ -2,8 +2,8 @@
 
     python benchmarks/plans.py FOLDER [--capabilities 8.9] [--results DIR]
 
-FOLDER holds encoder.onnx, decoder.onnx and prompt_learner.onnx: a bundle, or graphs alone. Each plan is built in a
-process of its own, as ``agpt export`` does, whose highest resident memory is read when it ends.
+FOLDER holds the graphs of encoder, decoder and prompt learner in one precision: a bundle, or graphs alone. Each plan is
+built in a process of its own, as ``agpt export`` does, whose highest resident memory is read when it ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def main() -> None:
         print("skipped: give a folder with the three graphs, such as a bundle")
         return
     figures = {
-        name: measure(options.folder / f"{name}.onnx", options.capabilities.split(",")) for name in NETWORKS
+        name: measure(next(options.folder.glob(f"{name}*.onnx")), options.capabilities.split(","))
+        for name in NETWORKS
     }
     entry = {"tensorrt_rtx": builder, "capabilities": options.capabilities, "networks": figures}
     path = options.results / "plans.json"

@@ -1,7 +1,9 @@
 """How much resident memory does a bundle take, opened and answering?
 
-    python benchmarks/runtime_memory.py BUNDLE [--results DIR]
+    python -m tools.random_gguf 7b.gguf --layers 32      (7B's true size in q4_k_m: 4 GB, in seconds)
+    python benchmarks/runtime_memory.py BUNDLE [--gguf 7b.gguf] [--results DIR]
 
+``--gguf`` puts another language model, of the width that the networks have, in the place of the bundle's own.
 The peak is the kernel's own (VmHWM): anonymous memory and the pages of mapped files that were resident at the same
 time, so the weights that llama.cpp maps count; beside it, which is which after the last answer.
 """
@@ -10,15 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import sys
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 
+from anomalygpt_edge.runtime.bundle import Component, Language, open_bundle, seal
+from anomalygpt_edge.runtime.gguf_header import read_header
 from anomalygpt_edge.runtime.inspector import Inspector
 
 RESULTS = Path(__file__).parent / "results"
@@ -28,13 +36,18 @@ GB = 1e9
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--gguf", type=Path, help="q4_k_m, instead of the bundle's language model")
     parser.add_argument("--inspections", type=int, default=1, help="opening has answered twice already")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
     if options.bundle is None:
         print("skipped: give a bundle (see the top of this file)")
         return
-    figures = measure(options)
+    with ExitStack() as stack:
+        if options.gguf:
+            folder = Path(stack.enter_context(TemporaryDirectory(dir=options.bundle.absolute().parent)))
+            options.bundle = with_language_model(options.bundle, options.gguf, folder)
+        figures = measure(options)
     name = figures.pop("name")
     path = options.results / "runtime_memory.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
@@ -69,6 +82,24 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("onnxruntime", "llama-cpp-python")},
     }
+
+
+def with_language_model(bundle: Path, gguf: Path, folder: Path) -> Path:
+    """The bundle's files and this language model, linked into a folder on the same disk and sealed."""
+    manifest = open_bundle(bundle).manifest
+    replaced = manifest.components["language_model"].file
+    for name in manifest.files:
+        os.link(gguf if name == replaced else bundle / name, folder / name)
+    header = read_header(gguf)
+    language = Language(
+        width=header.metadata["llama.embedding_length"],
+        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        layers=header.metadata["llama.block_count"],
+        context_length=header.metadata["llama.context_length"],
+    )
+    components = {**manifest.components, "language_model": Component(replaced, "q4_k_m")}
+    seal(folder, msgspec.structs.replace(manifest, language=language, components=components))
+    return folder
 
 
 def resident_gb() -> float:

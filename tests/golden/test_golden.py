@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomalygpt_edge.export import quantize
 from anomalygpt_edge.export.calibration import calibration_pixels, sample_pixels
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.options import ExportOptions
@@ -29,7 +32,7 @@ from anomalygpt_edge.export.precision import convert, remove_originals
 from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 from anomalygpt_edge.export.tolerances import TOLERANCES as GATE
 from anomalygpt_edge.export.tolerances import error_of
-from anomalygpt_edge.runtime.bundle import open_bundle, seal
+from anomalygpt_edge.runtime.bundle import Component, Manifest, open_bundle, seal
 from anomalygpt_edge.runtime.images import read_image
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
 from anomalygpt_edge.runtime.language import INJECTED
@@ -46,6 +49,7 @@ TWO_CROPS = (
 CLASSES = ("object", "bottle", "metal nut", "pcb")
 OTHER_SEED = 12
 NUM_BASE_PROMPTS = 9
+Change = Callable[[Path, Manifest], dict[str, Component]]
 MAP_STEPS = 65535
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)[:, None, None]
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)[:, None, None]
@@ -120,20 +124,32 @@ def inspector(bundle: Path) -> Iterator[Inspector]:
 @pytest.fixture(scope="module", params=("fp16", "int8"))
 def converted(request, bundle: Path, cache: Path) -> Iterator[tuple[str, Inspector]]:
     """The bundle with its networks in another precision, as ``agpt export --precision`` makes them."""
+
+    def change(folder: Path, manifest: Manifest) -> dict[str, Component]:
+        pixels, samples = (
+            list(choose([], manifest.preprocess)) for choose in (calibration_pixels, sample_pixels)
+        )
+        return convert(folder, manifest, request.param, pixels, samples)
+
     folder = cache / f"bundle11_{request.param}"
+    with converted_copy(bundle, folder, change), open_inspector(folder) as opened:
+        yield request.param, opened
+
+
+@contextmanager
+def converted_copy(bundle: Path, folder: Path, change: Change) -> Iterator[Path]:
+    """A bundle with other networks; for the time of the context."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(bundle, folder)  # not links: onnx follows none to weights
-    manifest = open_bundle(bundle, with_plans=False).manifest
-    pixels, samples = (
-        list(choose([], manifest.preprocess)) for choose in (calibration_pixels, sample_pixels)
-    )
-    components = convert(folder, manifest, request.param, pixels, samples)
-    remove_originals(folder, manifest.components, components)
-    (folder / "manifest.json").unlink()
-    seal(folder, msgspec.structs.replace(manifest, components=components))
-    with open_inspector(folder) as opened:
-        yield request.param, opened
-    shutil.rmtree(folder)
+    try:
+        manifest = open_bundle(bundle, with_plans=False).manifest
+        components = change(folder, manifest)
+        remove_originals(folder, manifest.components, components)
+        (folder / "manifest.json").unlink()
+        seal(folder, msgspec.structs.replace(manifest, components=components))
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def open_inspector(bundle: Path) -> Inspector:
@@ -247,6 +263,27 @@ def test_case_holds_in_other_precisions(converted, case, capsys):
     found = errors(case, trace, stages, tolerances)
     report(capsys, f"{precision} {case}", found)
     assert not failed(found, tolerances)
+
+
+def test_plain_rounding_fails(bundle, cache, monkeypatch, capsys):
+    """The gate can tell: every token and weight rounded once, to the nearest step, as int8 was at first."""
+    monkeypatch.setattr(quantize, "SKEWS", (1.0,))
+    monkeypatch.setattr(quantize, "round_weights", lambda weight, tokens: np.rint(weight).astype(np.int8))
+
+    def change(folder: Path, manifest: Manifest) -> dict[str, Component]:
+        batches = [{"pixels": pixels} for pixels in islice(calibration_pixels([], manifest.preprocess), 4)]
+        encoder = quantize.to_int8(folder / "encoder.onnx", folder / "encoder.int8.onnx", batches)
+        return {**manifest.components, "encoder": encoder}
+
+    case = "zs_object_land"
+    tolerances = tolerances_of("int8", case)
+    with (
+        converted_copy(bundle, cache / "bundle11_plain", change) as folder,
+        open_inspector(folder) as inspector,
+    ):
+        found = errors(case, run_case(inspector, case), STAGES, tolerances)
+    report(capsys, f"plain int8 {case}", found)
+    assert failed(found, tolerances) == ["anomaly_map"]
 
 
 def test_one_crop_serves_both(inspector, capsys):
