@@ -8,12 +8,12 @@ cycle and core); the figures of the run stand in the results beside these:
 - preprocess, 1920 × 1080 BGR8, crop: the horizontal pass is 1080 × 224 sums of 6 blocks of 4 taps. With vpdpbusd a
   block of four rows costs 1 load and 3 products: about 50 instructions for 4 sums, 3 million in all, the rows'
   spreading 1 million more, the vertical pass 0.3: 0.8 ms on one core, 0.45 on two. It reads 3.5 MB, 0.3 ms of a copy.
-  (Measured: 0.87 and 0.94 in turns with the others, 0.85 and 0.5 to 0.6 when it runs back to back: after a pause the
+  (Measured: 0.97 and 1.33 in turns with the others, 0.85 and 0.5 to 0.6 when it runs back to back: after a pause the
   frame comes from memory and the second thread from its sleep, and neither is in the count of instructions.)
 - match, 4 taps × 256 × 1280 × 1024: 2.7 GFLOP. A tile of 16 × 16 sums takes 16 products a step and 17 loads, which
   two load ports hide: the product unit's rate, as the BLAS. int8 does four times the products an instruction, less
-  the rounding of queries: 3 to 3.5 times float32. (Measured: 1.13 and 1.25 of the BLAS's rate, which also writes the
-  similarities; int8 3.3 and 2.9 times: on two threads the rounding, which each does for its own, weighs more.)
+  the rounding of queries: 3 to 3.5 times float32. (Measured: 1.13 of the BLAS's rate, which also writes the
+  similarities; int8 3.3 and 3.2 times.)
 - localise, 4 taps: 200,000 sigmoids of about 25 vector operations over 16 lanes: 0.15 ms. The composition makes two
   classes × four taps of full-size planes and two exponentials a value: over 2 ms.
 - localise again, after 0.14 ms: an exponential of 9 vector operations instead of 17, fractions added so that four taps
@@ -26,7 +26,7 @@ cycle and core); the figures of the run stand in the results beside these:
 - cell_peaks, nine cells of a map: 50,000 values, 16 lanes, 5 instructions: 6 us; NumPy's nine maxima 30 us.
   (Measured: 7 and 24 us.)
 - zero-shot, nano's decoder with the map in its graph against logits and localise: done so that one kernel makes every
-  map, its gain not foreseen. (Measured: 7.2 ms against 0.4; 5.1 against 0.4 on two threads. onnxruntime resizes eight
+  map, its gain not foreseen. (Measured: 7 to 11 ms against 0.4 to 0.6, 5 to 7.5 on two threads. onnxruntime resizes eight
   planes value by value and moves the classes to the inner axis and back for its softmax.)
 
     python benchmarks/kernels.py [--device NAME] [--results DIR]
