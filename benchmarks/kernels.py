@@ -26,8 +26,8 @@ cycle and core); the figures of the run stand in the results beside these:
 - cell_peaks, nine cells of a map: 50,000 values, 16 lanes, 5 instructions: 6 us; NumPy's nine maxima 30 us.
   (Measured: 7 and 24 us.)
 - zero-shot, nano's decoder with the map in its graph against logits and localise: done so that one kernel makes every
-  map, its gain not foreseen. (Measured: 7 to 11 ms against 0.4 to 0.6, 5 to 7.5 on two threads. onnxruntime resizes eight
-  planes value by value and moves the classes to the inner axis and back for its softmax.)
+  map, its gain not foreseen. (Measured: 7 to 11 ms against 0.4 to 0.6, 5 to 7.5 on two threads. onnxruntime resizes
+  eight planes value by value and moves the classes to the inner axis and back for its softmax.)
 
     python benchmarks/kernels.py [--device NAME] [--results DIR]
 """
