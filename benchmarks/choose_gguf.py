@@ -33,11 +33,12 @@ from rich.table import Table
 
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.tensor_files import CheckpointError
+from anomalygpt_edge.runtime.answer import Part
 from anomalygpt_edge.runtime.bundle import Language, PromptLayout, open_bundle
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.gguf_header import read_header
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language import LanguageModel, Part
+from anomalygpt_edge.runtime.language import LanguageModel
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
 SOURCE = "f16"
@@ -60,12 +61,12 @@ def tensor_types(path: Path) -> dict[str, float]:
 
 def time_passes(model: LanguageModel) -> dict[str, float]:
     """Milliseconds of a pass by its positions, medians; behind the prompt's constant piece."""
-    sizes = [size for size in SIZES if size <= model.session.num_context - model.num_prefix]
+    sizes = [size for size in SIZES if size <= model.decoder.room]
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(NUM_RUNS + 1):
         for size in sizes:
             started = time.perf_counter()
-            model._run_rows(size)
+            model.decoder.run_rows(size)
             times[size].append(1e3 * (time.perf_counter() - started))
     return {str(size): round(float(np.median(values[1:])), 3) for size, values in times.items()}
 

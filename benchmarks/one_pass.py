@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from anomalygpt_edge.runtime.answer import Answer, Part
 from anomalygpt_edge.runtime.bundle import Language, open_bundle
 from anomalygpt_edge.runtime.cameras import open_camera
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.gguf_header import read_header
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language import Answer, LanguageModel, Part
+from anomalygpt_edge.runtime.language import LanguageModel
 from anomalygpt_edge.runtime.localise import PLACES, MapReading
 from anomalygpt_edge.runtime.run import enroll_demo_products
 
@@ -51,7 +52,7 @@ class HighLevel:
 
     def answer(self, part: Part, max_tokens: int) -> tuple[int, ...]:
         model, llama = self._model, self._llama
-        rows = np.concatenate([model._before_image, model._prompt_rows(part)])
+        rows = np.concatenate([model.prompt.prefix, model.prompt(part)])
         llama.reset()
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llama.ctx), True)
         batch = llama_cpp.llama_batch_init(len(rows), rows.shape[1], 1)
@@ -65,7 +66,7 @@ class HighLevel:
         llama_cpp.llama_batch_free(batch)
         llama.n_tokens = len(rows)
         tokens = [int(llama.sample(temp=0.0))]
-        while tokens[-1] not in model._stops and len(tokens) < max_tokens:
+        while tokens[-1] not in model.stops and len(tokens) < max_tokens:
             llama.eval(tokens[-1:])
             tokens.append(int(llama.sample(temp=0.0)))
         return tuple(tokens)
@@ -79,7 +80,7 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
     other = HighLevel(model, path, threads)
 
     def answer(part: Part, drafting: bool) -> Answer:
-        model.drafting = drafting
+        model.decoder.drafting = drafting
         return model.answer_all([part], max_tokens)[0]
 
     ways: dict[str, Callable[[Part], object]] = {
@@ -104,6 +105,7 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
         drafted.append(drafts)
         different += plain.token_ids != drafts.token_ids
     other.close()
+    costs = model.decoder.costs
     medians = {name: float(np.median(values)) for name, values in times.items()}
     return {
         "answers": len(parts),
@@ -126,12 +128,10 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
             name: round(medians[name] / medians["with drafts"], 2) for name in ("step by step", "Llama.eval")
         },
         "pass_costs_ms": dict(
-            zip(
-                map(str, model.costs.sizes.tolist()), (1e3 * model.costs.times).round(3).tolist(), strict=True
-            )
+            zip(map(str, costs.sizes.tolist()), (1e3 * costs.times).round(3).tolist(), strict=True)
         ),
-        "logits_ms": round(1e3 * model.costs.logits_seconds, 4),
-        "noise": float(model.noise),
+        "logits_ms": round(1e3 * costs.logits_seconds, 4),
+        "noise": {"first": model.decoder.noise.first, "later": model.decoder.noise.later},
     }
 
 
@@ -178,7 +178,7 @@ def large(options: argparse.Namespace) -> dict:
         prompts = rng.normal(size=(layout.num_prompts, expected.width)).astype(np.float32)
         part = Part(embedding, prompts, reading=reading)
         size = path.stat().st_size
-        model.drafting = False
+        model.decoder.drafting = False
         said = model.answer_all([part], ANSWER_TOKENS)[0].token_ids
         for _ in range(50):
             model.drafter.learn(layout.question, reading, said[:-1])

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from anomalygpt_edge.runtime.answer import Part
 from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.errors import AgptError
 from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language import LanguageModel, Part
+from anomalygpt_edge.runtime.language import LanguageModel
 
 COUNTS = (1, 2, 4, 8)
 WAYS = {"step by step": False, "with drafts": True}
@@ -52,7 +53,7 @@ def compare(model: LanguageModel, parts: list[Part], rounds: int) -> dict:
         batch = [parts[(index * max(COUNTS) + i) % len(parts)] for i in range(max(COUNTS))]
         alone: list[tuple[int, ...]] = []
         for way, drafting in WAYS.items():
-            model.drafting = drafting
+            model.decoder.drafting = drafting
             for count in COUNTS:
                 num_passes = 0
                 started = time.perf_counter()

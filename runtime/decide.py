@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .answer import Answer
 from .bundle import PromptLayout
-from .language import Answer
 from .recipe import OperatingPoint
 from .verdict import Status
 

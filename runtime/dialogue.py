@@ -15,7 +15,8 @@ import numpy as np
 from .localise import MapReading
 
 if TYPE_CHECKING:
-    from .language import Answer, LanguageModel
+    from .answer import Answer
+    from .language import LanguageModel
     from .sampling import Sampling
 
 
@@ -43,7 +44,7 @@ class Dialogue:
         self.view = ""
         self._model = model
         self._reading = reading
-        self._image = model.prompt_rows(image_embedding, prompt_embeddings)
+        self._image = model.prompt.image_rows(image_embedding, prompt_embeddings)
         self._cached: list[int] = []  # of the text, when the model's cache is ours
 
     def ask(
@@ -66,12 +67,15 @@ class Dialogue:
         max_tokens = max_tokens or MAX_ANSWER_TOKENS
         token_ids = self._fit(question, max_tokens)
         cached = self._num_cached(token_ids)
-        rows = np.concatenate([self._image, model.embed(token_ids)])
+        rows = np.concatenate([self._image, model.prompt.embed(token_ids)])
         turn = model.turn(rows, question, self._reading, max_tokens, cached)
         self.num_computed = len(turn.pending)
         self._cached = []
         answer = model.say([turn], stop, sampling, owner=self)[0]
-        self._cached = [*token_ids, *answer.token_ids[:-1]]  # the last token was said, not read
+        num_cached = (
+            turn.position - model.decoder.num_prefix - len(self._image)
+        )  # the last token was not read
+        self._cached = [*token_ids, *answer.token_ids][:num_cached]
         if answer.complete:
             self.turns.append((question, answer.text))
         return replace(answer, num_turns_dropped=self.num_dropped)
@@ -79,7 +83,7 @@ class Dialogue:
     def _fit(self, question: str, max_tokens: int) -> list[int]:
         """Tokens of the history and the question, without the oldest turns if need be."""
         model = self._model
-        room = model.session.num_context - model.num_prefix - len(self._image)
+        room = model.decoder.room - len(self._image)
         while True:
             token_ids = model.session.tokenise(self._text(question))
             if len(token_ids) + max_tokens <= room or not self.turns:
@@ -102,13 +106,13 @@ class Dialogue:
 
         The last row is always computed: its logits are wanted.
         """
-        model = self._model
-        if model.cache_owner is not self or not self._cached:
+        decoder = self._model.decoder
+        if decoder.cache_owner is not self or not self._cached:
             return 0
         same = 0
         for ours, cached in zip(token_ids[:-1], self._cached, strict=False):
             if ours != cached:
                 break
             same += 1
-        model.session.forget(model.num_prefix + len(self._image) + same)
+        decoder.session.forget(decoder.num_prefix + len(self._image) + same)
         return len(self._image) + same

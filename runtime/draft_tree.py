@@ -47,17 +47,10 @@ class DraftTree:
         Args:
             best: int [n + 1], the greedy token behind the text (first) and behind each node.
         """
-        children = {
-            (parent, token): node
-            for node, (parent, token) in enumerate(
-                zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
-            )
-        }
         path: list[int] = []
-        node = children.get((ROOT, int(best[0])))
-        while node is not None:
-            path.append(node)
-            node = children.get((node, int(best[node + 1])))
+        for node in np.flatnonzero(best[self.parents + 1] == self.tokens).tolist():
+            if self.parents[node] == (path[-1] if path else ROOT):
+                path.append(node)
         return path
 
 
@@ -71,14 +64,12 @@ class Continuations:
     Attributes:
         nodes: int [n], ascending.
         chances: float [n], that the text goes through the node, now that it reached ``root``.
-        answer_chances: float [n], of the likeliest whole answer through the node.
     """
 
     tree: PrefixTree
     root: int
     nodes: np.ndarray
     chances: np.ndarray
-    answer_chances: np.ndarray
 
     @property
     def depths(self) -> np.ndarray:
@@ -138,13 +129,9 @@ class PrefixTree:
             path_chances: float [num_paths], of the answers.
         """
         begin, end = (0, len(self.tokens)) if node == ROOT else (node + 1, int(self._ends[node]))
-        weights = path_chances[:, None] * self._through[:, begin:end]
+        chances = path_chances @ self._through[:, begin:end]
         reached = 1.0 if node == ROOT else float(path_chances @ self._through[:, node])
-        scale = 1 / reached if reached > 0 else 1.0
-        likeliest = weights.max(axis=0) if len(weights) else np.zeros(end - begin)
-        return Continuations(
-            self, node, np.arange(begin, end), weights.sum(axis=0) * scale, likeliest * scale
-        )
+        return Continuations(self, node, np.arange(begin, end), chances / reached if reached > 0 else chances)
 
     def draft(self, root: int, nodes: np.ndarray, max_leaves: int) -> DraftTree:
         """Some nodes below ``root``, the likeliest first, as a draft.

@@ -15,6 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ..kernels import localise, preprocess, summarise, upsample
+from .answer import Answer, Part
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
 from .bundle import Bundle, open_bundle
 from .copies import COPIES_OF, Copies, check_copies, make_copies
@@ -23,7 +24,7 @@ from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, open_networks
 from .errors import AgptError, BundleError, ConfigError, LateError, RecipeError
 from .images import check_frame
-from .language import Answer, LanguageModel, Part
+from .language import LanguageModel
 from .localise import find_regions, find_regions_of_views, half_way_level, place_name, places_agree, read_map
 from .memory_bank import MemoryBank, Storage, load_bank
 from .recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
@@ -354,7 +355,7 @@ class Inspector:
             "text_features": self.product.text_features,
             "anomaly_map": anomaly_map[0],
             "prompt_embeddings": prompt_embeddings[0],
-            "prompt_token_ids": np.asarray(self._language.prompt_token_ids(question), np.int32),
+            "prompt_token_ids": np.asarray(self._language.prompt.token_ids(question), np.int32),
             "answer_logits": answer.first_token_logits,
             "answer_token_ids": np.asarray(answer.token_ids, np.int32),
         }

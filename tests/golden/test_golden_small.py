@@ -16,10 +16,10 @@ from anomalygpt_edge.export.description import PIXEL_MEAN, PIXEL_STD, prompt_lay
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.parity import ANSWER_LIMITS
 from anomalygpt_edge.export.tolerances import TOLERANCES
-from anomalygpt_edge.kernels import preprocess
+from anomalygpt_edge.kernels import INJECTED, preprocess
 from anomalygpt_edge.runtime.bundle import Language
 from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.language import INJECTED, LanguageModel
+from anomalygpt_edge.runtime.language import LanguageModel
 
 HERE = Path(__file__).parent
 INDEX = json.loads((HERE / "golden.json").read_text())
@@ -76,7 +76,7 @@ def test_prompt_is_the_originals_token_by_token(language, case):
     """A dialogue's history included: ``zs_history_sq`` is the third turn."""
     ids = CASES[case]["token_ids"]
     expected = [ids["bos"], *ids["before"], INJECTED, *ids["middle"], *[INJECTED] * 18, *ids["after"]]
-    assert language.prompt_token_ids(CASES[case]["prompt"]) == expected
+    assert language.prompt.token_ids(CASES[case]["prompt"]) == expected
 
 
 def test_no_word_is_cut_from_an_answer(language):

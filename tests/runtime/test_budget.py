@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anomalygpt_edge.runtime.budget import Budget, CostsOfViews, StageCosts
+from anomalygpt_edge.runtime.decoding import Noise
 from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.recipe import Recipe
 from anomalygpt_edge.runtime.verdict import Status
@@ -51,9 +52,9 @@ def clocked(opened: Inspector, monkeypatch: pytest.MonkeyPatch) -> tuple[Inspect
         return decode(*arguments)
 
     monkeypatch.setattr(opened._language.session, "decode", slow_decode)
-    monkeypatch.setattr(opened._language, "drafting", False)
+    monkeypatch.setattr(opened._language.decoder, "drafting", False)
     monkeypatch.setattr(opened, "_clock", lambda: seconds["now"])
-    opened._language._ready_prefix()
+    opened._language.decoder.ready_prefix()
     return opened, seconds
 
 
@@ -127,7 +128,7 @@ def test_every_view_has_its_verdict_before_any_has_its_sentence(
     inspector._costs = CostsOfViews()
     seconds["pass"] = one_pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspector._language, "noise", 0.0)  # nothing ties, so nothing is decoded again
+        patch.setattr(inspector._language.decoder, "noise", Noise(0.0, 0.0))  # nothing is decoded again
         assert inspector._language.num_together() >= 2
         num_groups = 4 // together
         patch.setattr(inspector._language, "num_together", lambda question: together)

@@ -45,25 +45,25 @@ def history(turns: list[tuple[str, str]], question: str) -> str:
 
 @pytest.mark.parametrize("drafting", [False, True])
 def test_each_turn_is_the_answer_to_the_whole_history(nano, injected, drafting) -> None:
-    nano.drafting = drafting
+    nano.decoder.drafting = drafting
     dialogue = nano.dialogue(*injected)
     answers = [dialogue.ask(question) for question in QUESTIONS]
     turns: list[tuple[str, str]] = []
     for question, answer in zip(QUESTIONS, answers, strict=True):
         asked = question or nano.layout.question
-        nano.drafting = False
+        nano.decoder.drafting = False
         whole = nano.answer(*injected, history(turns, asked))
         assert answer.token_ids == whole.token_ids
         assert answer.text == whole.text
         turns.append((asked, answer.text))
-    nano.drafting = True
+    nano.decoder.drafting = True
     assert dialogue.turns == turns
 
 
 def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
     dialogue = nano.dialogue(*injected)
     first = dialogue.ask()
-    assert first.token_ids[-1] in nano._stops
+    assert first.token_ids[-1] in nano.stops
     dialogue.ask("Where is it?")
     new = nano.session.tokenise("x\n### Human: Where is it?\n### Assistant:")
     assert dialogue.num_computed <= len(new)
@@ -88,11 +88,11 @@ def test_the_oldest_turns_leave_and_the_answer_says_so(injected) -> None:
         answer = dialogue.ask(f"Is there anything wrong with this part, number {index}?", 20)
         dropped.append(answer.num_turns_dropped)
         kept = dialogue.turns[:-1] if answer.complete else dialogue.turns
-        model.drafting = False
+        model.decoder.drafting = False
         whole = model.answer(
             *injected, history(kept, f"Is there anything wrong with this part, number {index}?"), 20
         )
-        model.drafting = True
+        model.decoder.drafting = True
         assert answer.token_ids == whole.token_ids
     assert dropped[0] == 0
     assert dropped[-1] > 0

@@ -25,16 +25,16 @@ def test_a_thousand_drafted_answers_are_plain_decodings() -> None:
             inspector.use(products[frame.product])
             assert frame.pixels is not None
             part = inspector.part(frame.pixels)
-            language.drafting = False
+            language.decoder.drafting = False
             (plain,) = language.answer_all([part])
-            language.drafting = True
+            language.decoder.drafting = True
             (drafted,) = language.answer_all([part])
             assert drafted.token_ids == plain.token_ids, frame.part_id
             top = np.argsort(plain.first_token_logits)[-2:]
             apart = np.diff(plain.first_token_logits[top] - drafted.first_token_logits[top])[0]
-            assert abs(apart) < language.noise, "the noise is what was measured at opening"
+            assert abs(apart) < language.decoder.noise.first, "the noise is what was measured at opening"
             num_passes[drafted.num_passes] += 1
             num_settled += drafted.settled
     print(f"passes {dict(num_passes)}, {num_settled} ties settled")
-    assert num_passes[1] >= 0.8 * NUM_PARTS
+    assert num_passes[1] >= 0.95 * NUM_PARTS
     assert num_settled <= 0.02 * NUM_PARTS

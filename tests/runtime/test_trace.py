@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from anomalygpt_edge.kernels import INJECTED
 from anomalygpt_edge.models import prompts
 from anomalygpt_edge.runtime import cli
 from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.images import read_image
 from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.language import INJECTED
 from anomalygpt_edge.runtime.trace import trace_frame
 
 KEYS = {

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.models import prompts
+from anomalygpt_edge.runtime.answer import Answer, Part
 from anomalygpt_edge.runtime.bundle import Language, PromptLayout
 from anomalygpt_edge.runtime.draft_tree import PrefixTree
 from anomalygpt_edge.runtime.gguf_header import check_language_model, read_header
-from anomalygpt_edge.runtime.language import Answer, LanguageModel, Part
+from anomalygpt_edge.runtime.language import LanguageModel
 from anomalygpt_edge.runtime.pass_cost import fixed_costs
 from tools.random_gguf import WIDTH, write_random_gguf
 
@@ -48,11 +49,11 @@ def part(seed: int) -> Part:
 
 
 def plain(language: LanguageModel, seed: int) -> Answer:
-    language.drafting = False
+    language.decoder.drafting = False
     try:
         return language.answer_all([part(seed)], MAX_TOKENS)[0]
     finally:
-        language.drafting = True
+        language.decoder.drafting = True
 
 
 def drafted(language: LanguageModel, seed: int, paths: Sequence[Sequence[int]] | None = None) -> Answer:
@@ -66,7 +67,7 @@ def drafted(language: LanguageModel, seed: int, paths: Sequence[Sequence[int]] |
                 return tree.below(-1 if node is None else node, np.full(len(paths), 1 / max(1, len(paths))))
 
             patch.setattr(language.drafter, "expect", expect)
-            patch.setattr(language, "costs", fixed_costs([(1, 1.0), (1000, 1.0)]))
+            patch.setattr(language.decoder, "costs", fixed_costs([(1, 1.0), (1000, 1.0)]))
         return language.answer_all([part(seed)], MAX_TOKENS)[0]
 
 
@@ -93,7 +94,7 @@ def check_exact(language: LanguageModel, seeds: range) -> int:
         for paths in (None, *adversarial(list(wanted.token_ids[:-1]), rng)):
             answer = drafted(language, seed, paths)
             assert answer.token_ids == wanted.token_ids, (seed, paths)
-            assert answer.p_anomaly == pytest.approx(wanted.p_anomaly, abs=language.noise)
+            assert answer.p_anomaly == pytest.approx(wanted.p_anomaly, abs=language.decoder.noise.first)
             num_settled += answer.settled
     return num_settled
 
@@ -117,7 +118,7 @@ def test_a_forced_model_says_its_answer_and_a_free_one_something_else_each_time(
             path, LAYOUT, Language(WIDTH, VOCABULARY, 1, 2048), threads=2, max_context=512
         )
         said[name] = [plain(model, seed).token_ids for seed in range(3)]
-        stops = model._stops
+        stops = model.stops
         model.close()
     assert len(set(said["forced"])) == 1
     assert said["forced"][0][-1] in stops
