@@ -16,7 +16,7 @@ NUM_DRAFTED = (28, 60)  # rows beside a probed answer, in turns
 MAX_PROBES = 12
 MAX_PROBING_SECONDS = 0.5
 NOISE_MARGIN = 1.5  # a part may be worse than every probe
-LEAST_NOISE = 1e-5  # of the largest logit
+LEAST_NOISE = 1e-4  # of the largest logit; float16 keeps three digits
 FEWEST_ROWS = 64  # from here on ggml's CPU attention computes in tiles, in other steps than below
 WORTH_FILLING = 1.15  # of a prompt's time: what its pass may cost more, for a first token that is never a tie
 MUCH_LESS = 0.1
@@ -51,13 +51,13 @@ def _time_step(decoder: Decoder) -> float:
 
 
 def choose_noise(decoder: Decoder, rows: np.ndarray) -> Noise:
-    """Measured with the prompt's pass as large as it is, and filled up where that costs little and helps much.
+    """Measured with the prompt's pass as large as is cheapest, and filled up where that costs little and helps much.
 
     Nano's 33 rows and the same with drafts behind them differ by 1e-3 in every logit; filled up to 64 by nothing.
     """
-    noise = measure_noise(decoder, rows, 1)
+    noise = measure_noise(decoder, rows, decoder.costs.cheapest(len(rows)))
     few, many = decoder.costs.seconds(np.array([len(rows), FEWEST_ROWS]))
-    if len(rows) < FEWEST_ROWS <= decoder.room and many <= WORTH_FILLING * few:
+    if noise.fewest < FEWEST_ROWS <= decoder.room and many <= WORTH_FILLING * few:
         filled = measure_noise(decoder, rows, FEWEST_ROWS)
         if filled.first <= MUCH_LESS * noise.first:
             return filled

