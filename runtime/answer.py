@@ -8,6 +8,8 @@ import numpy as np
 
 from .localise import MapReading
 
+MAX_ANSWER_TOKENS = 64
+
 
 @dataclass(frozen=True, eq=False)
 class Part:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .answer import MAX_ANSWER_TOKENS, Answer
 from .localise import MapReading
 
 if TYPE_CHECKING:
-    from .answer import Answer
     from .language import LanguageModel
     from .sampling import Sampling
 
@@ -60,8 +60,6 @@ class Dialogue:
         Raises:
             ConfigError: this question alone does not fit into the context.
         """
-        from .language import MAX_ANSWER_TOKENS
-
         model = self._model
         question = question or model.layout.question
         max_tokens = max_tokens or MAX_ANSWER_TOKENS

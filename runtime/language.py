@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .answer import Answer, FirstTokens, Part
+from .answer import MAX_ANSWER_TOKENS, Answer, FirstTokens, Part
 from .bundle import FIX, Language, PromptLayout
 from .decoding import Decoder, Stop, Turn
 from .dialogue import Dialogue
@@ -25,9 +25,8 @@ from .prompt import Prompt
 from .sampling import Sampling, make_sampler
 
 MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
-MAX_ANSWER_TOKENS = 64
 
-__all__ = ["MAX_ANSWER_TOKENS", "Answer", "LanguageModel", "Part"]
+__all__ = ["Answer", "Dialogue", "LanguageModel", "Part"]
 
 
 def never() -> bool:
