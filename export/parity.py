@@ -49,8 +49,9 @@ CAUSES = {
 # checkpoints (7B's width, random weights: the worst case, no logit stands out): 0.037, 0.089, 0.17, 0.32, 0.36. They
 # only catch a broken quantiser; a wrong merge has failed before, in float16.
 ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 0.06, "q6_k": 0.14, "q5_k_m": 0.26, "q4_k_m": 0.48, "q4_0": 0.55}
-# What the networks' precision adds to it, through the image embedding and the prompt embeddings.
-NETWORK_ANSWER_LIMITS = {"fp32": 0.0, "fp16": 0.01, "int8": 0.1}
+# What the networks' precision adds to it, through the image embedding and the prompt embeddings. Measured, f16's own
+# 2.2e-3 included: fp16 1.1e-3 (seed 21, see tolerances.py), int8 1.4e-2 (golden checkpoints).
+NETWORK_ANSWER_LIMITS = {"fp32": 0.0, "fp16": 5e-3, "int8": 0.04}
 
 
 @dataclass(frozen=True)

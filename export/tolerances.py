@@ -22,11 +22,21 @@ class Tolerance:
     limit: float
 
 
-# Precision of the networks → stage → tolerance. The sizes come from rounding, errors of layers adding up as a random
-# walk. fp16: unit round-off 2⁻¹¹ = 4.9e-4, 64 residual branches of ViT-H: √64 · 4.9e-4 = 3.9e-3 (measured 1e-3 on
-# generated weights); the map's logits carry a factor of 100 and softmax's slope of 1/4. int8: a step of 1/127 of the
-# token's peak is off by 1/(127 √12) = 2.3e-3 (RMS), input and weights alike, 128 products: √256 · 2.3e-3 = 0.036, the
-# largest of many values three times that. Maps in int8 are held to what they are for, being like float32's: r ≥ 0.999.
+# Precision of the networks → stage → tolerance. Those of fp16 and int8 are made of what was measured: the worst on the
+# gate's images, of a full-size export (generated weights, seed 11), of one a quarter as wide and as deep (seed 21,
+# benchmarks/precision_errors.py), and of nano.
+#
+#                      fp16: full, quarter, nano   int8: quarter, nano
+#   image_embedding    9.6e-4   8.4e-4   0         8.7e-3   5.0e-3
+#   patch_features     7.4e-4   7.2e-4   0         1.4e-2   1.0e-2
+#   zero_shot_map      7.2e-4   1.9e-4   2.7e-4    2.4e-4   6.4e-6 (1 - r)
+#   few_shot_map       1.4e-4   1.1e-4   0         4.3e-6   1.9e-5 (1 - r)
+#   prompt_embeddings  2.4e-4   1.5e-4   6.3e-4    5.0e-3   3.7e-3
+#
+# fp16 is allowed five times as much: onnxruntime's CPU rounds the weights only (nano's are float16 numbers, and its
+# encoder's error is 0); on a GPU what flows between them and attention's products are rounded too. int8 is allowed
+# three times as much, as it rounds the same everywhere; its maps are held to what they are for, being like float32's:
+# r ≥ 0.999.
 TOLERANCES = {
     "fp32": {
         "image_embedding": Tolerance("relative", 1e-4),
@@ -38,17 +48,17 @@ TOLERANCES = {
     },
     "fp16": {
         "image_embedding": Tolerance("relative", 5e-3),
-        "patch_features": Tolerance("relative", 5e-3),
-        "zero_shot_map": Tolerance("absolute", 2e-2),
-        "few_shot_map": Tolerance("absolute", 2e-3),
-        "prompt_embeddings": Tolerance("relative", 1e-2),
+        "patch_features": Tolerance("relative", 4e-3),
+        "zero_shot_map": Tolerance("absolute", 4e-3),
+        "few_shot_map": Tolerance("absolute", 1e-3),
+        "prompt_embeddings": Tolerance("relative", 3e-3),
     },
     "int8": {
-        "image_embedding": Tolerance("relative", 0.1),
-        "patch_features": Tolerance("relative", 0.1),
+        "image_embedding": Tolerance("relative", 0.03),
+        "patch_features": Tolerance("relative", 0.05),
         "zero_shot_map": Tolerance("decorrelation", 1e-3),
         "few_shot_map": Tolerance("decorrelation", 1e-3),
-        "prompt_embeddings": Tolerance("relative", 0.1),
+        "prompt_embeddings": Tolerance("relative", 0.02),
     },
 }
 
