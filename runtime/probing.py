@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
+import llama_cpp
 import numpy as np
 
 from .decoding import Decoder, Noise
@@ -29,19 +31,32 @@ def probe(decoder: Decoder, rows: np.ndarray, threads: int) -> None:
         rows: float32 [n, D], a typical prompt behind the constant piece.
         threads: at most.
     """
-    choose_threads(decoder, threads)
-    decoder.costs = measure_costs(decoder.run_rows, decoder.room)
+    threads = choose_threads(decoder, threads)
+    decoder.costs = measure_costs(decoder.run_rows, decoder.room, choose_clock(threads))
     decoder.noise = choose_noise(decoder, rows)
 
 
-def choose_threads(decoder: Decoder, threads: int) -> None:
+def choose_clock(threads: int) -> Callable[[], float]:
+    """Seconds of the CPU where that computes, so that what else runs on the machine makes no pass look dear.
+
+    On a busy machine nano's pass of 64 rows, longer than its turn on the CPU, took four times as long as it should and
+    its step did not: too little was drafted, and a ninth of the answers took a second pass.
+    """
+    if llama_cpp.llama_supports_gpu_offload():
+        return time.perf_counter
+    return lambda: time.process_time() / threads
+
+
+def choose_threads(decoder: Decoder, threads: int) -> int:
     """One thread for a small model: llama.cpp's threads spin while they wait for each other.
 
     A nano step (0.1 ms) takes three times as long on two threads, and far longer where something else runs.
     """
     decoder.session.set_threads(1)
-    if min(_time_step(decoder) for _ in range(3)) >= SHARED_STEP_SECONDS:
-        decoder.session.set_threads(threads)
+    if min(_time_step(decoder) for _ in range(3)) < SHARED_STEP_SECONDS:
+        return 1
+    decoder.session.set_threads(threads)
+    return threads
 
 
 def _time_step(decoder: Decoder) -> float:
