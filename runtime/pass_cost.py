@@ -24,8 +24,7 @@ MAX_ROUNDS = 12  # of short passes; something else may run on the machine during
 MAX_REPEATING_SECONDS = 1.0
 NUM_LOGITS = 16  # rows whose logits are timed
 WORTH_PADDING = 0.95  # of its time: a pass is filled up with nothing when that makes it so much shorter
-INSURANCE_SHARE = 0.03  # of a pass's time: what may be spent on answers that do not pay, but may be said
-INSURANCE_SECONDS = 2e-3  # the same, for short passes
+INSURANCE_SECONDS = 2e-3  # what may be spent on answers that do not pay, but may be said; of a large model nothing
 LEAST_CHANCE = 0.02  # and less likely ones are not worth it
 
 
@@ -100,8 +99,7 @@ class PassCosts:
         cost = self.seconds(num_rows + num_drafted) + self.logits_seconds * num_drafted
         expected = cost - np.concatenate([[0.0], np.cumsum(chances)]) * saved
         best = int(expected.argmin())
-        insured = cost[best] + max(INSURANCE_SHARE * cost[best], INSURANCE_SECONDS)
-        affordable = int(np.flatnonzero(cost <= insured)[-1])
+        affordable = int(np.flatnonzero(cost <= cost[best] + INSURANCE_SECONDS)[-1])
         return max(best, min(affordable, int((chances >= LEAST_CHANCE).sum())))
 
 

@@ -93,8 +93,8 @@ def test_an_unlikely_branch_does_not_pay_where_rows_cost() -> None:
     dear = fixed_costs([(1, 1.0), (64, 64.0)])
     cheap = fixed_costs([(1, 1.0), (256, 1.0)])
     chances = np.array([0.9, 0.9, 0.3, 0.3, 0.01])
-    assert dear.num_worth_drafting(40, chances, 0.5) == 1, "nothing pays; 3 % of 40 are insurance"
-    assert dear.num_worth_drafting(40, chances, 2.0) == 3
+    assert dear.num_worth_drafting(40, chances, 0.5) == 0
+    assert dear.num_worth_drafting(40, chances, 2.0) == 2
     assert cheap.num_worth_drafting(40, chances, 1.0) == 5, "what costs nothing pays"
     assert cheap.num_worth_drafting(40, np.empty(0), 1.0) == 0
 
