@@ -59,7 +59,7 @@ class Recipe:
     copies: Copies = "moved"  # of the normal samples, in the banks that the maps come from and at run time
     gallery_groups: int = 450
     language_start: bool = True  # the same for the words, from training/start_language.safetensors
-    language_steps: int = 120
+    language_steps: int = 200
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 5e-4

@@ -76,7 +76,7 @@ class Vocabulary:
 class Maps:
     """Draws one of a part's maps (one normal sample, two, none) and says how sure it is."""
 
-    SOURCES, SHARES = ("one", "two", "zero"), (0.45, 0.35, 0.2)
+    SOURCES, SHARES = ("one", "two", "zero"), (0.4, 0.3, 0.3)
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
