@@ -211,7 +211,7 @@ class Parity:
 
     def _ask(self, gguf: Path, threads: int, max_tokens: int, advance: Advance) -> Answers:
         manifest = self._manifest
-        model = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads)
+        model = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads, drafting=False)
         answers = []
         try:
             for embedding, prompts in zip(

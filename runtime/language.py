@@ -75,8 +75,14 @@ class LanguageModel:
         expected: Language,
         threads: int,
         max_context: int = MAX_CONTEXT,
+        *,
+        drafting: bool = True,
     ) -> LanguageModel:
         """Check the GGUF against the manifest, load it, and measure what it costs on this machine (seconds).
+
+        Args:
+            drafting: False decodes step by step and measures nothing: a dozen passes spared, which count where
+                memory does not hold the file and every pass reads it from the disk.
 
         Raises:
             BundleError: the file is malformed, not the model in the manifest, or lacks a token.
@@ -89,8 +95,12 @@ class LanguageModel:
         bos = header.metadata.get("tokenizer.ggml.bos_token_id", 1)
         eos = header.metadata.get("tokenizer.ggml.eos_token_id", 2)
         model = cls(session, embed, layout, bos, eos)
-        nothing = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
-        probe(model.decoder, model.prompt(Part(nothing[0], nothing[1:])), threads)
+        model.decoder.drafting = drafting
+        if drafting:
+            nothing = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
+            probe(model.decoder, model.prompt(Part(nothing[0], nothing[1:])), threads)
+        else:
+            session.set_threads(threads)
         return model
 
     def close(self) -> None:

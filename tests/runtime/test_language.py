@@ -28,6 +28,7 @@ from anomalygpt_edge.runtime.decoding import Noise
 from anomalygpt_edge.runtime.draft_tree import DraftTree, PrefixTree
 from anomalygpt_edge.runtime.errors import BundleError, ConfigError
 from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.llama_session import LlamaSession
 from anomalygpt_edge.runtime.pass_cost import fixed_costs
 from anomalygpt_edge.runtime.sampling import Sampling
 
@@ -112,6 +113,22 @@ def test_llama_cpp_computes_what_torch_computes(
         inputs = torch.cat([inputs, nano.llama.embed(torch.tensor([[token]]))], dim=1)
     assert answer.num_passes == len(answer.token_ids)
     assert len(answer.token_ids) == 8 or answer.token_ids[-1] == 2, "cut, or ended by EOS"
+
+
+def test_a_model_opened_without_drafting_computes_nothing_but_its_answers(
+    language: LanguageModel, gguf_file: Path, expected: Language, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison of a 13B export: every pass of a file that memory does not hold reads it from the disk."""
+    passes = []
+    decode = LlamaSession.decode
+    monkeypatch.setattr(LlamaSession, "decode", lambda *given: passes.append(1) or decode(*given))
+    model = LanguageModel.open(gguf_file, LAYOUT, expected, threads=1, drafting=False)
+    try:
+        answer = model.answer(*injected(0), max_tokens=3)
+    finally:
+        model.close()
+    assert len(passes) <= 1 + len(answer.token_ids)  # the constant piece, and a token each
+    assert answer.token_ids == plain(language, 0, 3).token_ids
 
 
 def test_the_answer_depends_on_every_injected_row(language: LanguageModel) -> None:
