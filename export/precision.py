@@ -19,7 +19,8 @@ from ..runtime.bundle import NETWORKS, Bundle, Component, Manifest
 from ..runtime.engines import Engine, open_engine
 from ..runtime.inspector import default_threads
 from .float16 import export_float16
-from .quantize import Reach, nowhere, to_int8
+from .progress import Reach, nowhere
+from .quantize import to_int8
 from .tolerances import TOLERANCES, error_of
 
 # What int8 changes, and which part of the work it is; the rest stays float32. At full size the encoder takes 325 GFLOP
@@ -137,7 +138,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SamplesTrial:
-    """What decides how much of one network becomes int8; see ``quantize.Trial``."""
+    """What decides how much of one network becomes int8; see ``passes.Trial``."""
 
     samples: Samples
     name: str

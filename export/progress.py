@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +19,9 @@ from rich.progress import (
 )
 
 SHARES = 100  # total of a step whose progress is told as a share
+
+Reach = Callable[[float], None]  # told which share of the work is done, 0 to 1
+Item = TypeVar("Item")
 
 
 class Steps:
@@ -64,3 +68,14 @@ class Step:
 
     def reach(self, amount: int) -> None:
         self.progress.update(self.task, completed=amount)
+
+
+def nowhere(share: float) -> None:
+    """Nobody watches."""
+
+
+def watched(items: Iterable[Item], count: int, reach: Reach) -> Iterator[Item]:
+    """The items; each is done when the next one is asked for."""
+    for index, item in enumerate(items):
+        reach(index / count)
+        yield item

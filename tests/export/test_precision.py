@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalygpt_edge.export import quantize
+from anomalygpt_edge.export import quantize, rounding
 from anomalygpt_edge.export.calibration import calibration_pixels, sample_pixels
 from anomalygpt_edge.export.parity import sample_cases
 from anomalygpt_edge.export.precision import Samples, SamplesTrial, convert
@@ -55,8 +55,8 @@ def test_plain_rounding_fails_the_gate(nano, pixels, monkeypatch):
     """Every token and every weight rounded once to the nearest step, as before: the gate sees it."""
     calibration, _, gate = pixels
     source, target = nano.folder / "encoder.onnx", nano.folder / "plain.onnx"
-    monkeypatch.setattr(quantize, "SKEWS", (1.0,))
-    monkeypatch.setattr(quantize, "round_weights", lambda weight, tokens: np.rint(weight).astype(np.int8))
+    monkeypatch.setattr(rounding, "SKEWS", (1.0,))
+    monkeypatch.setattr(rounding, "round_weights", lambda weight, tokens: np.rint(weight).astype(np.int8))
     component = quantize.to_int8(source, target, [{"pixels": each} for each in calibration])
     assert errors(nano, component, gate).max() > 1
 

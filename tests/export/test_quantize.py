@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalygpt_edge.export import quantize
+from anomalygpt_edge.export import int8_graph, rounding
 from anomalygpt_edge.export.calibration import MAX_IMAGES, calibration_images, calibration_pixels
 from anomalygpt_edge.export.onnx_graphs import Graph, export_graph
 from anomalygpt_edge.export.options import ExportOptions
@@ -89,7 +89,7 @@ def test_every_linear_layer_is_int8_and_the_result_stays(tmp_path):
 def test_outlier_channels_are_equalised(tmp_path, monkeypatch):
     source = graph_of(60.0, tmp_path)
     to_int8(source, tmp_path / "equalised.onnx", batches(0))
-    monkeypatch.setattr(quantize, "STRENGTHS", (0.0,))
+    monkeypatch.setattr(rounding, "STRENGTHS", (0.0,))
     to_int8(source, tmp_path / "plain.onnx", batches(0))
     assert error(source, tmp_path / "equalised.onnx") < 0.7 * error(source, tmp_path / "plain.onnx")
 
@@ -168,22 +168,22 @@ def test_weights_make_up_for_each_others_rounding(tmp_path, monkeypatch):
     def error_of(rounded):
         return np.linalg.norm(others @ (rounded - weight))
 
-    assert error_of(quantize.round_weights(weight, tokens)) < 0.3 * error_of(np.rint(weight))
-    monkeypatch.setattr(quantize, "MAX_CHANNELS", WIDTH // 2)
-    assert error_of(quantize.round_weights(weight, tokens)) < 0.6 * error_of(np.rint(weight))
+    assert error_of(rounding.round_weights(weight, tokens)) < 0.3 * error_of(np.rint(weight))
+    monkeypatch.setattr(rounding, "MAX_CHANNELS", WIDTH // 2)
+    assert error_of(rounding.round_weights(weight, tokens)) < 0.6 * error_of(np.rint(weight))
 
 
 def test_one_sided_tokens_use_the_whole_range():
     rng = np.random.default_rng(0)
     x = torch.nn.functional.gelu(torch.from_numpy(rng.standard_normal((40, 256)))).numpy()
     plain, skewed = (
-        quantize.Coding(np.zeros(256), np.ones(256), skew).rounded(x) - x for skew in quantize.SKEWS
+        rounding.Coding(np.zeros(256), np.ones(256), skew).rounded(x) - x for skew in rounding.SKEWS
     )
     assert np.square(skewed).sum() < 0.35 * np.square(plain).sum()
     deep = -x  # where they are not one-sided, nothing is clipped
-    step = 16 * np.abs(deep).max(axis=1) / quantize.LEVELS
+    step = 16 * np.abs(deep).max(axis=1) / rounding.LEVELS
     assert (
-        np.abs(quantize.Coding(np.zeros(256), np.ones(256), 16.0).rounded(deep) - deep).max(axis=1) < step
+        np.abs(rounding.Coding(np.zeros(256), np.ones(256), 16.0).rounded(deep) - deep).max(axis=1) < step
     ).all()
 
 
@@ -209,7 +209,7 @@ def test_convolutions_over_few_positions_become_products(tmp_path, image, kernel
     module = nn.Sequential(nn.Conv2d(96, 160, kernel, padding=padding), nn.ReLU()).eval()
     module.requires_grad_(False)
     component = export_graph(Graph("net", module, {"x": torch.zeros(2, 96, *image)}, ("y",)), tmp_path)
-    model = quantize.load(tmp_path / component.file)
+    model = int8_graph.load(tmp_path / component.file)
     assert any(node.op_type == "MatMul" for node in model.graph) == unfolded
     onnx_ir.save(model, tmp_path / "unfolded.onnx")
     onnx.checker.check_model(str(tmp_path / "unfolded.onnx"), full_check=True)

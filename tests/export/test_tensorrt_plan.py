@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from anomalygpt_edge.export import __main__ as command
-from anomalygpt_edge.export import quantize, tensorrt_plan
+from anomalygpt_edge.export import int8_graph, quantize, rounding, tensorrt_plan
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
@@ -90,8 +90,10 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     shutil.copy(source, tmp_path / "source.onnx")
     (tmp_path / "tokens").mkdir()
     groups = quantize.calibrate(tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens")
-    found = {group.input.name: quantize.quantise(group) for group in groups}
-    component = quantize.write(source, target, found, dict.fromkeys(found, passes))
+    found = {
+        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None) for group, tokens in groups
+    }
+    component = int8_graph.write(source, target, found, dict.fromkeys(found, passes))
     kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
     assert kinds.count("QuantizeLinear") == passes * len(found) > 0
     build(target, component, tmp_path / "encoder.plan", RTX, ["8.9"])

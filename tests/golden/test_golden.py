@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.export import quantize
+from anomalygpt_edge.export import quantize, rounding
 from anomalygpt_edge.export.calibration import calibration_pixels, sample_pixels
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.options import ExportOptions
@@ -267,8 +267,8 @@ def test_case_holds_in_other_precisions(converted, case, capsys):
 
 def test_plain_rounding_fails(bundle, cache, monkeypatch, capsys):
     """The gate can tell: every token and weight rounded once, to the nearest step, as int8 was at first."""
-    monkeypatch.setattr(quantize, "SKEWS", (1.0,))
-    monkeypatch.setattr(quantize, "round_weights", lambda weight, tokens: np.rint(weight).astype(np.int8))
+    monkeypatch.setattr(rounding, "SKEWS", (1.0,))
+    monkeypatch.setattr(rounding, "round_weights", lambda weight, tokens: np.rint(weight).astype(np.int8))
 
     def change(folder: Path, manifest: Manifest) -> dict[str, Component]:
         batches = [{"pixels": pixels} for pixels in islice(calibration_pixels([], manifest.preprocess), 4)]
