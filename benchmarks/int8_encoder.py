@@ -49,8 +49,11 @@ def main() -> None:
     }
     path = options.results / "int8_encoder.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**figures, "layers": layers, "packages": packages}, indent=2) + "\n")
-    print(path.read_text())
+    title = f"{layers['two passes']} of {sum(layers.values())} layers in two passes"
+    results = {title: {**figures, "layers": layers, "packages": packages}}
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**stored, **results}, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
 
 
 def measure(graphs: list[Path], threads: int) -> dict[str, float]:
