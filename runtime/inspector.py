@@ -274,7 +274,8 @@ class Inspector:
             found.update(self._summary(seen), rung="map")
             regions = self._regions(seen, maps, frame.shape[:2])
         if not budget.fits(VERDICT_STAGES):
-            found.update(regions=regions, **self._without_verdict(found["score"]))
+            found.update(self._without_verdict(found["score"]))
+            found["regions"] = self._shown(regions, found["status"])
             return
         with stages.timed("prompt"):
             prompt_embeddings = self._prompt(maps)
@@ -397,7 +398,8 @@ class Inspector:
         return localise(logits, size, threads=self._threads), None
 
     def _read(self, maps: np.ndarray, views: Sequence[View]) -> list[ViewResult]:
-        """What each view's map shows.
+        """What each view's map shows: regions from the bundle's level on, or from half way to the peak of a map that
+        does not reach it, as a part that is judged defective shall show where.
 
         Raises:
             ValueError: a map has a value that is not finite.
@@ -408,7 +410,8 @@ class Inspector:
             if not math.isfinite(figures.peak):
                 raise ValueError("the anomaly map is not finite")
             box_size = int(view.box.height), int(view.box.width)
-            regions = find_regions(anomaly_map, self._level(anomaly_map), box_size, self.product.resize)
+            level = half_way_level(anomaly_map, self._trained_level)
+            regions = find_regions(anomaly_map, level, box_size, self.product.resize)
             seen.append(ViewResult(*view, anomaly_map, figures.top_mean, figures.peak, regions))
         return seen
 
@@ -420,7 +423,9 @@ class Inspector:
             "score": highest.score,
             "peak": max(view.peak for view in seen),
             "view": highest.name,
-            "views": () if self.product.layout.is_whole else tuple(seen),
+            "views": ()
+            if self.product.layout.is_whole
+            else tuple(replace(view, regions=self._at_level(view.regions)) for view in seen),
         }
 
     def _regions(
@@ -429,7 +434,8 @@ class Inspector:
         """Of the frame."""
         if self.product.layout.is_whole:
             return seen[0].regions
-        level = self._level(max(seen, key=lambda view: view.peak).anomaly_map)
+        highest = max(seen, key=lambda view: view.peak).anomaly_map
+        level = half_way_level(highest, self._trained_level)
         boxes = [view.box for view in seen]
         return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
 
@@ -443,7 +449,13 @@ class Inspector:
         """What the language model is given of each view."""
         question = self.product.question
         return [
-            Part(image, prompt, question, read_map(view.anomaly_map, view.score, view.regions), view.name)
+            Part(
+                image,
+                prompt,
+                question,
+                read_map(view.anomaly_map, view.score, self._at_level(view.regions)),
+                view.name,
+            )
             for image, prompt, view in zip(image_embeddings, prompt_embeddings, seen, strict=True)
         ]
 
@@ -471,7 +483,13 @@ class Inspector:
         statuses, deciding, found = decide_views(names, answers, words, point)
         view, answer = seen[deciding], answers[deciding]
         judged = (
-            replace(view, status=status, p_anomaly=answer.p_anomaly, sentence=_spoken(answer))
+            replace(
+                view,
+                status=status,
+                p_anomaly=answer.p_anomaly,
+                sentence=_spoken(answer),
+                regions=self._shown(view.regions, status),
+            )
             for view, status, answer in zip(seen, statuses, answers, strict=True)
         )
         return {
@@ -481,7 +499,7 @@ class Inspector:
             "anomaly_map": view.anomaly_map,
             "view": view.name,
             "views": () if self.product.layout.is_whole else tuple(judged),
-            "regions": () if self._trained_level is None and found["status"] is not Status.FAIL else regions,
+            "regions": self._shown(regions, found["status"]),
             "agreement": places_agree(answer.text, view.regions) if answer.affirmative else None,
             "most_like": self._most_like(seen, deciding, matches) if found["status"] is Status.FAIL else None,
             "rung": "sentence" if all(each.complete for each in answers) else "verdict",
@@ -501,10 +519,16 @@ class Inspector:
         place = place_name((row + 0.5) / grid, (column + 0.5) / grid)
         return Likeness(sample + 1, seen[view].name, place, (row, column))
 
-    def _level(self, anomaly_map: np.ndarray) -> float:
-        """Where a region begins: the bundle's operating level, or half way to the peak where none was chosen."""
+    def _at_level(self, regions: tuple[Region, ...]) -> tuple[Region, ...]:
+        """Those that reach the bundle's operating level, if there is one."""
         level = self._trained_level
-        return half_way_level(anomaly_map) if level is None else level
+        return tuple(region for region in regions if level is None or region.peak >= level)
+
+    def _shown(self, regions: tuple[Region, ...], status: Status) -> tuple[Region, ...]:
+        """All of a part that fails; of others what the bundle's operating level makes worth a look."""
+        if status is Status.FAIL:
+            return regions
+        return () if self._trained_level is None else self._at_level(regions)
 
     @property
     def _trained_level(self) -> float | None:

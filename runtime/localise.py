@@ -58,10 +58,10 @@ def named_places(sentence: str) -> list[str]:
     return list(dict.fromkeys(_PLACE_WORDS.findall(sentence)))
 
 
-def half_way_level(anomaly_map: np.ndarray) -> float:
-    """Half way between the map's median and its peak: shows where, when no level was chosen at training."""
+def half_way_level(anomaly_map: np.ndarray, level: float | None = None) -> float:
+    """Half way between a map's median and its peak, which shows where, unless ``level`` is one that it reaches."""
     figures = summarise(anomaly_map)
-    return (figures.median + figures.peak) / 2
+    return (figures.median + figures.peak) / 2 if level is None or figures.peak < level else level
 
 
 def find_regions(

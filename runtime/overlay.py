@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from .errors import AgptError
+from .localise import half_way_level
 from .printable import printable
 from .verdict import Region, Status, Verdict
 
@@ -49,8 +50,8 @@ def draw_overlay(
         frame: uint8 [H, W, 3] BGR; None when no usable frame arrived.
         verdict: what the inspector said of it.
         note: a line in small letters under the sentence (part, product, time).
-        level: map value at which a region begins; the heat's scale follows it. None scales each map to its
-            own range, as the original does.
+        level: map value at which a region begins; the heat's scale follows it, or the map of a part that fails and
+            does not reach it. None scales each map to its own range, as the original does.
 
     Returns:
         uint8 [h, w, 3] BGR.
@@ -59,6 +60,8 @@ def draw_overlay(
     plain = _fit(scene)
     heated = plain
     if frame is not None and verdict.anomaly_map is not None:
+        if level is not None and verdict.status is Status.FAIL:
+            level = half_way_level(verdict.anomaly_map, level)
         heated = _heat(plain, verdict.map_in_frame(outside=np.nan, size=plain.shape[:2]), level)
         scale = heated.shape[1] / frame.shape[1]
         _outline_views(heated, verdict, scale)

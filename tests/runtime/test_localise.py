@@ -49,6 +49,8 @@ def test_half_way_level() -> None:
     values = np.zeros((10, 10), np.float32)
     values[0, 0] = 0.8
     assert half_way_level(values) == pytest.approx(0.4)
+    assert half_way_level(values, 0.5) == 0.5
+    assert half_way_level(values, 0.9) == pytest.approx(0.4)  # above the peak
 
 
 def test_a_square_is_found_where_it_is() -> None:
