@@ -410,7 +410,7 @@ class Inspector:
             if not math.isfinite(figures.peak):
                 raise ValueError("the anomaly map is not finite")
             box_size = int(view.box.height), int(view.box.width)
-            level = half_way_level(anomaly_map, self._trained_level)
+            level = half_way_level(figures, self._trained_level)
             regions = find_regions(anomaly_map, level, box_size, self.product.resize)
             seen.append(ViewResult(*view, anomaly_map, figures.top_mean, figures.peak, regions))
         return seen
@@ -434,7 +434,7 @@ class Inspector:
         """Of the frame."""
         if self.product.layout.is_whole:
             return seen[0].regions
-        highest = max(seen, key=lambda view: view.peak).anomaly_map
+        highest = summarise(max(seen, key=lambda view: view.peak).anomaly_map)
         level = half_way_level(highest, self._trained_level)
         boxes = [view.box for view in seen]
         return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)

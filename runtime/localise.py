@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..kernels import Box, Window, cell_peaks, components, project, resize_window, summarise
+from ..kernels import Box, Summary, Window, cell_peaks, components, project, resize_window, summarise
 from .verdict import Region
 
 # The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
@@ -58,9 +58,8 @@ def named_places(sentence: str) -> list[str]:
     return list(dict.fromkeys(_PLACE_WORDS.findall(sentence)))
 
 
-def half_way_level(anomaly_map: np.ndarray, level: float | None = None) -> float:
+def half_way_level(figures: Summary, level: float | None = None) -> float:
     """Half way between a map's median and its peak, which shows where, unless ``level`` is one that it reaches."""
-    figures = summarise(anomaly_map)
     return (figures.median + figures.peak) / 2 if level is None or figures.peak < level else level
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..kernels import summarise
 from .errors import AgptError
 from .localise import half_way_level
 from .printable import printable
@@ -61,7 +62,7 @@ def draw_overlay(
     heated = plain
     if frame is not None and verdict.anomaly_map is not None:
         if level is not None and verdict.status is Status.FAIL:
-            level = half_way_level(verdict.anomaly_map, level)
+            level = half_way_level(summarise(verdict.anomaly_map), level)
         heated = _heat(plain, verdict.map_in_frame(outside=np.nan, size=plain.shape[:2]), level)
         scale = heated.shape[1] / frame.shape[1]
         _outline_views(heated, verdict, scale)
