@@ -375,7 +375,7 @@ def publish(staging: Path, target: Path) -> None:
         raise BundleError(f"{target} exists and is not a bundle: choose another folder or empty it")
     if target.exists():
         _exchange(staging, target)
-        shutil.rmtree(staging)
+        shutil.rmtree(staging, ignore_errors=True)  # the new one is in its place
     else:
         staging.rename(target)
     _flush(target.parent)
