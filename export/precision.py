@@ -133,9 +133,7 @@ class Samples:
             decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
             zero_shot = localise(decoded["patch_logits"], size)
             few_shot = upsample(match(patches, normal[0]), size)
-            inputs = [
-                learner_inputs(self._learner, each, stages["pixels"]) for each in (zero_shot, few_shot)
-            ]
+            inputs = [learner_inputs(self._learner, each, stages["pixels"]) for each in (zero_shot, few_shot)]
             prompts = [engines["prompt_learner"].run(**each) for each in inputs]
             rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}

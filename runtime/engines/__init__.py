@@ -129,9 +129,7 @@ def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def learner_inputs(
-    learner: Component, anomaly_map: np.ndarray, pixels: np.ndarray
-) -> dict[str, np.ndarray]:
+def learner_inputs(learner: Component, anomaly_map: np.ndarray, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """What a prompt learner is run on, by name: as it declares, the map alone or the image beside it.
 
     Args:

@@ -118,12 +118,11 @@ def test_a_trace_holds_what_its_prompts_are_of(inspector: Inspector, seeing_mode
     np.testing.assert_allclose(trace["prompt_embeddings"], expected[0], atol=1e-4)
 
 
-def test_without_the_image_there_is_no_verdict(
-    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_image_there_is_no_verdict(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspector.inspect(frame()).status is Status.FAIL
     monkeypatch.setattr(
-        "anomalygpt_edge.runtime.inspector.learner_inputs", lambda learner, maps, pixels: {"anomaly_map": maps}
+        "anomalygpt_edge.runtime.inspector.learner_inputs",
+        lambda learner, maps, pixels: {"anomaly_map": maps},
     )
     verdict = inspector.inspect(frame())
     assert verdict.status is Status.NO_RESULT
