@@ -14,7 +14,7 @@ COPIES, CLUSTERS = 4, 24
 
 
 def with_copies(seed: int, patches: int = 256, width: int = 32, taps: int = 1) -> np.ndarray:
-    """Unit rows [taps, COPIES * patches, width] as copies of a part make them: a few surfaces, one much like another."""
+    """Unit rows [taps, COPIES * patches, width] as copies of a part make them: few surfaces, all alike."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(CLUSTERS, width))[rng.integers(CLUSTERS, size=patches)]
     sample = centres + rng.normal(size=(taps, patches, width)) * 0.3
