@@ -57,7 +57,9 @@ SHOTS = (1, 4)
 MEASURES = ("image_auroc", "pixel_auroc")
 NUM_MORE = 4  # normal samples of a family beside ``nano_holdout``'s
 MORE_SEED = 103
-MIN_IMAGES = 10  # good ones and defective ones; with less one image is worth a tenth of the folder's AUROC
+MIN_IMAGES = (
+    10  # normal, good and defective ones each; with less one image is worth a tenth of the folder's AUROC
+)
 NUM_FARTHEST = 5  # folders named in the results
 
 
@@ -135,7 +137,9 @@ class Encoder:
     def pixels(self, frame: np.ndarray) -> np.ndarray:
         """→ float32 [1, 3, S, S]."""
         settings = self.bundle.manifest.preprocess
-        return preprocess(frame, settings.size, settings.resize, settings.mean, settings.std, threads=self.threads)
+        return preprocess(
+            frame, settings.size, settings.resize, settings.mean, settings.std, threads=self.threads
+        )
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """→ raw taps [1, T, P, V]."""
@@ -145,7 +149,8 @@ class Encoder:
         """Image (top 1 %) and pixel AUROC by shots and choice: float64 [shots, choices, 2]."""
         manifest = self.bundle.manifest
         made = [
-            make_copies(self.pixels(frame), manifest.copies, manifest.vision.grid) for frame in product.normals
+            make_copies(self.pixels(frame), manifest.copies, manifest.vision.grid)
+            for frame in product.normals
         ]
         known = [np.concatenate([self.features(copy) for copy, _ in copies], axis=2) for copies in made]
         shown = np.concatenate([patches for _, patches in made[0]]) if len(made[0]) > 1 else None
@@ -178,8 +183,8 @@ def compare(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, dict
     products' means; ``single`` the standard deviation of one choice of one product; ``farthest`` the products
     whose means over the choices are farthest off.
     """
-    figures = {
-        precision: np.stack([by_precision[precision] for by_precision in found.values()])  # [N, shots, choices, 2]
+    figures = {  # [products, shots, choices, 2]
+        precision: np.stack([by_precision[precision] for by_precision in found.values()])
         for precision in next(iter(found.values()))
     }
     results: dict[str, dict[str, dict[str, dict]]] = {}
@@ -248,11 +253,12 @@ def find_products(options: argparse.Namespace, size: int) -> Iterator[tuple[str,
         )
     categories = []
     for category in (category for folder in options.data for category in find_categories(folder)):
-        defective = sum(sample.anomalous for sample in category.tests)
-        if min(defective, len(category.tests) - defective) >= MIN_IMAGES and len(category.normals) >= max(SHOTS):
+        defective = [sample.anomalous for sample in category.tests]
+        fewest = min(defective.count(True), defective.count(False), len(category.normals))
+        if fewest >= MIN_IMAGES:
             categories.append(category)
         else:
-            print(f"{category.name} is left out: under {MIN_IMAGES} good or defective images")
+            print(f"{category.name} is left out: only {fewest} images of one kind")
     if categories:
         yield (
             "folders",
@@ -314,9 +320,13 @@ def print_table(name: str, group: dict) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--cache", type=Path, help="folder of the exported bundles; a temporary one when left out")
+    parser.add_argument(
+        "--cache", type=Path, help="folder of the exported bundles; a temporary one when left out"
+    )
     parser.add_argument("--families", type=int, default=len(held_out_families()), help="0: none")
-    parser.add_argument("--validation", action="store_true", help="validation families, not the held-out ones")
+    parser.add_argument(
+        "--validation", action="store_true", help="validation families, not the held-out ones"
+    )
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders in MVTec-AD's layout")
     parser.add_argument("--choices", type=int, default=6, help="of normal samples, of each product")
     parser.add_argument("--threads", type=int, default=default_threads())

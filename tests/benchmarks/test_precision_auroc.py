@@ -112,7 +112,9 @@ def test_folders_are_seen_as_eval_sees_them_and_small_ones_left_out(
 
 
 @pytest.mark.slow
-def test_fp16_and_int8_cost_nano_under_a_third_of_a_point_of_auroc(script: ModuleType, tmp_path: Path) -> None:
+def test_fp16_and_int8_cost_nano_under_a_third_of_a_point_of_auroc(
+    script: ModuleType, tmp_path: Path
+) -> None:
     """On validation families: the held-out ones are reported, not tuned on."""
     bundles = script.export_all(script.CHECKPOINT, tmp_path)
     encoders = {name: script.Encoder.open(folder, 2) for name, folder in bundles.items()}

@@ -63,7 +63,9 @@ def test_noise_of_a_thousandth_changes_few_choices_and_of_greedy_ones_many() -> 
         rows = with_copies(seed)
         noise = np.random.default_rng(seed + 100).normal(size=rows.shape) * 1e-3
         noisy, size = normalise((rows + noise).astype(np.float32)), rows.shape[1] // COPIES
-        kept.append([kept_share(choose(rows, size)[0], choose(noisy, size)[0]) for choose in (cover, coreset)])
+        kept.append(
+            [kept_share(choose(rows, size)[0], choose(noisy, size)[0]) for choose in (cover, coreset)]
+        )
     steady, greedy = np.mean(kept, axis=0)
     assert steady > 0.97
     assert greedy < 0.9
