@@ -6,7 +6,7 @@ once a precision; banks are made as the inspector makes them, of several choices
 little: which patches a bank keeps moves single figures by a hundredth in either direction. What an encoder costs is the
 mean difference over folders and choices; asked is at most .003 in each.
 
-    python benchmarks/precision_auroc.py [--data FOLDER ...] [--families 70] [--choices 6] [--cache FOLDER]
+    python benchmarks/precision_auroc.py [--data FOLDER ...] [--families 70] [--choices 4] [--cache FOLDER]
 
 The three bundles are exported from the checkpoint, as ``agpt export --precision`` does; ``--cache`` keeps them.
 """
@@ -328,7 +328,7 @@ def parse_options() -> argparse.Namespace:
         "--validation", action="store_true", help="validation families, not the held-out ones"
     )
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders in MVTec-AD's layout")
-    parser.add_argument("--choices", type=int, default=6, help="of normal samples, of each product")
+    parser.add_argument("--choices", type=int, default=4, help="of normal samples, of each product")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()

@@ -67,7 +67,7 @@ def test_noise_of_a_thousandth_changes_few_choices_and_of_greedy_ones_many() -> 
             [kept_share(choose(rows, size)[0], choose(noisy, size)[0]) for choose in (cover, coreset)]
         )
     steady, greedy = np.mean(kept, axis=0)
-    assert steady > 0.97
+    assert steady > 0.95
     assert greedy < 0.9
 
 
@@ -81,9 +81,9 @@ def test_a_rare_surface_is_kept() -> None:
 
 
 def test_of_equal_rows_the_lowest_are_kept() -> None:
-    chosen = cover(np.full((1, 40, 4), 0.5, np.float32), 8)[0]
+    chosen = cover(np.full((1, 40, 4), 0.5, np.float32), 32)[0]
     first = sorted([0, int(40 * 0.6180339887498949)])
-    others = [index for index in range(40) if index not in first][:6]
+    others = [index for index in range(40) if index not in first][:30]
     assert chosen.tolist() == sorted(first + others)
 
 
