@@ -20,7 +20,7 @@ from .pool import Pool, build_pool
 from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Vocabulary, train_language
-from .train_vision import CLASSES, encoder_recipe, train_vision
+from .train_vision import CLASSES, train_vision
 
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
 
@@ -47,25 +47,22 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         )
     kept.write_text(numbers, encoding="utf-8")
 
-    print("[1/6] pools of generated parts", flush=True)
+    print("[1/5] pools of generated parts", flush=True)
     build_pool(folder / "pool", recipe.seed, recipe.pool_groups, workers, recipe.calm_share)
     build_pool(folder / "gallery_pool", recipe.seed + GALLERY_SEED_OFFSET, recipe.gallery_groups, workers)
     pool = Pool(folder / "pool", recipe.pool_groups)
-    print("[2/6] encoder", flush=True)
-    encoder = train_vision(encoder_recipe(recipe), folder, device, pool, "encoder")
-    print("[3/6] image decoder, text features", flush=True)
-    vision = train_vision(recipe, folder, device, pool, start=encoder).eval()
-    print("[4/6] vocabulary", flush=True)
+    print("[2/5] encoder, image decoder, text features", flush=True)
+    vision = train_vision(recipe, folder, device, pool).eval()
+    print("[3/5] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
     words = Vocabulary(load_tokenizer(vocabulary_file))
-    print("[5/6] gallery of maps", flush=True)
-    gallery_file = folder / "gallery.npz"
+    print("[4/5] gallery of maps", flush=True)
+    gallery_file, pool = folder / "gallery.npz", Pool(folder / "gallery_pool", recipe.gallery_groups)
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
-        pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
         build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies).save(gallery_file)
-    print("[6/6] prompt learner, projection, language model", flush=True)
+    print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
     if recipe.language_start:
@@ -73,7 +70,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
     gallery = Gallery.load(gallery_file)
-    model = train_language(recipe, model, vision, gallery, words, folder, device)
+    model = train_language(recipe, model, vision, gallery, pool, words, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),

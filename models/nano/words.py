@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from numpy.random import Generator, default_rng
 
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
-from .defects import Defect
+from .defects import Defect, appearance
 from .products import KINDS
 
 ANOMALY_QUESTIONS = (
@@ -88,6 +88,7 @@ UNKNOWABLE_UNSEEN = (
     "How can I avoid it?", "How fast is the line?",
 )  # fmt: skip
 NOTHING = "There is no anomaly in the image."
+MISSING = "Something is missing."
 CANNOT_KNOW = "I cannot know that from the image."
 
 SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, finer classes cannot be told
@@ -116,17 +117,19 @@ def size_answer(defects: list[Defect]) -> str:
 
 
 def look_answer(defects: list[Defect]) -> str:
-    """Form of the most visible defect.
-
-    Not its shade, nor whether something is missing: neither the map nor the image embedding says so (a linear
-    probe of the embedding tells darker from brighter no better than chance), and an answer must be grounded.
-    """
+    """Shade and form of the most visible defect, or that something is missing."""
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    if worst.name in LINES and worst.area >= SHORTEST_LINE:
-        return "It looks like a line."
-    return f"It looks like {'a spot' if worst.area < SIZES[0][0] else 'an area'}."
+    if worst.name == "missing":
+        return MISSING
+    form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
+    shade = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}
+    return f"It looks like {shade[appearance(worst)]}{form}."
+
+
+def is_line(defect: Defect) -> bool:
+    return defect.name in LINES and defect.area >= SHORTEST_LINE
 
 
 def noun_phrase(kind: str) -> str:
