@@ -42,7 +42,7 @@ class Recipe:
     """
 
     seed: int = 24
-    start: bool = True  # go on from training/start.safetensors, not from constructed weights
+    start: bool = True  # eyes and words go on from training/start*.safetensors, not from constructed weights
     pool_groups: int = 5000  # six parts each
     calm_share: float = 0.5  # of the groups: from lines where little changes from shot to shot
     # first encoder, image decoder and text features

@@ -65,7 +65,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-    if recipe.language_start:
+    if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())

@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.anomalygpt import AnomalyGPT, upsample_map
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
-from anomalygpt_edge.models.nano.config import Recipe, nano_config
+from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
 from anomalygpt_edge.models.nano.data import mirror_defects, normalise
 from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
@@ -42,14 +42,13 @@ from anomalygpt_edge.models.nano.words import (
     places,
     size_answer,
 )
+from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 from anomalygpt_edge.runtime.copies import make_copies
 from anomalygpt_edge.runtime.memory_bank import MemoryBank
 
 TINY = Recipe(
     pool_groups=2,
-    encoder_steps=2,
-    freeze_encoder=False,  # the longest road
     vision_steps=4,
     warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
@@ -107,8 +106,7 @@ def test_interrupted_vision_training_ends_where_uninterrupted_does(
 def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     train(TINY, tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
     assert (tmp_path / "checkpoint" / "imagebind.safetensors").exists()
-    for curve in ("encoder.jsonl", "vision.jsonl"):
-        assert "one_shot_pixel" in (tmp_path / "run" / curve).read_text()
+    assert "one_shot_pixel" in (tmp_path / "run" / "vision.jsonl").read_text()
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
@@ -130,9 +128,7 @@ def test_the_loss_teaches_matching(groups: Pool) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_only_answers_are_learned(tmp_path: Path) -> None:
-    train_tokenizer(tmp_path / "tokenizer.model")
-    words = train_language.Vocabulary(load_tokenizer(tmp_path / "tokenizer.model"))
+def test_only_answers_are_learned(words) -> None:
     asked = [("Is this part defective?", answer(["top"])), ("Where is it?", "At the top of the image.")]
     ids, labels = words.turns(asked)
     learned = [i for i, label in zip(ids, labels, strict=True) if label != train_language.IGNORE]
@@ -201,11 +197,12 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 @pytest.mark.parametrize(
     ("defect", "size", "look"),
     [
-        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a line."),
-        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a spot."),  # shorter than a patch map can tell
-        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a spot."),
-        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area."),
+        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a dark line."),
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, 0.2), "small", "a bright spot."),  # too short for a patch map
+        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.01), "small", "like a spot."),
+        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "Something is missing."),
         (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),
+        (Defect("stain", (0.5, 0.5), 0.05, 0.1, -0.09), "large", "a dark area."),
     ],
 )
 def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -> None:
@@ -223,24 +220,81 @@ def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
     assert sureness.words(doubtful) in SURENESS[1:]
 
 
-def test_calibration_lowers_the_loss_and_changes_no_answer(groups: Pool, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> train_language.Vocabulary:
+    file = tmp_path_factory.mktemp("words") / "tokenizer.model"
+    train_tokenizer(file)
+    return train_language.Vocabulary(load_tokenizer(file))
+
+
+@pytest.fixture(scope="module")
+def maps(groups: Pool) -> train_language.Maps:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
-    train_tokenizer(tmp_path / "tokenizer.model")
-    words = train_language.Vocabulary(load_tokenizer(tmp_path / "tokenizer.model"))
+    return train_language.Maps(gallery, groups)
+
+
+def test_calibration_lowers_the_loss_and_changes_no_answer(maps, words) -> None:
+    torch.manual_seed(0)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size())).eval()
     with torch.no_grad():
         model.llama.lm_head.weight *= 30  # far too sure of itself
-    shown = upsample_map(torch.from_numpy(gallery.few_shot[:, 0].astype(np.float32)))
-    embedding = torch.from_numpy(gallery.embedding.astype(np.float32))
-    before = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
-    parts = np.arange(len(gallery.kinds))
-    temperature = train_language.calibrate(model, words, train_language.Maps(gallery), parts)
-    after = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
+    parts = np.arange(len(maps.gallery.kinds))
+    seen = maps.seen(parts, "one")
+    before = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
+    temperature = train_language.calibrate(model, words, maps, parts)
+    after = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
     assert temperature > 1
     assert before[0] == after[0]
     assert ((after[1] - 0.5).abs() <= (before[1] - 0.5).abs() + 1e-6).all()
+
+
+def test_a_part_is_seen_with_its_own_picture(maps, groups: Pool) -> None:
+    for entry in range(len(maps.gallery.kinds)):
+        group, query = divmod(entry, ENTRIES)
+        expected = normalise(groups[group].pixels[NORMALS + query])
+        np.testing.assert_array_equal(maps.seen(np.array([entry]), "few").pixels[0].numpy(), expected)
+
+
+def test_the_zero_shot_map_is_the_decoder_s(groups: Pool) -> None:
+    torch.manual_seed(0)
+    vision = train_vision.NanoVision(TINY).eval()
+    text = vision.text_features()[0].detach()
+    maps = train_language.Maps(build_gallery(vision.encoder, vision.decoder, text, groups), groups)
+    with torch.no_grad():
+        expected = vision.decoder(vision.encoder(torch.from_numpy(normalise(groups[0].pixels[NORMALS:])))[1], text)
+    shown = maps.seen(np.arange(ENTRIES), "zero").maps
+    np.testing.assert_allclose(shown.numpy(), expected.numpy(), atol=2e-3)  # margins are kept in float16
+
+
+def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
+    """A batch's map, picture and truths are of one part, mirrored alike."""
+    parts = np.arange(len(maps.gallery.kinds))
+    bad = parts[maps.defective]
+    for seed in range(20):
+        batch = train_language.draw_batch(maps, bad, bad, words, default_rng(seed), 2, 1)
+        for picture, truths in zip(batch.seen.pixels, batch.truths, strict=True):
+            candidates = []
+            for index in bad.tolist():
+                base = maps.seen(np.array([index]), "one").pixels[0].mean(dim=0)
+                for left_right in (False, True):
+                    for up_down in (False, True):
+                        flips = [axis for axis, on in ((-2, up_down), (-1, left_right)) if on]
+                        r = np.corrcoef(base.flip(flips).flatten(), picture.mean(dim=0).flatten())[0, 1]
+                        defects = mirror_defects(maps.gallery.defects[index], left_right, up_down)
+                        candidates.append((r, train_language.cell_truths(defects)))
+            np.testing.assert_array_equal(max(candidates, key=lambda c: c[0])[1], truths.numpy())
+
+
+def test_a_cell_tells_what_its_defect_is() -> None:
+    truths = train_language.cell_truths(
+        [Defect("scratch", (0.1, 0.9), 0.02, 0.2, -0.2), Defect("missing", (0.5, 0.5), 0.005, 0.2, 0.19)]
+    )
+    named = [dict(zip(train_language.CELL_TRUTHS, row, strict=True)) for row in truths]
+    assert [k for k, v in named[2].items() if v] == ["defect", "darker", "line", "over 1 percent"]
+    assert [k for k, v in named[4].items() if v] == ["defect", "brighter", "missing"]
+    assert truths.sum() == 7
 
 
 def test_a_start_is_what_was_saved_class_by_class(tmp_path: Path, monkeypatch) -> None:
@@ -268,3 +322,21 @@ def test_words_start_from_the_pieces_known_before(tmp_path: Path, monkeypatch) -
     assert torch.equal(started.llama.lm_head.weight[0], fresh)  # "x" is new
     assert torch.allclose(started.llama.lm_head.weight[1], saved.llama.lm_head.weight[7], atol=1e-3)
     assert torch.allclose(started.prompt_learner.base_prompts, saved.prompt_learner.base_prompts, atol=2e-3)
+
+
+def test_a_wider_prompt_learner_starts_as_the_narrower_one(tmp_path: Path, monkeypatch) -> None:
+    """And its new channels, the picture's among them, can be learned."""
+    torch.manual_seed(0)
+    narrow = dataclasses.replace(
+        nano_config(8), prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH)
+    )
+    saved, started = AnomalyGPT(narrow), AnomalyGPT(nano_config(8))
+    save_language_start(saved, list("abcdefgh"), tmp_path / "start_language.safetensors")
+    monkeypatch.setattr(initial, "LANGUAGE_START", tmp_path / "start_language.safetensors")
+    load_language_start(started, list("abcdefgh"))
+    anomaly_map, pixels = torch.rand(1, 224, 224), torch.randn(1, 3, 224, 224)
+    prompts = started.prompt_learner(anomaly_map, pixels)
+    assert torch.allclose(prompts, saved.prompt_learner(anomaly_map), rtol=0.01, atol=0.01)
+    prompts.square().sum().backward()
+    first_unread = started.prompt_learner.meta_net[12].weight.grad[:, 64:]
+    assert first_unread.abs().sum() > 0
