@@ -46,7 +46,7 @@ class Recipe:
     pool_groups: int = 5000  # six parts each
     calm_share: float = 0.5  # of the groups: from lines where little changes from shot to shot
     # first encoder, image decoder and text features
-    vision_steps: int = 2400
+    vision_steps: int = 3200
     groups_per_step: int = 4
     vision_lr: float = 1.5e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
