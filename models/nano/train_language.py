@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,12 @@ class Vocabulary:
     def pieces(self) -> list[str]:
         return [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.vocab_size())]
 
-    def turns(self, dialogue: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+    def asked(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids behind the prompt embeddings, up to where the answer starts."""
+        shown = ("Human: " if before else "") + question + PIECE_ASSISTANT
+        return self.turns(before)[0] + self.tokenizer.encode(shown)
+
+    def turns(self, dialogue: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
         """Token ids behind the prompt embeddings, and the label of each (IGNORE where nothing is learned).
 
         A first question follows the embeddings directly; later ones start with "Human: " as the original's history.
@@ -231,11 +237,16 @@ def _logits(model: AnomalyGPT, words: Vocabulary, injected: tuple[Tensor, Tensor
 
 @torch.no_grad()
 def generate(
-    model: AnomalyGPT, words: Vocabulary, seen: Seen, question: str, max_tokens: int = 40
+    model: AnomalyGPT,
+    words: Vocabulary,
+    seen: Seen,
+    question: str,
+    before: Sequence[tuple[str, str]] = (),
+    max_tokens: int = 40,
 ) -> tuple[list[str], Tensor]:
-    """Greedy answers and p(anomaly) [B] of the first answer token."""
+    """Greedy answers and p(anomaly) [B] of the first answer token; ``before``: what was asked and said already."""
     injected = inject(model, seen)
-    asked = words.tokenizer.encode(question + PIECE_ASSISTANT)
+    asked = words.asked(question, before)
     ids = torch.tensor([asked] * len(seen.maps), device=seen.maps.device)
     start = ids.shape[1]
     p_anomaly = torch.zeros(len(ids))
@@ -293,8 +304,8 @@ def show_validation(
 def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) -> dict[str, float]:
     """Share of right answers on validation products.
 
-    Verdicts with one normal sample, with none and with another part's map; the named place, and the answers to
-    every follow-up question, of parts with one defect that it called defective; refusals of questions that it never
+    Verdicts with one normal sample, with none and with another part's map; the named place, and behind the verdict
+    the answers to every follow-up question, of parts with one defect that it called defective; refusals of questions that it never
     saw and that no picture answers.
     """
     figures: dict[str, list[float]] = {}
@@ -307,14 +318,16 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
             said = np.array([t.startswith(AFFIRMATIVE) for t in texts])
             figures.setdefault(f"{name}_accuracy", []).append(float((said == truth).mean()))
             if name == "one_shot":
-                caught = [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
+                verdicts, caught = texts, [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
         for i in caught:
+            right_place = verdicts[i] == answer(places(family.defects[i]))
+            figures.setdefault("verdict_place", []).append(float(right_place))
             asked = follow_ups(rng, family.defects[i], family.kind, "")
-            right = {"verdict_place": (DEFAULT_QUESTION, answer(places(family.defects[i])))}
-            right |= {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
+            right = {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
+            part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
-                texts, _ = generate(model, words, family.one_shot.at(slice(i, i + 1)), question)
+                texts, _ = generate(model, words, part, question, before)
                 figures.setdefault(name, []).append(float(texts[0] == reply))
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
@@ -329,7 +342,7 @@ def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarra
     Returns:
         The temperature found (Guo et al., ICML 2017): the logits are divided by it.
     """
-    asked = words.tokenizer.encode(DEFAULT_QUESTION + PIECE_ASSISTANT)
+    asked = words.asked(DEFAULT_QUESTION)
     device = next(model.parameters()).device
     margins = []
     for source in maps.SOURCES:
