@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 NUM_BASE_PROMPTS = 9
 NUM_PROMPTS = 18
@@ -27,6 +28,26 @@ class PromptLearnerConfig:
     def input_channels(self) -> int:
         """Of the first convolution: the map, and red, green and blue where the image is read."""
         return 4 if self.reads_image else 1
+
+
+def contrast_where_anomalous(anomaly_map: Tensor, pixels: Tensor) -> Tensor:
+    """How much brighter or darker than its surroundings the image is, in the measure in which the map is high there.
+
+    Not the image itself: a learner that sees all of it learns training's products by heart, and judges others worse.
+
+    Args:
+        anomaly_map: float [B, 1, S, S], 0..1.
+        pixels: float [B, 3, S, S].
+
+    Returns:
+        float [B, 3, S, S]: pixels less the mean of some 42 × 42 of them, times the map over its largest value.
+    """
+    patch, size = 14, pixels.shape[-2:]
+    patches = functional.avg_pool2d(pixels, patch)
+    blurred = functional.avg_pool2d(patches, 3, stride=1, padding=1, count_include_pad=False)
+    surroundings = functional.interpolate(blurred, size=size, mode="bilinear", align_corners=False)
+    peak = anomaly_map.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    return (pixels - surroundings) * (anomaly_map / peak)
 
 
 class PromptLearner(nn.Module):
@@ -63,6 +84,6 @@ class PromptLearner(nn.Module):
         batch = anomaly_map.shape[0]
         seen = anomaly_map[:, None]
         if pixels is not None:
-            seen = torch.cat([seen, pixels], dim=1)
+            seen = torch.cat([seen, contrast_where_anomalous(seen, pixels)], dim=1)
         cells = self.meta_net(seen).flatten(2).transpose(1, 2)
         return torch.cat([self.base_prompts.expand(batch, -1, -1), cells], dim=1)

@@ -383,6 +383,7 @@ def train_language(
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
     cell_head = nn.Linear(model.config.prompt_learner.llm_width, len(CELL_TRUTHS)).to(device)  # not shipped
+    nn.init.zeros_(cell_head.weight)  # a head that knows nothing yet would teach the convolutions nonsense
     trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.language_lr, weight_decay=0.01, betas=(0.9, 0.98))
     start = 0
