@@ -13,6 +13,7 @@ import numpy as np
 
 from ..kernels import Bank, coreset, match, most_like, normalise, prepare_bank
 from .bundle import Bundle, digest_file
+from .coverage import cover
 from .errors import RecipeError
 from .recipe import MemoryBankRecord, write_whole
 from .views import WHOLE, Layout
@@ -94,11 +95,12 @@ class MemoryBank:
             samples: see above.
             encoder_sha256: digest of the encoder that made them.
             storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
-            max_patches: keep at most so many patches of each tap, those that cover the rest best (a coreset).
+            max_patches: keep at most so many patches of each tap, those that cover the rest best (a greedy coreset;
+                with copies ``cover``).
             per_view: compare each view with its own patches only, not with those of all.
             shown: int32 [P], which patch of a view each of the P shows, where there are several of one (copies of
                 the sample); the bank is then as large as without copies, unless ``max_patches`` says less.
-            threads: at most this many choose the coreset.
+            threads: at most this many choose the greedy coreset.
 
         Raises:
             RecipeError: no image, a feature that is not finite, or a storage or limit that does not exist.
@@ -120,7 +122,10 @@ class MemoryBank:
             num_patches = int(shown.max()) + 1
             max_patches = min(max_patches or rows.shape[2], groups.shape[1] * num_patches)
         if max_patches is not None and max_patches < rows.shape[2]:
-            origins = np.sort([coreset(bank, max_patches, threads=threads) for bank in rows], axis=2)
+            if shown is None:
+                origins = np.sort([coreset(bank, max_patches, threads=threads) for bank in rows], axis=2)
+            else:
+                origins = np.stack([cover(bank, max_patches) for bank in rows])
             rows = np.take_along_axis(rows, origins[..., None], axis=2)
             if shown is not None:
                 image, patch = np.divmod(origins, len(shown))

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ...kernels import coreset
 from ...runtime.copies import Copies, make_copies
+from ...runtime.coverage import cover
 from ..anomalygpt import few_shot_distance
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
@@ -80,7 +80,7 @@ def make_bank(known: list[torch.Tensor]) -> torch.Tensor:
     size = known[0].shape[0] * known[0].shape[2]
     if size == rows.shape[1]:
         return rows
-    chosen = torch.from_numpy(coreset(rows.cpu().numpy(), size)).long().sort(dim=1).values.to(rows.device)
+    chosen = torch.from_numpy(cover(rows.cpu().numpy(), size)).long().to(rows.device)
     return rows.gather(1, chosen[..., None].expand(-1, -1, width))
 
 

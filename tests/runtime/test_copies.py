@@ -9,12 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from anomalygpt_edge.kernels import coreset, normalise
 from anomalygpt_edge.models.nano.data import fixed_samples, validation_families
 from anomalygpt_edge.runtime.copies import COPIES_OF, make_copies
+from anomalygpt_edge.runtime.coverage import cover
 from anomalygpt_edge.runtime.enroll import enroll
 from anomalygpt_edge.runtime.errors import ConfigError
 from anomalygpt_edge.runtime.inspector import MAX_COPIED_PATCHES, Inspector
-from anomalygpt_edge.runtime.memory_bank import load_bank
+from anomalygpt_edge.runtime.memory_bank import MemoryBank, load_bank
 from anomalygpt_edge.runtime.recipe import load_recipe
 from anomalygpt_edge.runtime.views import RegionOfInterest, Tiles
 
@@ -146,3 +148,20 @@ def test_a_recipe_with_copies_is_enrolled_and_opened_again(
 def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="none, moved, turned, both"):
         inspector.make_bank([part], copies="mirrored")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("max_patches", "size"), [(None, 32), (20, 20), (100, 32)])
+def test_a_bank_with_copies_keeps_what_covers_them_and_one_without_a_coreset(
+    max_patches: int | None, size: int
+) -> None:
+    """As large as without copies, or as ``max_patches`` says if that is less."""
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(size=(1, 3, 4 * 16, 8)).astype(np.float32) for _ in range(2)]
+    shown = np.tile(np.arange(16, dtype=np.int32), 4)
+    rows = normalise(np.concatenate([sample[0] for sample in samples], axis=1))
+    copied = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown)
+    chosen = cover(rows, size)
+    np.testing.assert_allclose(copied.features[0], np.take_along_axis(rows, chosen[..., None], 1), atol=1e-6)
+    np.testing.assert_array_equal(copied.origins, [chosen // 64 * 16 + shown[chosen % 64]])
+    plain = MemoryBank.from_features(samples, "", max_patches=size)
+    np.testing.assert_array_equal(plain.origins, [np.sort(coreset(rows, size), axis=1)])
