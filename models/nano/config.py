@@ -52,11 +52,11 @@ class Recipe:
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     copies: Copies = "moved"  # of the normal samples, in the banks that the maps come from and at run time
-    gallery_groups: int = 3000
+    gallery_groups: int = 2000
     language_steps: int = 1500
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
-    language_lr: float = 1e-3
+    language_lr: float = 3e-4
     # what the ablation switches off
     ranking: bool = True  # pairwise ranking losses beside the cross-entropy
     weigh_small: bool = True  # defects of few patches count as much as large ones
