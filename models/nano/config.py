@@ -20,9 +20,7 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
         vision=VisionConfig(
             width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3), neighbourhood=0.4
         ),
-        prompt_learner=PromptLearnerConfig(
-            channels=(8, 24, 48, 96, 128), llm_width=LLM_WIDTH, reads_image=True
-        ),
+        prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
         llama=LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=LLM_WIDTH,
@@ -53,7 +51,7 @@ class Recipe:
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     copies: Copies = "moved"  # of the normal samples, in the banks that the maps come from and at run time
     gallery_groups: int = 2000
-    language_steps: int = 1500
+    language_steps: int = 900
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 3e-4

@@ -121,12 +121,6 @@ def build_gallery(
     )
 
 
-def shown_pixels(pool: Pool, entry: int) -> NDArray[np.uint8]:
-    """The part of a gallery's entry, uint8 [224, 224, 3] BGR, of the pool that the gallery was made of."""
-    group, query = divmod(entry, ENTRIES)
-    return np.asarray(pool.pixels(group)[NORMALS + query])
-
-
 class Sureness:
     """How surely a map tells good from defective: a logistic regression on its largest values (what the language
     model learns to say, not what decides)."""

@@ -118,11 +118,6 @@ class Pool:
                 self._masks.append(file["masks"])
                 self._notes.append(json.loads(file["notes"].tobytes()))
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
-        """uint8 [6, 224, 224, 3] BGR of a group, still on the disk."""
-        shard, row = divmod(index, SHARD_GROUPS)
-        return self._pixels[shard][row]
-
     def __getitem__(self, index: int) -> Group:
         shard, row = divmod(index, SHARD_GROUPS)
         notes = self._notes[shard]
@@ -131,4 +126,4 @@ class Pool:
             [Defect(**{**d, "center": tuple(d["center"])}) for d in sample]
             for sample in notes["defects"][row]
         ]
-        return Group(self.pixels(index), masks, defects, notes["kinds"][row])
+        return Group(self._pixels[shard][row], masks, defects, notes["kinds"][row])

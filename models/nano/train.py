@@ -58,9 +58,10 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     train_tokenizer(vocabulary_file)
     words = Vocabulary(load_tokenizer(vocabulary_file))
     print("[4/5] gallery of maps", flush=True)
-    gallery_file, pool = folder / "gallery.npz", Pool(folder / "gallery_pool", recipe.gallery_groups)
+    gallery_file = folder / "gallery.npz"
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
+        pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
         build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies).save(gallery_file)
     print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
@@ -70,7 +71,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
     gallery = Gallery.load(gallery_file)
-    model = train_language(recipe, model, vision, gallery, pool, words, folder, device)
+    model = train_language(recipe, model, vision, gallery, words, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),

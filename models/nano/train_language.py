@@ -38,9 +38,8 @@ from ..prompts import (
 )
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
-from .defects import Defect, appearance
-from .gallery import ENTRIES, Gallery, Sureness, make_bank, map_statistics, shown_pixels
-from .pool import Pool
+from .defects import Defect
+from .gallery import ENTRIES, Gallery, Sureness, make_bank, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import CANNOT_KNOW, SIZES, UNKNOWABLE_UNSEEN, dialogue, follow_ups, is_line, places
 
@@ -88,7 +87,6 @@ class Seen(NamedTuple):
     """What the prompt learner and the projection are given of B parts."""
 
     maps: Tensor  # [B, 224, 224], 0..1
-    pixels: Tensor  # [B, 3, 224, 224], normalised
     embedding: Tensor  # [B, E]
 
     def at(self, rows: slice | Tensor) -> Seen:
@@ -99,12 +97,12 @@ class Seen(NamedTuple):
 
 
 class Maps:
-    """Draws one of a part's maps (one normal sample, few, none), with its picture, and says how sure it is."""
+    """Draws one of a part's maps (one normal sample, few, none) and says how sure it is."""
 
     SOURCES, SHARES = ("one", "few", "zero"), (0.4, 0.3, 0.3)
 
-    def __init__(self, gallery: Gallery, pool: Pool) -> None:
-        self.gallery, self.pool = gallery, pool
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
         self.defective = np.array([bool(d) for d in gallery.defects])
         self.sureness = {
             source: Sureness(map_statistics(self.patches(slice(None), source)), self.defective)
@@ -125,48 +123,51 @@ class Maps:
         return upsample_map(torch.from_numpy(self.patches(index, source)))
 
     def seen(self, index: np.ndarray, source: str) -> Seen:
-        """The parts as they were photographed."""
-        pixels = np.stack([shown_pixels(self.pool, i) for i in index.tolist()])
+        """As the runtime sees the parts."""
         embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
-        return Seen(self.whole(index, source), torch.from_numpy(normalise(pixels)), embedding)
+        return Seen(self.whole(index, source), embedding)
 
-    def draw(self, index: int, rng: Generator) -> tuple[Tensor, Tensor, str]:
-        """Map [224, 224], picture [3, 224, 224] in drawn colours, and the words for the map's sureness."""
+    def draw(self, index: int, rng: Generator) -> tuple[Tensor, str]:
+        """Map [224, 224] and the words for its sureness."""
         source = str(rng.choice(self.SOURCES, p=self.SHARES))
         shown = self.whole(np.array([index]), source)[0]
         if source != "zero":
             shown = shown * float(rng.uniform(0.96, 1.04))
-        picture = torch.from_numpy(normalise(tint(shown_pixels(self.pool, index), rng)))
-        return shown, picture, self.sureness[source].words(self.patches(index, source))
+        return shown, self.sureness[source].words(self.patches(index, source))
 
 
-def tint(pixels: np.ndarray, rng: Generator) -> np.ndarray:
-    """uint8 [H, W, 3] in other colours and another exposure; dark stays dark."""
-    pixels = pixels[..., rng.permutation(3)]
-    if rng.random() < 0.25:
-        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8)
-    table = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.15)) * rng.uniform(0.8, 1.1)
-    return np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels]
-
-
-CELL_TRUTHS = ("defect", "darker", "brighter", "line", "missing", "over 1 percent")
+CELL_TRUTHS = ("defect", "line", "over 1 percent")
 
 
 def cell_truths(defects: list[Defect]) -> np.ndarray:
-    """float32 [9, 6]: what is true of each cell's most visible defect (``CELL_TRUTHS``), by the cell of its centre."""
+    """float32 [9, 3]: what is true of each cell's most visible defect (``CELL_TRUTHS``), by the cell of its centre."""
     truths = np.zeros((9, len(CELL_TRUTHS)), np.float32)
     for d in sorted(defects, key=lambda d: d.contrast * d.area**0.5):
-        shade = appearance(d)
-        told = (True, shade == "darker", shade == "brighter", is_line(d), d.name == "missing", d.area > SIZES[0][0])
-        truths[place_number(*d.center)] = told
+        truths[place_number(*d.center)] = (True, is_line(d), d.area > SIZES[0][0])
     return truths
+
+
+class CellHead(nn.Module):
+    """Prompt embeddings → what is in each cell. Not shipped: it only teaches the prompt learner to see.
+
+    Every cell is read from all nine rows: their fields overlap, and which part of its own a cell is differs.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(9 * width, 9 * len(CELL_TRUTHS))
+        nn.init.zeros_(self.linear.weight)  # what knows nothing yet would teach the convolutions nonsense
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        """[B, 18, D] → logits [B, 9, 3]."""
+        return self.linear(prompts[:, NUM_BASE_PROMPTS:].flatten(1)).unflatten(1, (9, -1))
 
 
 class Batch(NamedTuple):
     seen: Seen
     ids: Tensor  # [B · N, L] token ids of N dialogues about each part
     labels: Tensor  # [B · N, L], IGNORE where nothing is learned
-    truths: Tensor  # [B, 9, 6] of ``cell_truths``
+    truths: Tensor  # [B, 9, 3] of ``cell_truths``
 
     def to(self, device: str) -> Batch:
         return Batch(self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device))
@@ -178,13 +179,12 @@ def draw_batch(
     """``size`` parts, half of them defective, mirrored at random."""
     gallery = maps.gallery
     chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2)])
-    shown, pictures, rows, truths = [], [], [], []
+    shown, rows, truths = [], [], []
     for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
-        drawn, picture, sureness = maps.draw(index, rng)
+        drawn, sureness = maps.draw(index, rng)
         shown.append(drawn.flip(flips))
-        pictures.append(picture.flip(flips))
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
         truths.append(cell_truths(defects))
         rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)]
@@ -192,17 +192,16 @@ def draw_batch(
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
     embedding = torch.from_numpy(gallery.embedding[chosen].astype(np.float32))
-    seen = Seen(torch.stack(shown), torch.stack(pictures), embedding)
-    return Batch(seen, ids, labels, torch.from_numpy(np.stack(truths)))
+    return Batch(Seen(torch.stack(shown), embedding), ids, labels, torch.from_numpy(np.stack(truths)))
 
 
 def inject(model: AnomalyGPT, seen: Seen) -> tuple[Tensor, Tensor]:
     """Image embeddings [B, D] and prompt embeddings [B, 18, D]."""
-    return model.llama_proj(seen.embedding), model.prompt_learner(seen.maps, seen.pixels)
+    return model.llama_proj(seen.embedding), model.prompt_learner(seen.maps)
 
 
 def language_loss(
-    model: AnomalyGPT, words: Vocabulary, cell_head: nn.Linear, batch: Batch
+    model: AnomalyGPT, words: Vocabulary, cell_head: CellHead, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy of the answers' tokens, the verdict's weighted up, and how well the nine cells' prompt
     embeddings say what is in their cells: the words alone teach a convolution to see too slowly."""
@@ -217,7 +216,7 @@ def language_loss(
     verdict = (flat == words.affirmative) | (flat == words.negative)
     weight = torch.where(verdict, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
     answers = (losses * weight).sum() / weight.sum()
-    told = cell_head(prompts[:, NUM_BASE_PROMPTS:])
+    told = cell_head(prompts)
     known = batch.truths[..., :1].expand_as(told).clone()
     known[..., 0] = 1  # of a cell without a defect only that
     losses = F.binary_cross_entropy_with_logits(told, batch.truths, reduction="none") * known
@@ -289,12 +288,11 @@ def show_validation(
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
-        queries = torch.from_numpy(pixels).to(text.device)
-        vectors, taps = vision.encoder(queries)
+        vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known).expand(len(taps) - 1, -1, -1, -1)
-        one_shot = Seen(upsample_map(few_shot_distance(taps[1:], bank)), queries[1:], vectors[1:])
+        one_shot = Seen(upsample_map(few_shot_distance(taps[1:], bank)), vectors[1:])
         defects = [s.defects for s in good + bad]
         shown.append(Shown(one_shot, vision.decoder(taps[1:], text), defects, family.kind, family.seed))
     return shown
@@ -369,21 +367,18 @@ def train_language(
     model: AnomalyGPT,
     vision: NanoVision,
     gallery: Gallery,
-    pool: Pool,
     words: Vocabulary,
     folder: Path,
     device: str,
 ) -> AnomalyGPT:
-    """Train (or resume) and return the averaged model; ``language.pt`` and ``language.jsonl`` as for the vision.
-    ``pool`` is the one that the gallery was made of."""
+    """Train (or resume) and return the averaged model; ``language.pt`` and ``language.jsonl`` as for the vision."""
     state_file = folder / "language.pt"
     torch.manual_seed(recipe.seed + 1)
     model.to(device)
     model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
-    cell_head = nn.Linear(model.config.prompt_learner.llm_width, len(CELL_TRUTHS)).to(device)  # not shipped
-    nn.init.zeros_(cell_head.weight)  # a head that knows nothing yet would teach the convolutions nonsense
+    cell_head = CellHead(model.config.prompt_learner.llm_width).to(device)
     trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.language_lr, weight_decay=0.01, betas=(0.9, 0.98))
     start = 0
@@ -395,7 +390,7 @@ def train_language(
         cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    maps, shown = Maps(gallery, pool), show_validation(vision, recipe.copies)
+    maps, shown = Maps(gallery), show_validation(vision, recipe.copies)
     kept = (
         len(gallery.defects) // ENTRIES * 9 // 10 * ENTRIES
     )  # the last tenth's families are for the calibration

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from numpy.random import Generator, default_rng
 
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
-from .defects import Defect, appearance
+from .defects import Defect
 from .products import KINDS
 
 ANOMALY_QUESTIONS = (
@@ -88,7 +88,6 @@ UNKNOWABLE_UNSEEN = (
     "How can I avoid it?", "How fast is the line?",
 )  # fmt: skip
 NOTHING = "There is no anomaly in the image."
-MISSING = "Something is missing."
 CANNOT_KNOW = "I cannot know that from the image."
 
 SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, finer classes cannot be told
@@ -117,15 +116,15 @@ def size_answer(defects: list[Defect]) -> str:
 
 
 def look_answer(defects: list[Defect]) -> str:
-    """Shade and form of the most visible defect, or that something is missing."""
+    """Form of the most visible defect.
+
+    Not its shade, nor whether something is missing: neither the map nor the image embedding says so
+    (``training/ablation.md``), and an answer must be grounded.
+    """
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    if worst.name == "missing":
-        return MISSING
-    form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
-    shade = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}
-    return f"It looks like {shade[appearance(worst)]}{form}."
+    return f"It looks like {'a line' if is_line(worst) else 'a spot' if worst.area < SIZES[0][0] else 'an area'}."
 
 
 def is_line(defect: Defect) -> bool:
