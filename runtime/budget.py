@@ -84,11 +84,14 @@ class Budget:
         """
         self._costs, self._clock = costs, clock
         self._deadline = math.inf if deadline is None else deadline
+        self._refused: dict[tuple[str, ...], float] = {}  # seconds that were too many for this part
 
     def fits(self, stages: tuple[str, ...], reserved: float = 0.0) -> bool:
         """Whether these stages would end in time, with so many seconds left for what must come after them."""
-        fits = self._clock() + self._costs.seconds(stages) + reserved <= self._deadline
-        if not fits:
+        seconds = max(self._costs.seconds(stages), self._refused.get(stages, 0.0))
+        fits = self._clock() + seconds + reserved <= self._deadline
+        if not fits and stages not in self._refused:
+            self._refused[stages] = seconds  # relaxed for the next part, not for this one's next view
             self._costs.relax(stages)
         return fits
 
