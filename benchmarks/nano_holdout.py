@@ -38,7 +38,7 @@ NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many de
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
 BINS = 10  # of p(anomaly)
-LOOKS = ("dark", "bright", "line", "spot", "area", "missing")
+LOOKS = ("line", "spot", "area")
 NUM_ASKED = 3  # parts of a family that are asked all questions
 
 

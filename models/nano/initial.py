@@ -184,9 +184,7 @@ BY_PIECE = (
 
 @torch.no_grad()
 def load_language_start(model: nn.Module, pieces: list[str]) -> None:
-    """The same for the words: projection, layers, the rows of the pieces known before, and the prompt learner, whose
-    convolutions may be wider now and read the image too: they compute what the start's did, and the channels that are
-    new stand beside them unread (Net2Net: Chen, Goodfellow and Shlens, ICLR 2016)."""
+    """The same for the words: prompt learner, projection and layers, and the rows of the pieces known before."""
     with safe_open(LANGUAGE_START, "pt") as file:
         known = {piece: row for row, piece in enumerate(json.loads(file.metadata()["pieces"]))}
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
@@ -195,13 +193,6 @@ def load_language_start(model: nn.Module, pieces: list[str]) -> None:
         own = model.get_parameter(name)
         if name in BY_PIECE:
             own[[r[0] for r in rows]] = tensor[[r[1] for r in rows]]
-        elif name.startswith("prompt_learner.meta_net."):
-            known_outputs = slice(tensor.shape[0])
-            if own.dim() == 4:  # what was known does not listen to what is new
-                own[known_outputs] = 0
-                own[known_outputs, : tensor.shape[1]] = tensor
-            else:
-                own[known_outputs] = tensor
         else:
             own.copy_(tensor)
 
