@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .config import Recipe, nano_config
+from .config import Recipe
 from .evaluate import evaluate_vision
 from .pool import Pool, build_pool
 from .train_vision import train_vision

@@ -303,8 +303,8 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
     """Share of right answers on validation products.
 
     Verdicts with one normal sample, with none and with another part's map; the named place, and behind the verdict
-    the answers to every follow-up question, of parts with one defect that it called defective; refusals of questions that it never
-    saw and that no picture answers.
+    the answers to every follow-up question, of parts with one defect that it called defective; refusals of questions
+    that it never saw and that no picture answers.
     """
     figures: dict[str, list[float]] = {}
     for family in shown:
