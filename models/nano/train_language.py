@@ -46,6 +46,7 @@ from .words import CANNOT_KNOW, SIZES, UNKNOWABLE_UNSEEN, dialogue, follow_ups, 
 IGNORE = -100
 VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
 CELL_WEIGHT = 0.5
+FEW_SHOT = ("one", "few")  # the maps of the gallery's ``SHOTS``
 
 
 class Vocabulary:
@@ -99,7 +100,7 @@ class Seen(NamedTuple):
 class Maps:
     """Draws one of a part's maps (one normal sample, few, none) and says how sure it is."""
 
-    SOURCES, SHARES = ("one", "few", "zero"), (0.4, 0.3, 0.3)
+    SOURCES, SHARES = (*FEW_SHOT, "zero"), (0.4, 0.3, 0.3)
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
@@ -113,7 +114,7 @@ class Maps:
         """The map in patches, float32 [..., 256]; the zero-shot one approximately (mean before upsampling)."""
         if source == "zero":
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
-        return self.gallery.few_shot[index, ("one", "few").index(source)].astype(np.float32)
+        return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
 
     def whole(self, index: np.ndarray, source: str) -> Tensor:
         """The maps [B, 224, 224] as the runtime makes them."""
@@ -335,7 +336,8 @@ def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarra
     """Scale the language model's head so that p(anomaly) means what it says; greedy answers stay what they are.
 
     Args:
-        parts: gallery entries of families that the language model was not trained on; each of their maps counts.
+        parts: gallery entries of families that the language model was not trained on; their maps with normal samples
+            count, as zero-shot ones would make these less sure than they may be.
 
     Returns:
         The temperature found (Guo et al., ICML 2017): the logits are divided by it.
@@ -343,14 +345,14 @@ def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarra
     asked = words.asked(DEFAULT_QUESTION)
     device = next(model.parameters()).device
     margins = []
-    for source in maps.SOURCES:
+    for source in FEW_SHOT:
         for start in range(0, len(parts), 64):
             seen = maps.seen(parts[start : start + 64], source).to(device)
             ids = torch.tensor([asked] * len(seen.maps), device=device)
             last = _logits(model, words, inject(model, seen), ids)[:, -1]
             margins.append((last[:, words.affirmative] - last[:, words.negative]).cpu())
     margin = torch.cat(margins)
-    defective = torch.from_numpy(np.tile(maps.defective[parts], len(maps.SOURCES)))
+    defective = torch.from_numpy(np.tile(maps.defective[parts], len(FEW_SHOT)))
     # good and defective parts count the same, as a line's mix is not known
     weight = torch.where(defective, 0.5 / defective.float().mean(), 0.5 / (~defective).float().mean())
     temperatures = torch.exp(torch.linspace(math.log(0.5), math.log(6), 60))
