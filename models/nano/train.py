@@ -84,7 +84,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     print(f"checkpoint written to {checkpoint}", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Every number of the recipe is an option of the same name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -95,11 +95,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="image-generating processes")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: its default)")
     for field in dataclasses.fields(Recipe):
-        if field.name != "vision":
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-            )
-    options = vars(parser.parse_args())
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):  # --no-start and the like
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+        elif field.name != "vision":
+            parser.add_argument(option, type=type(field.default), default=field.default)
+    options = vars(parser.parse_args(arguments))
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     numbers = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options}

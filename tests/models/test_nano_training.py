@@ -13,6 +13,7 @@ from numpy.random import default_rng
 
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
+from anomalygpt_edge.models.nano import train as train_module
 from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
 from anomalygpt_edge.models.nano.data import mirror_defects, normalise
 from anomalygpt_edge.models.nano.defects import Defect
@@ -110,6 +111,13 @@ def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+
+
+def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) -> None:
+    asked: list[Recipe] = []
+    monkeypatch.setattr(train_module, "train", lambda recipe, *rest: asked.append(recipe))
+    train_module.main(["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"])
+    assert asked == [Recipe(start=False, ranking=False, seed=7, copies="none")]
 
 
 def test_the_loss_teaches_matching(groups: Pool) -> None:
