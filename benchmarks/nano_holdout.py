@@ -5,6 +5,8 @@ would: AUROC, the sentence's verdict against the truth, the place it names, p(an
 what is caught by size and by contrast of the defect, and the share of right answers to each kind of question.
 
     python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--json FILE]
+
+``--validation`` takes the validation families instead: choices between models are made there.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families
+from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
 from anomalygpt_edge.models.nano.products import Family
 from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places
@@ -36,6 +38,7 @@ NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many de
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
 BINS = 10  # of p(anomaly)
+LOOKS = ("line", "spot", "area")
 NUM_ASKED = 3  # parts of a family that are asked all questions
 
 
@@ -81,7 +84,8 @@ def right_answers(
 
     The first parts of each family that have one defect and are called defective, each asked one question of every
     kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and
-    no picture answers. How sure it is has no right answer: the table of p(anomaly) stands for it.
+    no picture answers. What it looks like is also counted word by word, where the right answer has that word. How
+    sure it is has no right answer: the table of p(anomaly) stands for it.
     """
     right: dict[str, list[bool]] = {}
     for family, (references, _, bad) in zip(families, samples, strict=True):
@@ -97,7 +101,12 @@ def right_answers(
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)
                 dialogue.ask(DEFAULT_QUESTION)
-                right.setdefault(name, []).append(dialogue.ask(question).text == reply)
+                said = dialogue.ask(question).text
+                right.setdefault(name, []).append(said == reply)
+                if name == "look":
+                    for word in LOOKS:
+                        if word in reply:
+                            right.setdefault(f"look: {word}", []).append(word in said)
     return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
 
 
@@ -144,12 +153,14 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="the bundled model by default")
     parser.add_argument("--shots", default="0,1,4")
     parser.add_argument("--families", type=int, default=len(held_out_families()))
+    parser.add_argument("--validation", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shots = parse_shots(options.shots)
+    products = (validation_families if options.validation else held_out_families)(options.families)
     samples = [
         fixed_samples(f, NUM_REFERENCES, NUM_PARTS, NUM_PARTS)
-        for f in track(held_out_families(options.families), "drawing parts", disable=not sys.stderr.isatty())
+        for f in track(products, "drawing parts", disable=not sys.stderr.isatty())
     ]
     results = {}
     with Inspector.open(options.bundle) as inspector:
@@ -164,8 +175,8 @@ def main() -> None:
                 "by_area": caught_by(families, "area", AREAS),
                 "by_contrast": caught_by(families, "contrast", CONTRASTS),
             }
-        answers = right_answers(inspector, held_out_families(options.families), samples) if 1 in shots else {}
-    print_tables(results)
+        answers = right_answers(inspector, products, samples) if 1 in shots else {}
+    print_tables(results, "validation products" if options.validation else "held-out generated products")
     print_answers(answers)
     if options.json:
         found = {"nano_holdout": results, "right_answers": answers}
@@ -181,9 +192,9 @@ def print_answers(answers: dict[str, dict]) -> None:
     Console().print(table)
 
 
-def print_tables(results: dict[int, dict]) -> None:
+def print_tables(results: dict[int, dict], title: str) -> None:
     console = Console()
-    table = Table(title="held-out generated products", box=box.SIMPLE_HEAD)
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("normal samples")
     names = [name for name in next(iter(results.values())) if not name.startswith("by_")]
     for name in names:

@@ -155,23 +155,12 @@ def identify(tensors: Tensors) -> str | None:
 
 
 def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
-    """The prompt learner's channels, the width it was trained for and whether it reads the image, from the shapes.
-
-    Raises:
-        CheckpointError: it reads neither the map alone nor map and image.
-    """
+    """The prompt learner's channels and the width it was trained for, from the shapes."""
     kernels = [
         shape_of(tensors, f"prompt_learner.meta_net.{3 * i}.weight", dims=4) for i in range(NUM_META_CONVS)
     ]
     first, second, third, fourth, fifth, last = (kernel[0] for kernel in kernels)
-    inputs = kernels[0][1]
-    config = PromptLearnerConfig((first, second, third, fourth, fifth), last, reads_image=inputs != 1)
-    if inputs != config.input_channels:
-        raise CheckpointError(
-            f"{tensors.path}: its prompt learner reads {inputs} channels, and what is known reads 1, the anomaly map, "
-            "or 4, map and image: it is of another model"
-        )
-    return config
+    return PromptLearnerConfig(channels=(first, second, third, fourth, fifth), llm_width=last)
 
 
 def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) -> None:

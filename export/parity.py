@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import localise, match, preprocess, upsample
 from ..runtime.bundle import Bundle, Manifest
-from ..runtime.engines import learner_inputs, open_engine
+from ..runtime.engines import open_engine
 from ..runtime.errors import AgptError
 from ..runtime.language import LanguageModel
 from .reference import Reference
@@ -171,13 +171,12 @@ class Parity:
         text_features = bundle.text_features()
         stages: Stages = {}
         for case in self._cases:
-            pixels = self._pixels(case.frame)
-            encoded = engines["encoder"].run(pixels=pixels)
+            encoded = engines["encoder"].run(pixels=self._pixels(case.frame))
             features = encoded["patch_features"]
             add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
             if case.normals:
-                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
-                normal = engines["encoder"].run(pixels=normals)["patch_features"]
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                normal = engines["encoder"].run(pixels=pixels)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
                 distance = match(features, bank)
                 anomaly_map = upsample(distance, manifest.preprocess.size)
@@ -186,8 +185,7 @@ class Parity:
                 run = engines["decoder"].run(patch_features=features, text_features=text_features)
                 anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
                 add(stages, zero_shot_map=anomaly_map)
-            inputs = learner_inputs(manifest.components["prompt_learner"], anomaly_map, pixels)
-            add(stages, **engines["prompt_learner"].run(**inputs))
+            add(stages, **engines["prompt_learner"].run(anomaly_map=anomaly_map))
             advance()
         return stages
 
@@ -196,19 +194,18 @@ class Parity:
         text = reference.checkpoints.text_features[self._manifest.default_class]
         stages: Stages = {}
         for case in self._cases:
-            pixels = torch.from_numpy(self._pixels(case.frame))
-            embedding, features = reference.encode(pixels)
+            embedding, features = reference.encode(torch.from_numpy(self._pixels(case.frame)))
             add(stages, image_embedding=embedding, patch_features=features)
             if case.normals:
-                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
-                _, normal = reference.encode(torch.from_numpy(normals))
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                _, normal = reference.encode(torch.from_numpy(pixels))
                 bank = normal.transpose(0, 1).flatten(1, 2)[None]
                 distance, anomaly_map = reference.few_shot_map(features, bank)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
                 add(stages, zero_shot_map=anomaly_map)
-            add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map, pixels))
+            add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map))
             advance()
         return stages
 

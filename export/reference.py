@@ -59,10 +59,9 @@ class Reference:
         return distance, upsample_map(distance)
 
     @torch.inference_mode()
-    def prompt_embeddings(self, anomaly_map: Tensor, pixels: Tensor) -> Tensor:
-        """[B, S, S] and [B, 3, S, S], which only a learner that reads the image sees → [B, 18, D]."""
-        learner = self.model.prompt_learner
-        return learner(anomaly_map, pixels if learner.config.reads_image else None)
+    def prompt_embeddings(self, anomaly_map: Tensor) -> Tensor:
+        """[B, S, S] → [B, 18, D]."""
+        return self.model.prompt_learner(anomaly_map)
 
     def token_ids(self, piece: str, bos: bool = False) -> list[int]:
         """Ids of a piece tokenised on its own."""

@@ -128,10 +128,8 @@ def describe_pandagpt(tensors: Tensors) -> str:
 
 
 def describe_anomalygpt(tensors: Tensors) -> str:
-    learner = read_learner_config(tensors)
-    width = learner.llm_width
-    reads = "; its prompt learner reads the image too" if learner.reads_image else ""
-    return f"delta for width {width}{size_name(width)}{reads}; setup: {setup_of(tensors.path)}"
+    width = read_learner_config(tensors).llm_width
+    return f"delta for width {width}{size_name(width)}; setup: {setup_of(tensors.path)}"
 
 
 def setup_of(path: Path) -> str:

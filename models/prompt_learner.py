@@ -13,56 +13,28 @@ NUM_PROMPTS = 18
 
 @dataclass(frozen=True)
 class PromptLearnerConfig:
-    """Channel widths of the five 3×3 convolutions, and the language model's width.
-
-    The original's reads the map alone, which does not tell dark from bright: one that ``reads_image`` has the image
-    beside it.
-    """
+    """Channel widths of the five 3×3 convolutions, and the language model's width."""
 
     channels: tuple[int, int, int, int, int] = (4, 16, 64, 256, 1024)
     llm_width: int = 4096
-    reads_image: bool = False
-
-    @property
-    def input_channels(self) -> int:
-        """Of the first convolution: the map, and red, green and blue where the image is read."""
-        return 4 if self.reads_image else 1
 
 
 class PromptLearner(nn.Module):
-    """Nine learned rows, then nine rows read off the map, and the image if asked, by a CNN (names as in the
-    original)."""
+    """Nine learned rows, then nine rows read off the map by a CNN (names as in the original)."""
 
     def __init__(self, config: PromptLearnerConfig) -> None:
         super().__init__()
         self.config = config
         self.base_prompts = nn.Parameter(torch.randn(NUM_BASE_PROMPTS, config.llm_width))
         layers: list[nn.Module] = []
-        inputs = config.input_channels
+        inputs = 1
         for outputs in config.channels:
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
             inputs = outputs
         self.meta_net = nn.Sequential(*layers, nn.Conv2d(inputs, config.llm_width, 5))
 
-    def forward(self, anomaly_map: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Prompt embeddings for the language model.
-
-        Args:
-            anomaly_map: float [B, 224, 224], 0..1.
-            pixels: float [B, 3, 224, 224], what the encoder was given; only of a learner that reads the image.
-
-        Returns:
-            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map.
-
-        Raises:
-            ValueError: pixels are missing, or given to a learner that reads the map alone.
-        """
-        if (pixels is not None) != self.config.reads_image:
-            wanted = "the map and the image" if self.config.reads_image else "the map alone"
-            raise ValueError(f"this prompt learner reads {wanted}")
+    def forward(self, anomaly_map: Tensor) -> Tensor:
+        """[B, 224, 224] in 0..1 → [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map."""
         batch = anomaly_map.shape[0]
-        seen = anomaly_map[:, None]
-        if pixels is not None:
-            seen = torch.cat([seen, pixels], dim=1)
-        cells = self.meta_net(seen).flatten(2).transpose(1, 2)
+        cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
         return torch.cat([self.base_prompts.expand(batch, -1, -1), cells], dim=1)

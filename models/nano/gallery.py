@@ -22,14 +22,15 @@ from .defects import Defect
 from .pool import GROUP, NORMALS, Pool
 from .words import SURENESS
 
-ENTRIES = GROUP - NORMALS + 1  # of a group: one of its good parts and its queries
+ENTRIES = GROUP - NORMALS  # of a group: its queries
+SHOTS = (1, NORMALS)  # normal samples in the banks
 
 
 @dataclass
 class Gallery:
     """N parts: their image embedding and their maps in patches.
 
-    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, 256]: distances to one and to two good parts;
+    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, 256]: distances to as many good parts as ``SHOTS`` says;
     ``margins`` f16 [N, 4, 256]: zero-shot logit differences per tap.
     """
 
@@ -103,12 +104,12 @@ def build_gallery(
         pixels = normalise(group.pixels)
         vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
-        copied = make_copies(pixels[:2], copies, encoder.config.grid)[1:]
-        known = [taps[:2], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
-        banks = (make_bank([copy[:count] for copy in known]) for count in (1, 2))
-        one, two = (few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks)
+        copied = make_copies(pixels[:NORMALS], copies, encoder.config.grid)[1:]
+        known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
+        banks = (make_bank([copy[:count] for copy in known]) for count in SHOTS)
+        distances = [few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks]
         embedding.append(vectors.half().cpu().numpy())
-        few_shot.append(torch.stack([one, two], dim=1).half().cpu().numpy())
+        few_shot.append(torch.stack(distances, dim=1).half().cpu().numpy())
         margins.append(zero_shot_margins(decoder, shown, text).half().cpu().numpy())
         defects += group.defects[-ENTRIES:]
         kinds += [group.kind] * ENTRIES

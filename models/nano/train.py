@@ -20,7 +20,7 @@ from .pool import Pool, build_pool
 from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Vocabulary, train_language
-from .train_vision import CLASSES, encoder_recipe, train_vision
+from .train_vision import CLASSES, train_vision
 
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
 
@@ -47,28 +47,26 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         )
     kept.write_text(numbers, encoding="utf-8")
 
-    print("[1/6] pools of generated parts", flush=True)
+    print("[1/5] pools of generated parts", flush=True)
     build_pool(folder / "pool", recipe.seed, recipe.pool_groups, workers, recipe.calm_share)
     build_pool(folder / "gallery_pool", recipe.seed + GALLERY_SEED_OFFSET, recipe.gallery_groups, workers)
     pool = Pool(folder / "pool", recipe.pool_groups)
-    print("[2/6] encoder", flush=True)
-    encoder = train_vision(encoder_recipe(recipe), folder, device, pool, "encoder")
-    print("[3/6] image decoder, text features", flush=True)
-    vision = train_vision(recipe, folder, device, pool, start=encoder).eval()
-    print("[4/6] vocabulary", flush=True)
+    print("[2/5] encoder, image decoder, text features", flush=True)
+    vision = train_vision(recipe, folder, device, pool).eval()
+    print("[3/5] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
     words = Vocabulary(load_tokenizer(vocabulary_file))
-    print("[5/6] gallery of maps", flush=True)
+    print("[4/5] gallery of maps", flush=True)
     gallery_file = folder / "gallery.npz"
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
         pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
         build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies).save(gallery_file)
-    print("[6/6] prompt learner, projection, language model", flush=True)
+    print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-    if recipe.language_start:
+    if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
@@ -86,7 +84,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     print(f"checkpoint written to {checkpoint}", flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Every number of the recipe is an option of the same name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -97,11 +95,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="image-generating processes")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: its default)")
     for field in dataclasses.fields(Recipe):
-        if field.name != "vision":
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-            )
-    options = vars(parser.parse_args())
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):  # --no-start and the like
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default)
+        elif field.name != "vision":
+            parser.add_argument(option, type=type(field.default), default=field.default)
+    options = vars(parser.parse_args(arguments))
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     numbers = {f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from ...runtime.copies import Copies, make_copies
 from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
+from ..prompt_learner import NUM_BASE_PROMPTS
 from ..prompts import (
     AFFIRMATIVE,
     DEFAULT_QUESTION,
@@ -31,16 +34,19 @@ from ..prompts import (
     STOP_PIECE,
     STOP_STRING,
     answer,
+    place_number,
 )
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
 from .gallery import ENTRIES, Gallery, Sureness, make_bank, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
-from .words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, dialogue, follow_ups, places
+from .words import CANNOT_KNOW, SIZES, UNKNOWABLE_UNSEEN, dialogue, follow_ups, is_line, places
 
 IGNORE = -100
 VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
+CELL_WEIGHT = 0.5
+FEW_SHOT = ("one", "few")  # the maps of the gallery's ``SHOTS``
 
 
 class Vocabulary:
@@ -58,7 +64,12 @@ class Vocabulary:
     def pieces(self) -> list[str]:
         return [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.vocab_size())]
 
-    def turns(self, dialogue: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+    def asked(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids behind the prompt embeddings, up to where the answer starts."""
+        shown = ("Human: " if before else "") + question + PIECE_ASSISTANT
+        return self.turns(before)[0] + self.tokenizer.encode(shown)
+
+    def turns(self, dialogue: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
         """Token ids behind the prompt embeddings, and the label of each (IGNORE where nothing is learned).
 
         A first question follows the embeddings directly; later ones start with "Human: " as the original's history.
@@ -73,16 +84,29 @@ class Vocabulary:
         return ids, labels
 
 
-class Maps:
-    """Draws one of a part's maps (one normal sample, two, none) and says how sure it is."""
+class Seen(NamedTuple):
+    """What the prompt learner and the projection are given of B parts."""
 
-    SOURCES, SHARES = ("one", "two", "zero"), (0.4, 0.3, 0.3)
+    maps: Tensor  # [B, 224, 224], 0..1
+    embedding: Tensor  # [B, E]
+
+    def at(self, rows: slice | Tensor) -> Seen:
+        return Seen(*(x[rows] for x in self))
+
+    def to(self, device: str | torch.device) -> Seen:
+        return Seen(*(x.to(device) for x in self))
+
+
+class Maps:
+    """Draws one of a part's maps (one normal sample, few, none) and says how sure it is."""
+
+    SOURCES, SHARES = (*FEW_SHOT, "zero"), (0.4, 0.3, 0.3)
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
-        defective = np.array([bool(d) for d in gallery.defects])
+        self.defective = np.array([bool(d) for d in gallery.defects])
         self.sureness = {
-            source: Sureness(map_statistics(self.patches(slice(None), source)), defective)
+            source: Sureness(map_statistics(self.patches(slice(None), source)), self.defective)
             for source in self.SOURCES
         }
 
@@ -90,80 +114,144 @@ class Maps:
         """The map in patches, float32 [..., 256]; the zero-shot one approximately (mean before upsampling)."""
         if source == "zero":
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
-        return self.gallery.few_shot[index, ("one", "two").index(source)].astype(np.float32)
+        return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
+
+    def whole(self, index: np.ndarray, source: str) -> Tensor:
+        """The maps [B, 224, 224] as the runtime makes them."""
+        if source == "zero":
+            margins = torch.from_numpy(self.gallery.margins[index].astype(np.float32))
+            return upsample_map(margins.flatten(0, 1)).sigmoid().unflatten(0, margins.shape[:2]).mean(dim=1)
+        return upsample_map(torch.from_numpy(self.patches(index, source)))
+
+    def seen(self, index: np.ndarray, source: str) -> Seen:
+        """As the runtime sees the parts."""
+        embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
+        return Seen(self.whole(index, source), embedding)
 
     def draw(self, index: int, rng: Generator) -> tuple[Tensor, str]:
         """Map [224, 224] and the words for its sureness."""
         source = str(rng.choice(self.SOURCES, p=self.SHARES))
-        patches = self.patches(index, source)
-        words = self.sureness[source].words(patches)
-        if source == "zero":
-            margins = torch.from_numpy(self.gallery.margins[index].astype(np.float32))
-            return upsample_map(margins).sigmoid().mean(dim=0), words
-        scaled = torch.from_numpy(patches) * float(rng.uniform(0.96, 1.04))
-        return upsample_map(scaled[None])[0], words
+        shown = self.whole(np.array([index]), source)[0]
+        if source != "zero":
+            shown = shown * float(rng.uniform(0.96, 1.04))
+        return shown, self.sureness[source].words(self.patches(index, source))
+
+
+CELL_TRUTHS = ("defect", "line", "over 1 percent")
+
+
+def cell_truths(defects: list[Defect]) -> np.ndarray:
+    """float32 [9, 3]: what is true of each cell's most visible defect (``CELL_TRUTHS``), by the cell of its centre."""
+    truths = np.zeros((9, len(CELL_TRUTHS)), np.float32)
+    for d in sorted(defects, key=lambda d: d.contrast * d.area**0.5):
+        truths[place_number(*d.center)] = (True, is_line(d), d.area > SIZES[0][0])
+    return truths
+
+
+class CellHead(nn.Module):
+    """Prompt embeddings → what is in each cell. Not shipped: it only teaches the prompt learner to see.
+
+    Every cell is read from all nine rows: their fields overlap, and which part of its own a cell is differs.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(9 * width, 9 * len(CELL_TRUTHS))
+        nn.init.zeros_(self.linear.weight)  # what knows nothing yet would teach the convolutions nonsense
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        """[B, 18, D] → logits [B, 9, 3]."""
+        return self.linear(prompts[:, NUM_BASE_PROMPTS:].flatten(1)).unflatten(1, (9, -1))
+
+
+class Batch(NamedTuple):
+    seen: Seen
+    ids: Tensor  # [B · N, L] token ids of N dialogues about each part
+    labels: Tensor  # [B · N, L], IGNORE where nothing is learned
+    truths: Tensor  # [B, 9, 3] of ``cell_truths``
+
+    def to(self, device: str) -> Batch:
+        return Batch(self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device))
 
 
 def draw_batch(
     maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int, dialogues: int
-):
-    """Maps [B, 224, 224], image embeddings [B, E], token ids [B·N, L] and labels [B·N, L], N ``dialogues`` a part;
-    half the parts defective."""
+) -> Batch:
+    """``size`` parts, half of them defective, mirrored at random."""
     gallery = maps.gallery
     chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2)])
-    shown, rows = [], []
-    for index in chosen:
+    shown, rows, truths = [], [], []
+    for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
-        flips = [axis for axis, flip in ((0, up_down), (1, left_right)) if flip]
+        flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
         drawn, sureness = maps.draw(index, rng)
         shown.append(drawn.flip(flips))
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
-        rows += [
-            words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)
-        ]
+        truths.append(cell_truths(defects))
+        rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
-    return torch.stack(shown), torch.from_numpy(gallery.embedding[chosen].astype(np.float32)), ids, labels
+    embedding = torch.from_numpy(gallery.embedding[chosen].astype(np.float32))
+    return Batch(Seen(torch.stack(shown), embedding), ids, labels, torch.from_numpy(np.stack(truths)))
+
+
+def inject(model: AnomalyGPT, seen: Seen) -> tuple[Tensor, Tensor]:
+    """Image embeddings [B, D] and prompt embeddings [B, 18, D]."""
+    return model.llama_proj(seen.embedding), model.prompt_learner(seen.maps)
 
 
 def language_loss(
-    model: AnomalyGPT, words: Vocabulary, maps: Tensor, embedding: Tensor, ids: Tensor, labels: Tensor
-) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, the verdict's weighted up."""
-    logits = _logits(model, words, maps, embedding, ids)
-    first = logits.shape[1] - ids.shape[1] - 1  # the position that predicts ids[:, 0]
-    predicted = logits[:, first:-1].flatten(0, 1)
-    losses = F.cross_entropy(predicted, labels.flatten(), ignore_index=IGNORE, reduction="none")
-    flat = labels.flatten()
+    model: AnomalyGPT, words: Vocabulary, cell_head: CellHead, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy of the answers' tokens, the verdict's weighted up, and how well the nine cells' prompt
+    embeddings say what is in their cells: the words alone teach a convolution to see too slowly."""
+    embedding, prompts = inject(model, batch.seen)
+    # the prompt learner costs more than the words: it reads a part once for all dialogues about it
+    times = len(batch.ids) // len(prompts)
+    repeated = (embedding.repeat_interleave(times, dim=0), prompts.repeat_interleave(times, dim=0))
+    logits = _logits(model, words, repeated, batch.ids)
+    first = logits.shape[1] - batch.ids.shape[1] - 1  # the position that predicts ids[:, 0]
+    flat = batch.labels.flatten()
+    losses = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
     verdict = (flat == words.affirmative) | (flat == words.negative)
     weight = torch.where(verdict, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
-    return (losses * weight).sum() / weight.sum()
+    answers = (losses * weight).sum() / weight.sum()
+    told = cell_head(prompts)
+    known = batch.truths[..., :1].expand_as(told).clone()
+    known[..., 0] = 1  # of a cell without a defect only that
+    losses = F.binary_cross_entropy_with_logits(told, batch.truths, reduction="none") * known
+    cells = (losses.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp(min=1)).mean()
+    loss = answers + CELL_WEIGHT * cells
+    return loss, {"answers": answers.item(), "cells": cells.item()}
 
 
-def _logits(model: AnomalyGPT, words: Vocabulary, maps: Tensor, embedding: Tensor, ids: Tensor) -> Tensor:
+def _logits(model: AnomalyGPT, words: Vocabulary, injected: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
     pieces = (
         torch.tensor(words.before, device=ids.device),
         torch.tensor(words.after, device=ids.device),
         ids,
     )
-    # the prompt learner costs more than the words: it reads a map once for all dialogues about it
-    injected = model.llama_proj(embedding), model.prompt_learner(maps)
-    times = len(ids) // len(maps)
-    prompt = assemble_prompt(model.llama, pieces, *(x.repeat_interleave(times, dim=0) for x in injected))
-    return model.llama(prompt)
+    return model.llama(assemble_prompt(model.llama, pieces, *injected))
 
 
 @torch.no_grad()
 def generate(
-    model: AnomalyGPT, words: Vocabulary, maps: Tensor, embedding: Tensor, question: str, max_tokens: int = 40
+    model: AnomalyGPT,
+    words: Vocabulary,
+    seen: Seen,
+    question: str,
+    before: Sequence[tuple[str, str]] = (),
+    max_tokens: int = 40,
 ) -> tuple[list[str], Tensor]:
-    """Greedy answers and p(anomaly) [B] of the first answer token."""
-    ids = torch.tensor([words.tokenizer.encode(question + PIECE_ASSISTANT)] * len(maps), device=maps.device)
+    """Greedy answers and p(anomaly) [B] of the first answer token; ``before``: what was asked and said already."""
+    injected = inject(model, seen)
+    asked = words.asked(question, before)
+    ids = torch.tensor([asked] * len(seen.maps), device=seen.maps.device)
     start = ids.shape[1]
-    p_anomaly = torch.zeros(len(maps))
+    p_anomaly = torch.zeros(len(ids))
     for step in range(max_tokens):
-        last = _logits(model, words, maps, embedding, ids)[:, -1]
+        last = _logits(model, words, injected, ids)[:, -1]
         if step == 0:
             p_anomaly = last[:, [words.negative, words.affirmative]].softmax(dim=1)[:, 1]
         ids = torch.cat([ids, last.argmax(dim=1, keepdim=True)], dim=1)
@@ -178,11 +266,10 @@ def generate(
 
 @dataclass
 class Shown:
-    """What the language model is given of one family's queries, and the truth."""
+    """One family's queries as the language model is given them, and the truth."""
 
-    one_shot: Tensor  # [B, 224, 224]
-    zero_shot: Tensor
-    embedding: Tensor  # [B, E]
+    one_shot: Seen
+    zero_shot: Tensor  # [B, 224, 224]
     defects: list[list[Defect]]
     kind: str
     seed: int
@@ -206,10 +293,9 @@ def show_validation(
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known).expand(len(taps) - 1, -1, -1, -1)
-        one_shot = upsample_map(few_shot_distance(taps[1:], bank))
+        one_shot = Seen(upsample_map(few_shot_distance(taps[1:], bank)), vectors[1:])
         defects = [s.defects for s in good + bad]
-        zero_shot = vision.decoder(taps[1:], text)
-        shown.append(Shown(one_shot, zero_shot, vectors[1:], defects, family.kind, family.seed))
+        shown.append(Shown(one_shot, vision.decoder(taps[1:], text), defects, family.kind, family.seed))
     return shown
 
 
@@ -217,29 +303,30 @@ def show_validation(
 def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) -> dict[str, float]:
     """Share of right answers on validation products.
 
-    Verdicts with one normal sample, with none and with another part's map; the named place, and the answers to
-    every follow-up question, of parts with one defect that it called defective; refusals of questions that it never
-    saw and that no picture answers.
+    Verdicts with one normal sample, with none and with another part's map; the named place, and behind the verdict
+    the answers to every follow-up question, of parts with one defect that it called defective; refusals of questions
+    that it never saw and that no picture answers.
     """
     figures: dict[str, list[float]] = {}
     for family in shown:
         truth, rng = family.defective, default_rng(family.seed)
-        shuffled = family.one_shot[torch.from_numpy(rng.permutation(len(truth)))]
-        sources = {"one_shot": family.one_shot, "zero_shot": family.zero_shot, "shuffled": shuffled}
+        shuffled = family.one_shot.maps[torch.from_numpy(rng.permutation(len(truth)))]
+        sources = {"one_shot": family.one_shot.maps, "zero_shot": family.zero_shot, "shuffled": shuffled}
         for name, maps in sources.items():
-            texts, _ = generate(model, words, maps, family.embedding, DEFAULT_QUESTION)
+            texts, _ = generate(model, words, family.one_shot._replace(maps=maps), DEFAULT_QUESTION)
             said = np.array([t.startswith(AFFIRMATIVE) for t in texts])
             figures.setdefault(f"{name}_accuracy", []).append(float((said == truth).mean()))
             if name == "one_shot":
-                caught = [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
+                verdicts, caught = texts, [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
         for i in caught:
-            its_map, its_embedding = family.one_shot[i : i + 1], family.embedding[i : i + 1]
+            right_place = verdicts[i] == answer(places(family.defects[i]))
+            figures.setdefault("verdict_place", []).append(float(right_place))
             asked = follow_ups(rng, family.defects[i], family.kind, "")
-            right = {"verdict_place": (DEFAULT_QUESTION, answer(places(family.defects[i])))}
-            right |= {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
+            right = {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
+            part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
-                texts, _ = generate(model, words, its_map, its_embedding, question)
+                texts, _ = generate(model, words, part, question, before)
                 figures.setdefault(name, []).append(float(texts[0] == reply))
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
@@ -249,26 +336,23 @@ def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarra
     """Scale the language model's head so that p(anomaly) means what it says; greedy answers stay what they are.
 
     Args:
-        parts: gallery entries of families that the language model was not trained on; their maps with one normal
-            sample and with two.
+        parts: gallery entries of families that the language model was not trained on; their maps with normal samples
+            count, as zero-shot ones would make these less sure than they may be.
 
     Returns:
         The temperature found (Guo et al., ICML 2017): the logits are divided by it.
     """
-    parts = np.tile(parts, 2)
-    both = np.concatenate([maps.patches(parts[: len(parts) // 2], source) for source in ("one", "two")])
-    shown = upsample_map(torch.from_numpy(both))
-    embedding = torch.from_numpy(maps.gallery.embedding[parts].astype(np.float32))
-    defective = torch.tensor([bool(maps.gallery.defects[i]) for i in parts])
-    asked = words.tokenizer.encode(DEFAULT_QUESTION + PIECE_ASSISTANT)
+    asked = words.asked(DEFAULT_QUESTION)
     device = next(model.parameters()).device
     margins = []
-    for start in range(0, len(parts), 64):
-        batch = shown[start : start + 64].to(device), embedding[start : start + 64].to(device)
-        ids = torch.tensor([asked] * len(batch[0]), device=device)
-        last = _logits(model, words, *batch, ids)[:, -1]
-        margins.append((last[:, words.affirmative] - last[:, words.negative]).cpu())
+    for source in FEW_SHOT:
+        for start in range(0, len(parts), 64):
+            seen = maps.seen(parts[start : start + 64], source).to(device)
+            ids = torch.tensor([asked] * len(seen.maps), device=device)
+            last = _logits(model, words, inject(model, seen), ids)[:, -1]
+            margins.append((last[:, words.affirmative] - last[:, words.negative]).cpu())
     margin = torch.cat(margins)
+    defective = torch.from_numpy(np.tile(maps.defective[parts], len(FEW_SHOT)))
     # good and defective parts count the same, as a line's mix is not known
     weight = torch.where(defective, 0.5 / defective.float().mean(), 0.5 / (~defective).float().mean())
     temperatures = torch.exp(torch.linspace(math.log(0.5), math.log(6), 60))
@@ -296,7 +380,8 @@ def train_language(
     model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    cell_head = CellHead(model.config.prompt_learner.llm_width).to(device)
+    trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.language_lr, weight_decay=0.01, betas=(0.9, 0.98))
     start = 0
     average = copy.deepcopy(model)
@@ -304,6 +389,7 @@ def train_language(
         state = torch.load(state_file, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
+        cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
     maps, shown = Maps(gallery), show_validation(vision, recipe.copies)
@@ -320,9 +406,8 @@ def train_language(
                 group["lr"] = learning_rate(
                     step, recipe.language_steps, recipe.warmup_steps, recipe.language_lr
                 )
-            drawn = draw_batch(maps, good, bad, words, rng, recipe.language_batch, recipe.dialogues)
-            batch = [t.to(device) for t in drawn]
-            loss = language_loss(model, words, *batch)
+            batch = draw_batch(maps, good, bad, words, rng, recipe.language_batch, recipe.dialogues)
+            loss, parts = language_loss(model, words, cell_head, batch.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -334,11 +419,12 @@ def train_language(
                 left = round(pace * (recipe.language_steps - done) / 60, 1)
                 log_record(
                     log,
-                    {"step": done, "loss": loss.item(), "s_per_step": round(pace, 3), "minutes_left": left},
+                    {"step": done, **parts, "s_per_step": round(pace, 3), "minutes_left": left},
                 )
             if done % recipe.evaluate_every == 0 or done == recipe.language_steps:
                 log_record(log, {"step": done, **evaluate_language(average, words, shown)})
                 state = {"model": model.state_dict(), "average": average.state_dict()}
+                state["cell_head"] = cell_head.state_dict()
                 save_atomically({**state, "optimizer": optimizer.state_dict(), "step": done}, state_file)
         temperature = calibrate(average, words, maps, np.arange(kept, len(gallery.defects)))
         log_record(log, {"step": recipe.language_steps, "temperature": temperature})

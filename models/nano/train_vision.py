@@ -10,7 +10,6 @@ language model judge without a tuned threshold.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import time
@@ -27,7 +26,6 @@ from ..image_decoder import LOGIT_SCALE, ImageDecoder
 from ..imagebind import VisionEncoder
 from .config import Recipe
 from .data import normalise, patch_coverage
-from .defects import Defect, appearance
 from .evaluate import evaluate_vision
 from .initial import construct, load_start
 from .pool import GROUP, NORMALS, Pool
@@ -36,7 +34,6 @@ from .products import TRAINED_KINDS
 POSITIVE_COVERAGE = 0.06  # share of a patch that must be defective to count; between 0 and this it is ignored
 OBJECT = "object"
 CLASSES = (OBJECT, *TRAINED_KINDS)
-SHADES = ("good", "darker", "brighter", "neither")
 NUM_NEGATIVES, NUM_POSITIVES = 3000, 400  # patches of a batch that are compared pair by pair, drawn at random
 
 
@@ -50,9 +47,6 @@ class NanoVision(nn.Module):
         self.decoder = ImageDecoder(config.width, config.embed_dim, len(config.tap_layers))
         self.text = nn.Parameter(torch.randn(len(CLASSES), 2, config.embed_dim))
         self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # gives CLS something to say; not shipped
-        self.shade_head = nn.Linear(
-            config.embed_dim, len(SHADES)
-        )  # the same; lets the words say dark or bright
         # the global scale and threshold of the distances
         self.sharpness = nn.Parameter(torch.tensor(3.5))
         self.threshold = nn.Parameter(torch.tensor(0.10))
@@ -70,7 +64,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         count = self.recipe.groups_per_step
-        pixels, masks, kinds, shades = [], [], [], []
+        pixels, masks, kinds = [], [], []
         for place in range(step * count, (step + 1) * count):
             epoch, position = divmod(place, self.pool.num_groups)
             order = default_rng([self.recipe.seed, epoch]).permutation(self.pool.num_groups)
@@ -79,12 +73,10 @@ class Batches:
             pixels.append(shown)
             masks.append(mask)
             kinds += [CLASSES.index(group.kind)] * GROUP
-            shades += [SHADES.index(shade_of(defects)) for defects in group.defects]
         return {
             "pixels": torch.from_numpy(np.concatenate(pixels)),
             "coverage": torch.from_numpy(patch_coverage(np.concatenate(masks))),
             "kind": torch.tensor(kinds),
-            "shade": torch.tensor(shades),
         }
 
 
@@ -109,14 +101,6 @@ def vary(
     return np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels.astype(np.uint8)], np.ascontiguousarray(
         masks
     )
-
-
-def shade_of(defects: list[Defect]) -> str:
-    """Whether the most visible defect is darker or brighter than the part."""
-    if not defects:
-        return "good"
-    worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    return appearance(worst)
 
 
 def _ranking(normal: Tensor, defective: Tensor, sharpness: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -204,10 +188,6 @@ def vision_loss(
         ]
     ).mean()
 
-    if not recipe.heads:
-        loss = few_shot + 0.25 * auxiliary
-        return loss, {"few_shot": few_shot.item(), "loss": loss.item()}
-
     share = recipe.zero_shot_gradient
     features = share * taps + (1 - share) * taps.detach()
     named = torch.where(torch.rand(kind.shape[0] // GROUP, device=kind.device) < 0.5, kind[::GROUP], 0)
@@ -226,18 +206,15 @@ def vision_loss(
         margin.mean(dim=1)[coverage == 0], margin.mean(dim=1)[positive], torch.ones_like(sharpness)
     )
     naming = F.cross_entropy(model.kind_head(embedding) * 10, kind)
-    shading = F.cross_entropy(model.shade_head(embedding) * 10, batch["shade"].to(pixels.device))
-    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming + recipe.shade_weight * shading
-    parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "shading": shading, "loss": loss}
+    loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming
+    parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "loss": loss}
     return loss, {name: value.item() for name, value in parts.items()}
 
 
-def learning_rate(step: int, total: int, warmup: int, peak: float, decay: bool = True) -> float:
-    """Linear warm-up, then a half cosine to 2 % of the peak, or, without ``decay``, the peak."""
+def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up, then a half cosine to 2 % of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    if not decay:
-        return peak
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
@@ -255,40 +232,19 @@ def save_atomically(state: dict, path: Path) -> None:
     temporary.replace(path)
 
 
-def encoder_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the encoder's own training, as ``train_vision`` takes it."""
-    return dataclasses.replace(
-        recipe,
-        freeze_encoder=False,
-        heads=False,
-        decay=False,
-        vision_steps=recipe.encoder_steps,
-        vision_lr=recipe.encoder_lr,
-    )
-
-
-def train_vision(
-    recipe: Recipe, folder: Path, device: str, pool: Pool, name: str = "vision", start: NanoVision | None = None
-) -> NanoVision:
+def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoVision:
     """Train (or resume) and return the averaged model.
 
     Args:
         recipe: the numbers.
-        folder: where ``<name>.pt`` (resumable state) and ``<name>.jsonl`` (curve) are kept.
+        folder: where ``vision.pt`` (resumable state) and ``vision.jsonl`` (curve) are kept.
         device: "cpu" or "cuda".
         pool: what to train on.
-        start: go on from this model; None: from the recipe's initial weights.
     """
-    state_file = folder / f"{name}.pt"
+    state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
     model = NanoVision(recipe).to(device)
-    model.encoder.requires_grad_(not recipe.freeze_encoder)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=recipe.vision_lr,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98))
     first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
@@ -297,9 +253,6 @@ def train_vision(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    elif start is not None:
-        model.load_state_dict(start.state_dict())
-        average = copy.deepcopy(model)
     else:
         construct(model.encoder.cpu(), recipe.seed, anchored=recipe.anchored)
         if recipe.start:
@@ -310,12 +263,10 @@ def train_vision(
         return average
     batches = Batches(recipe, pool)
     began, seen = time.monotonic(), first
-    with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
+    with open(folder / "vision.jsonl", "a", encoding="utf-8") as log:
         for step in range(first, recipe.vision_steps):
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # the same draws whether resumed or not
-            rate = learning_rate(
-                step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr, recipe.decay
-            )
+            rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, parts = vision_loss(model, batches[step], recipe)

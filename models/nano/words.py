@@ -118,15 +118,17 @@ def size_answer(defects: list[Defect]) -> str:
 def look_answer(defects: list[Defect]) -> str:
     """Form of the most visible defect.
 
-    Not its shade, nor whether something is missing: neither the map nor the image embedding says so (a linear
-    probe of the embedding tells darker from brighter no better than chance), and an answer must be grounded.
+    Not its shade, nor whether something is missing: neither the map nor the image embedding says so
+    (``training/ablation.md``), and an answer must be grounded.
     """
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    if worst.name in LINES and worst.area >= SHORTEST_LINE:
-        return "It looks like a line."
-    return f"It looks like {'a spot' if worst.area < SIZES[0][0] else 'an area'}."
+    return f"It looks like {'a line' if is_line(worst) else 'a spot' if worst.area < SIZES[0][0] else 'an area'}."
+
+
+def is_line(defect: Defect) -> bool:
+    return defect.name in LINES and defect.area >= SHORTEST_LINE
 
 
 def noun_phrase(kind: str) -> str:

@@ -129,18 +129,6 @@ def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def learner_inputs(learner: Component, anomaly_map: np.ndarray, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """What a prompt learner is run on, by name: as it declares, the map alone or the image beside it.
-
-    Args:
-        learner: the prompt learner as the manifest describes it.
-        anomaly_map: float32 [B, S, S].
-        pixels: float32 [B, 3, S, S]: what the encoder was given of the same views.
-    """
-    given = {"anomaly_map": anomaly_map, "pixels": pixels}
-    return {spec.name: given[spec.name] for spec in learner.inputs if spec.name in given}
-
-
 def shape_of(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     """A tensor's shape at a batch size."""
     return tuple(axis if isinstance(axis, int) else batch for axis in spec.shape)

@@ -1,7 +1,7 @@
 """Encoder → anomaly map → prompt learner on one stream: each reads what the last wrote, where it lies.
 
-Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, once, though the learner may read them too;
-image embedding, map and prompt embeddings come down; the patch features, by far the largest, stay.
+Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, image embedding, map and prompt embeddings
+come down; the patch features, by far the largest, stay.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class Chain:
         self._batch = batch
         self._graph: Graph | None = None
         self.stream = encoder.stream
-        for name in learner.buffers.keys() & encoder.buffers.keys():  # the pixels, if the learner reads them
-            learner.share(name, encoder.buffers[name])
         self.buffers: dict[str, Buffer] = {**learner.buffers, **encoder.buffers}
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

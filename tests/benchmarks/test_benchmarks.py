@@ -99,10 +99,10 @@ def test_calibration_draws_what_it_measures(tmp_path):
 
 
 def test_nano_limits_compare_parts_with_their_twins(tmp_path):
-    result = script("nano_limits.py", "--families", 2, "--json", tmp_path / "figures.json")
+    result = script("nano_limits.py", "--families", 6, "--json", tmp_path / "figures.json")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "figures.json").read_text())["nano_limits"]
-    assert sum(row["parts"] for row in found["by_area"].values()) == 2 * 5
+    assert sum(row["parts"] for row in found["by_area"].values()) == 6 * 5
     pixels = found["pixel_auroc"]["pixels with its twin, lighting matched"]
     assert pixels > found["pixel_auroc"]["another good part in the bank"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.anomalygpt import AnomalyGPT, upsample_map
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
-from anomalygpt_edge.models.nano.config import Recipe, nano_config
+from anomalygpt_edge.models.nano import train as train_module
+from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
 from anomalygpt_edge.models.nano.data import mirror_defects, normalise
 from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
@@ -48,8 +50,6 @@ from anomalygpt_edge.runtime.memory_bank import MemoryBank
 
 TINY = Recipe(
     pool_groups=2,
-    encoder_steps=2,
-    freeze_encoder=False,  # the longest road
     vision_steps=4,
     warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
@@ -107,11 +107,17 @@ def test_interrupted_vision_training_ends_where_uninterrupted_does(
 def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     train(TINY, tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
     assert (tmp_path / "checkpoint" / "imagebind.safetensors").exists()
-    for curve in ("encoder.jsonl", "vision.jsonl"):
-        assert "one_shot_pixel" in (tmp_path / "run" / curve).read_text()
+    assert "one_shot_pixel" in (tmp_path / "run" / "vision.jsonl").read_text()
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+
+
+def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) -> None:
+    asked: list[Recipe] = []
+    monkeypatch.setattr(train_module, "train", lambda recipe, *rest: asked.append(recipe))
+    train_module.main(["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"])
+    assert asked == [Recipe(start=False, ranking=False, seed=7, copies="none")]
 
 
 def test_the_loss_teaches_matching(groups: Pool) -> None:
@@ -130,9 +136,7 @@ def test_the_loss_teaches_matching(groups: Pool) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_only_answers_are_learned(tmp_path: Path) -> None:
-    train_tokenizer(tmp_path / "tokenizer.model")
-    words = train_language.Vocabulary(load_tokenizer(tmp_path / "tokenizer.model"))
+def test_only_answers_are_learned(words) -> None:
     asked = [("Is this part defective?", answer(["top"])), ("Where is it?", "At the top of the image.")]
     ids, labels = words.turns(asked)
     learned = [i for i, label in zip(ids, labels, strict=True) if label != train_language.IGNORE]
@@ -223,24 +227,91 @@ def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
     assert sureness.words(doubtful) in SURENESS[1:]
 
 
-def test_calibration_lowers_the_loss_and_changes_no_answer(groups: Pool, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> train_language.Vocabulary:
+    file = tmp_path_factory.mktemp("words") / "tokenizer.model"
+    train_tokenizer(file)
+    return train_language.Vocabulary(load_tokenizer(file))
+
+
+@pytest.fixture(scope="module")
+def maps(groups: Pool) -> train_language.Maps:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
-    train_tokenizer(tmp_path / "tokenizer.model")
-    words = train_language.Vocabulary(load_tokenizer(tmp_path / "tokenizer.model"))
+    return train_language.Maps(gallery)
+
+
+def test_calibration_lowers_the_loss_and_changes_no_answer(maps, words) -> None:
+    torch.manual_seed(0)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size())).eval()
     with torch.no_grad():
         model.llama.lm_head.weight *= 30  # far too sure of itself
-    shown = upsample_map(torch.from_numpy(gallery.few_shot[:, 0].astype(np.float32)))
-    embedding = torch.from_numpy(gallery.embedding.astype(np.float32))
-    before = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
-    parts = np.arange(len(gallery.kinds))
-    temperature = train_language.calibrate(model, words, train_language.Maps(gallery), parts)
-    after = train_language.generate(model, words, shown, embedding, "Where is it?", max_tokens=3)
+    parts = np.arange(len(maps.gallery.kinds))
+    seen = maps.seen(parts, "one")
+    before = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
+    temperature = train_language.calibrate(model, words, maps, parts)
+    after = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
     assert temperature > 1
     assert before[0] == after[0]
     assert ((after[1] - 0.5).abs() <= (before[1] - 0.5).abs() + 1e-6).all()
+
+
+def test_the_zero_shot_map_is_the_decoder_s(groups: Pool) -> None:
+    torch.manual_seed(0)
+    vision = train_vision.NanoVision(TINY).eval()
+    text = vision.text_features()[0].detach()
+    maps = train_language.Maps(build_gallery(vision.encoder, vision.decoder, text, groups))
+    with torch.no_grad():
+        expected = vision.decoder(vision.encoder(torch.from_numpy(normalise(groups[0].pixels[NORMALS:])))[1], text)
+    shown = maps.seen(np.arange(ENTRIES), "zero").maps
+    np.testing.assert_allclose(shown.numpy(), expected.numpy(), atol=2e-3)  # margins are kept in float16
+
+
+def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
+    """A batch's map and truths are of one part, mirrored alike."""
+    parts = np.arange(len(maps.gallery.kinds))
+    bad = parts[maps.defective]
+    shown = {source: maps.seen(bad, source).maps for source in maps.SOURCES}
+    for seed in range(20):
+        batch = train_language.draw_batch(maps, bad, bad, words, default_rng(seed), 2, 1)
+        for drawn, truths in zip(batch.seen.maps, batch.truths, strict=True):
+            candidates = []
+            for row, index in enumerate(bad.tolist()):
+                for left_right, up_down in itertools.product((False, True), repeat=2):
+                    flips = [axis for axis, on in ((-2, up_down), (-1, left_right)) if on]
+                    defects = mirror_defects(maps.gallery.defects[index], left_right, up_down)
+                    for source in maps.SOURCES:
+                        likeness = np.corrcoef(shown[source][row].flip(flips).flatten(), drawn.flatten())[0, 1]
+                        candidates.append((likeness, train_language.cell_truths(defects)))
+            np.testing.assert_array_equal(max(candidates, key=lambda c: c[0])[1], truths.numpy())
+
+
+def test_a_cell_tells_what_its_defect_is() -> None:
+    truths = train_language.cell_truths(
+        [Defect("scratch", (0.1, 0.9), 0.02, 0.2, -0.2), Defect("missing", (0.5, 0.5), 0.005, 0.2, 0.19)]
+    )
+    named = [dict(zip(train_language.CELL_TRUTHS, row, strict=True)) for row in truths]
+    assert [k for k, v in named[2].items() if v] == ["defect", "line", "over 1 percent"]
+    assert [k for k, v in named[4].items() if v] == ["defect"]
+    assert truths.sum() == 4
+
+
+def test_the_prompt_embeddings_learn_what_is_in_the_cells(maps, words) -> None:
+    torch.manual_seed(0)
+    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    head = train_language.CellHead(LLM_WIDTH)
+    optimizer = torch.optim.AdamW([*model.prompt_learner.parameters(), *head.parameters()], lr=1e-3)
+    parts = np.arange(len(maps.gallery.kinds))
+    batch = train_language.draw_batch(maps, parts, parts, words, default_rng(0), 4, 1)
+    told = []
+    for _ in range(12):
+        loss, figures = train_language.language_loss(model, words, head, batch)
+        told.append(figures["cells"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert told[-1] < 0.8 * told[0]
 
 
 def test_a_start_is_what_was_saved_class_by_class(tmp_path: Path, monkeypatch) -> None:

@@ -13,7 +13,7 @@ from anomalygpt_edge.models.image_decoder import ImageDecoder
 from anomalygpt_edge.models.imagebind import VisionEncoder, fold_video_kernel
 from anomalygpt_edge.models.llama import Llama, LlamaConfig
 from anomalygpt_edge.models.nano.config import nano_config
-from anomalygpt_edge.models.prompt_learner import PromptLearner, PromptLearnerConfig
+from anomalygpt_edge.models.prompt_learner import PromptLearner
 from anomalygpt_edge.models.prompts import answer, place_name
 
 
@@ -99,26 +99,6 @@ def test_prompt_rows_read_their_own_cell_of_the_map() -> None:
     assert torch.equal(change[:9], torch.zeros(9))
     assert change[9 + 8] > 0
     assert change[9 + 0] == 0
-
-
-def test_prompt_rows_read_their_own_cell_of_the_image() -> None:
-    learner = PromptLearner(PromptLearnerConfig((4, 8, 8, 16, 16), llm_width=32, reads_image=True)).eval()
-    flat, grey = torch.zeros(1, 224, 224), torch.zeros(1, 3, 224, 224)
-    marked = grey.clone()
-    marked[0, 2, 214:, 214:] = 1.0
-    change = (learner(flat, marked) - learner(flat, grey)).abs().sum(dim=-1)[0]
-    assert torch.equal(change[:9], torch.zeros(9))
-    assert change[9 + 8] > 0
-    assert change[9 + 0] == 0
-
-
-def test_a_prompt_learner_takes_what_it_reads() -> None:
-    anomaly_map, pixels = torch.zeros(1, 224, 224), torch.zeros(1, 3, 224, 224)
-    channels = (1, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match="reads the map alone"):
-        PromptLearner(PromptLearnerConfig(channels, llm_width=4))(anomaly_map, pixels)
-    with pytest.raises(ValueError, match="reads the map and the image"):
-        PromptLearner(PromptLearnerConfig(channels, llm_width=4, reads_image=True))(anomaly_map)
 
 
 def test_llama_is_causal() -> None:
