@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,11 @@ def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+
+
+def test_the_shipped_weights_are_of_this_recipe() -> None:
+    shipped = json.loads((Path(train_module.__file__).parent / "training" / "recipe.json").read_text())
+    assert shipped == json.loads(json.dumps(dataclasses.asdict(Recipe())))
 
 
 def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) -> None:
