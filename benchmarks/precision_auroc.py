@@ -57,9 +57,7 @@ SHOTS = (1, 4)
 MEASURES = ("image_auroc", "pixel_auroc")
 NUM_MORE = 4  # normal samples of a family beside ``nano_holdout``'s
 MORE_SEED = 103
-MIN_IMAGES = (
-    10  # normal, good and defective ones each; with less one image is worth a tenth of the folder's AUROC
-)
+MIN_IMAGES = 10  # normal, good and defective ones each; with fewer, one image is over a tenth of the folder's AUROC
 NUM_FARTHEST = 5  # folders named in the results
 
 
@@ -225,18 +223,7 @@ def export_all(checkpoint: Path, cache: Path) -> dict[str, Path]:
     for precision in PRECISIONS:
         if not (folder / precision).is_dir():
             print(f"exporting {precision}", file=sys.stderr, flush=True)
-            export_bundle(
-                ExportOptions(
-                    imagebind=checkpoint / "imagebind.safetensors",
-                    vicuna=checkpoint / "vicuna",
-                    pandagpt=checkpoint / "pandagpt.safetensors",
-                    anomalygpt=checkpoint / "anomalygpt.safetensors",
-                    text_features=checkpoint / "text_features.npz",
-                    about=checkpoint / "model.json",
-                    out=folder / precision,
-                    precision=precision,
-                )
-            )
+            export_bundle(ExportOptions.of_folder(checkpoint, folder / precision, precision=precision))
     return {precision: folder / precision for precision in PRECISIONS}
 
 

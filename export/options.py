@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..runtime.bundle import MANIFEST_FILE
 from ..runtime.errors import ConfigError
@@ -44,6 +44,20 @@ class ExportOptions:
     resize: Resize = "crop"
     allow_parity_failure: bool = False
     max_memory: int | None = None  # bytes
+
+    @classmethod
+    def of_folder(cls, checkpoint: Path, out: Path, **others: Any) -> ExportOptions:
+        """Everything from one folder, as ``models.nano.save`` writes it; errors as when built."""
+        return cls(
+            imagebind=checkpoint / "imagebind.safetensors",
+            vicuna=checkpoint / "vicuna",
+            pandagpt=checkpoint / "pandagpt.safetensors",
+            anomalygpt=checkpoint / "anomalygpt.safetensors",
+            text_features=checkpoint / "text_features.npz",
+            about=checkpoint / "model.json",
+            out=out,
+            **others,
+        )
 
     def __post_init__(self) -> None:
         choose("--precision", self.precision, PRECISIONS)

@@ -135,6 +135,21 @@ def most_like(nearest: np.ndarray) -> int:
     return next(int(row) for row in nearest[::-1] if int(row) in often)
 
 
+def check_choice(name: str, features: np.ndarray, size: int) -> None:
+    """What every choice of a bank's rows takes: finite float32 [T, N, V], and how many to keep in each tap.
+
+    Raises:
+        ValueError: another shape, type or size, or a value that is not finite; ``name`` is what was called.
+    """
+    if features.ndim != 3 or 0 in features.shape or features.dtype != np.float32 or size < 1:
+        raise ValueError(
+            f"{name} takes float32 [T, N, V] and a size of at least 1, "
+            f"not {features.dtype} {list(features.shape)} and {size}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError(f"{name} takes finite features: leave out the sample that gives others")
+
+
 def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     """Choose the rows of a bank that cover the others best: greedy k-centre in each tap (PatchCore, Roth et al. 2022).
 
@@ -154,13 +169,7 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
         ValueError: another shape, type or size.
     """
     check_host("coreset", features)
-    if features.ndim != 3 or 0 in features.shape or features.dtype != np.float32 or size < 1:
-        raise ValueError(
-            f"coreset takes float32 [T, N, V] and a size of at least 1, "
-            f"not {features.dtype} {list(features.shape)} and {size}"
-        )
-    if not np.isfinite(features).all():
-        raise ValueError("coreset takes finite features: leave out the sample that gives others")
+    check_choice("coreset", features, size)
     chosen = np.empty((features.shape[0], min(size, features.shape[1])), np.int32)
     implementation().coreset(aligned(features), chosen, threads)
     return chosen

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..kernels.matching import check_choice
+
 ROUNDS = 4
 FIRST = 1 / 16  # of the rows kept, in the first round; each later one makes them 2.5 times as many
 NEAR = 0.3  # of its own distance: a row that is so near to a farther one waits until the others are in
@@ -37,13 +39,7 @@ def cover(rows: np.ndarray, size: int) -> np.ndarray:
     Raises:
         ValueError: another shape, type or size, or a value that is not finite.
     """
-    if rows.ndim != 3 or 0 in rows.shape or rows.dtype != np.float32 or size < 1:
-        raise ValueError(
-            f"cover takes float32 [T, N, V] and a size of at least 1, "
-            f"not {rows.dtype} {list(rows.shape)} and {size}"
-        )
-    if not np.isfinite(rows).all():
-        raise ValueError("cover takes finite rows: leave out the sample that gives others")
+    check_choice("cover", rows, size)
     return np.stack([_cover_tap(tap, min(size, rows.shape[1])) for tap in rows])
 
 

@@ -137,13 +137,4 @@ def tiny_bundle(
         name: value / np.linalg.norm(value, axis=1, keepdims=True) for name, value in features.items()
     }
     save_checkpoint(tiny_model, tiny_tokenizer, features, {"few_shot": 0.3, "zero_shot": None}, checkpoint)
-    options = ExportOptions(
-        imagebind=checkpoint / "imagebind.safetensors",
-        vicuna=checkpoint / "vicuna",
-        pandagpt=checkpoint / "pandagpt.safetensors",
-        anomalygpt=checkpoint / "anomalygpt.safetensors",
-        text_features=checkpoint / "text_features.npz",
-        about=checkpoint / "model.json",
-        out=folder / "bundle",
-    )
-    return export_bundle(options).bundle
+    return export_bundle(ExportOptions.of_folder(checkpoint, folder / "bundle")).bundle

@@ -41,13 +41,6 @@ class Defect:
     shade: float = 0.0
 
 
-def appearance(defect: Defect) -> str:
-    """ "darker" or "brighter" than the part around it, "neither" where most of the change is in colour or structure."""
-    if abs(defect.shade) < 0.5 * defect.contrast:
-        return "neither"
-    return "darker" if defect.shade < 0 else "brighter"
-
-
 def add_defects(
     scene: Scene, rng: Generator, count: int, names: tuple[str, ...] | None = None
 ) -> tuple[Image, NDArray[np.bool_], list[Defect]]:

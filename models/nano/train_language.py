@@ -90,7 +90,7 @@ class Seen(NamedTuple):
     maps: Tensor  # [B, 224, 224], 0..1
     embedding: Tensor  # [B, E]
 
-    def at(self, rows: slice | Tensor) -> Seen:
+    def at(self, rows: slice) -> Seen:
         return Seen(*(x[rows] for x in self))
 
     def to(self, device: str | torch.device) -> Seen:

@@ -69,17 +69,7 @@ def test_the_shipped_bundle_is_what_the_checkpoint_exports_to(tmp_path: Path) ->
     from anomalygpt_edge.export.pipeline import export_bundle
 
     checkpoint = REPOSITORY / "models" / "nano" / "checkpoint"
-    export_bundle(
-        ExportOptions(
-            imagebind=checkpoint / "imagebind.safetensors",
-            vicuna=checkpoint / "vicuna",
-            pandagpt=checkpoint / "pandagpt.safetensors",
-            anomalygpt=checkpoint / "anomalygpt.safetensors",
-            text_features=checkpoint / "text_features.npz",
-            about=checkpoint / "model.json",
-            out=tmp_path / "bundle",
-        )
-    )
+    export_bundle(ExportOptions.of_folder(checkpoint, tmp_path / "bundle"))
     shipped, exported = open_bundle(), open_bundle(tmp_path / "bundle")
     assert shipped.manifest.sources == exported.manifest.sources
     frame = draw(held_out_families(1)[0], default_rng(0), 1).pixels

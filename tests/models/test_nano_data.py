@@ -25,8 +25,8 @@ from anomalygpt_edge.models.nano.defects import (
     DEFECTS,
     MIN_CHANGE,
     VISIBLE_CHANGE,
+    Defect,
     add_defects,
-    appearance,
     plausible_defects,
 )
 from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
@@ -114,6 +114,13 @@ def test_dirt_and_light_change_every_shot_of_a_good_part_but_not_its_mask() -> N
         shots = [draw(Family(kind, 11), default_rng(part), 0) for part in range(2)]
         assert not np.array_equal(shots[0].pixels, shots[1].pixels)
         assert not any(s.mask.any() for s in shots)
+
+
+def appearance(defect: Defect) -> str:
+    """ "neither" where most of the change is in colour or structure."""
+    if abs(defect.shade) < 0.5 * defect.contrast:
+        return "neither"
+    return "darker" if defect.shade < 0 else "brighter"
 
 
 def test_defects_go_down_to_faint_and_tiny_ones_and_say_how_they_look() -> None:
