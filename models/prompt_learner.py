@@ -7,16 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .evidence import NUM_FIGURES, evidence
+
 NUM_BASE_PROMPTS = 9
 NUM_PROMPTS = 18
 
 
 @dataclass(frozen=True)
 class PromptLearnerConfig:
-    """Channel widths of the five 3×3 convolutions, and the language model's width."""
+    """Channel widths of the five 3×3 convolutions, and the language model's width.
+
+    The original's reads the map alone; one with an ``evidence_width`` has a second, small network of that width that
+    reads what ``evidence`` finds beside it.
+    """
 
     channels: tuple[int, int, int, int, int] = (4, 16, 64, 256, 1024)
     llm_width: int = 4096
+    evidence_width: int = 0
 
 
 class PromptLearner(nn.Module):
@@ -32,9 +39,37 @@ class PromptLearner(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
             inputs = outputs
         self.meta_net = nn.Sequential(*layers, nn.Conv2d(inputs, config.llm_width, 5))
+        if config.evidence_width:
+            self.evidence_net = nn.Sequential(
+                nn.Linear(NUM_FIGURES, config.evidence_width),
+                nn.ReLU(),
+                nn.Linear(config.evidence_width, config.llm_width),
+            )
 
-    def forward(self, anomaly_map: Tensor) -> Tensor:
-        """[B, 224, 224] in 0..1 → [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map."""
+    def forward(
+        self, anomaly_map: Tensor, pixels: Tensor | None = None, num_samples: Tensor | None = None
+    ) -> Tensor:
+        """Prompt embeddings for the language model.
+
+        Args:
+            anomaly_map: float [B, 224, 224], 0..1.
+            pixels: float [B, 3, 224, 224], what the encoder was given; only of a learner that reads evidence.
+            num_samples: float [B], normal samples behind the map; likewise.
+
+        Returns:
+            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says.
+
+        Raises:
+            ValueError: pixels or number of samples are missing, or given to a learner that reads the map alone.
+        """
+        given = (pixels is not None, num_samples is not None)
+        if given != (self.config.evidence_width > 0,) * 2:
+            wanted = "map, pixels and number of normal samples" if self.config.evidence_width else "the map alone"
+            raise ValueError(f"this prompt learner reads {wanted}")
         batch = anomaly_map.shape[0]
         cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
-        return torch.cat([self.base_prompts.expand(batch, -1, -1), cells], dim=1)
+        base = self.base_prompts.expand(batch, -1, -1)
+        if pixels is not None and num_samples is not None:
+            told = self.evidence_net(evidence(anomaly_map, pixels, num_samples))
+            base = torch.cat([base[:, :1] + told[:, None], base[:, 1:]], dim=1)
+        return torch.cat([base, cells], dim=1)
