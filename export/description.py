@@ -84,7 +84,9 @@ def describe(
         name=about.name,
         notices=about.notices,
         preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
-        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim),
+        vision=Vision(
+            vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim, vision.shifts
+        ),
         language=Language(
             llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
         ),

@@ -28,12 +28,12 @@ def read_vision_config(tensors: Tensors) -> VisionConfig:
     positions = shape_of(tensors, original_vision_name("pos_embed"), dims=3)
     head = shape_of(tensors, original_vision_name("head.weight"), dims=2)
     mlp = shape_of(tensors, original_vision_name("blocks.0.mlp.fc1.weight"), dims=2)
-    grid = round((positions[1] - 1) ** 0.5)
-    if grid * grid + 1 != positions[1]:
+    tokens = round((positions[1] - 1) ** 0.5)
+    if tokens * tokens + 1 != positions[1]:
         raise CheckpointError(f"{tensors.path}: {positions[1]} positions are no square grid and a CLS token")
     huge = VisionConfig()
     config = VisionConfig(
-        image_size=grid * kernel[-1],
+        image_size=tokens * kernel[-1],
         patch_size=kernel[-1],
         width=cls[-1],
         depth=count_layers(tensors, re.escape(original_vision_name("blocks."))),
@@ -42,6 +42,7 @@ def read_vision_config(tensors: Tensors) -> VisionConfig:
         embed_dim=head[0],
         tap_layers=tuple(read_metadata(tensors, "tap_layers", huge.tap_layers)),
         neighbourhood=float(read_metadata(tensors, "neighbourhood", huge.neighbourhood)),
+        shifts=int(read_metadata(tensors, "shifts", huge.shifts)),
     )
     check_vision_config(config, tensors)
     vision_keys = {key: shape for key, shape in tensors.shapes.items() if VISION_KEY.match(key)}
@@ -65,6 +66,11 @@ def check_vision_config(config: VisionConfig, tensors: Tensors) -> None:
         raise CheckpointError(
             f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, "
             "or a tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
+        )
+    if config.shifts < 1 or config.patch_size % config.shifts:
+        raise CheckpointError(
+            f"{tensors.path}: 'shifts' in the file's metadata divides a patch of {config.patch_size} pixels, "
+            f"and {config.shifts} does not"
         )
     if not 0 <= config.neighbourhood <= 1:
         raise CheckpointError(

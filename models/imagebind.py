@@ -36,11 +36,24 @@ class VisionConfig:
     # share of each tapped patch that its 3 × 3 neighbours' mean replaces (PatchCore's locally aware patch features,
     # Roth et al., CVPR 2022); the original has none
     neighbourhood: float = 0.0
+    # times that the image is encoded in each direction, moved by as large a part of a patch: patches that overlap
+    # show what is smaller than one wherever it lies (the original: once)
+    shifts: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Patches per side that do not overlap: what the transformer sees at once."""
+        return self.image_size // self.patch_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring patches."""
+        return self.patch_size // self.shifts
 
     @property
     def grid(self) -> int:
-        """Patches per side."""
-        return self.image_size // self.patch_size
+        """Patches per side of a tap."""
+        return (self.tokens - 1) * self.shifts + 1
 
 
 class Attention(nn.Module):
@@ -97,10 +110,10 @@ class VisionEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        width, grid = config.width, config.grid
+        width, tokens = config.width, config.tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.patch_embedding = nn.Conv2d(3, width, config.patch_size, config.patch_size, bias=False)
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens * tokens + 1, width))
         self.pre_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_width) for _ in range(config.depth))
         self.head_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -115,8 +128,25 @@ class VisionEncoder(nn.Module):
         Returns:
             The unit-norm image embedding [B, E] and the patch features [B, taps, grid², V]: the residual stream
             after each tapped block, without the CLS row and without any normalisation, as in the original; mixed
-            with their neighbours where the configuration says so.
+            with their neighbours, and of overlapping patches, where the configuration says so.
         """
+        config = self.config
+        if config.shifts == 1:
+            return self._encode(pixels)
+        batch, size = pixels.shape[0], config.image_size
+        steps = range(0, config.patch_size, config.stride)
+        beyond = config.patch_size - config.stride  # mirrored there; no patch that reaches so far is kept
+        padded = F.pad(pixels, (0, beyond, 0, beyond), mode="reflect")
+        moved = torch.cat([padded[:, :, y : y + size, x : x + size] for y in steps for x in steps])
+        embedding, taps = self._encode(moved)
+        # [shifts, shifts, B, T, tokens, tokens, V] → [B, T, tokens · shifts, tokens · shifts, V]
+        planes = taps.unflatten(2, (config.tokens, config.tokens))
+        planes = planes.unflatten(0, (config.shifts, config.shifts, -1)).permute(2, 3, 4, 0, 5, 1, 6)
+        planes = planes.flatten(2, 3).flatten(3, 4)[:, :, : config.grid, : config.grid]
+        return embedding[:batch], planes.flatten(2, 3)
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """One encoding; [B, 3, S, S] → [B, E] and [B, T, tokens², V]."""
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         x = self.pre_norm(x)
@@ -129,11 +159,11 @@ class VisionEncoder(nn.Module):
         return embedding, torch.stack(taps, dim=1)
 
     def _with_neighbours(self, patches: Tensor) -> Tensor:
-        """[B, grid², V] → the same, each patch mixed with the mean of its 3 × 3 neighbours (fewer at the edge)."""
-        share, grid = self.config.neighbourhood, self.config.grid
+        """[B, tokens², V] → the same, each patch mixed with the mean of its 3 × 3 neighbours (fewer at the edge)."""
+        share, tokens = self.config.neighbourhood, self.config.tokens
         if not share:
             return patches
-        plane = patches.transpose(1, 2).unflatten(2, (grid, grid))
+        plane = patches.transpose(1, 2).unflatten(2, (tokens, tokens))
         mean = F.avg_pool2d(plane, 3, stride=1, padding=1, count_include_pad=False)
         return (1 - share) * patches + share * mean.flatten(2).transpose(1, 2)
 

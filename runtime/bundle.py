@@ -57,12 +57,19 @@ class Preprocess(Schema, frozen=True):
 
 
 class Vision(Schema, frozen=True):
-    """The encoder: width V of its taps, patches per side, width E of the text features."""
+    """The encoder: width V of its taps, patches per side, width E of the text features, and how many patches begin
+    within one, per side (1: none overlap)."""
 
     width: Count
     tap_layers: Annotated[list[int], Meta(min_length=1)]
     grid: Count
     embed_dim: Count
+    shifts: Count = 1
+
+    @property
+    def num_distinct(self) -> int:
+        """Patches of a view that do not overlap."""
+        return ((self.grid - 1) // self.shifts + 1) ** 2
 
 
 class Language(Schema, frozen=True):

@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 from ..kernels import localise, preprocess, summarise, upsample
 from .answer import Answer, Part
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
-from .bundle import Bundle, open_bundle
+from .bundle import Bundle, Vision, open_bundle
 from .copies import COPIES_OF, Copies, check_copies, make_copies
 from .decide import decide_by_map, decide_views
 from .dialogue import Dialogue
@@ -33,7 +33,7 @@ from .views import WHOLE, Layout, View
 
 MAX_DEFAULT_THREADS = 8
 WARM_UP_RUNS = 2
-MAX_COPIED_PATCHES = 12 * 1024  # of a bank with copies: twelve samples of 256 patches, moved
+MAX_COPIED_PATCHES = 12 * 1024  # to choose a bank's from: twelve samples of 256 patches with their copies, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,12 +206,17 @@ class Inspector:
             raise RecipeError("there is no normal image: give at least one")
         copies = self._default_copies(len(normals)) if copies is None else copies
         check_copies(copies)
+        vision = self.bundle.manifest.vision
+        overlapping = vision.shifts > 1
+        kept = None if self._few(len(normals)) or not overlapping else _distinct_patches(vision)
         samples, shown = [], None
         for frame in track(normals):
             pixels = self._preprocess(frame, self._views(frame))
-            made = make_copies(pixels, copies, self.bundle.manifest.vision.grid)
-            samples.append(np.concatenate([self._encode(copy)[1] for copy, _ in made], axis=2))
-            shown = np.concatenate([patches for _, patches in made]) if len(made) > 1 else None
+            made = make_copies(pixels, copies, vision.grid)
+            rows = [self._encode(copy)[1] for copy, _ in made]
+            samples.append(np.concatenate(rows if kept is None else [row[:, :, kept] for row in rows], axis=2))
+            if len(made) > 1 or kept is not None:
+                shown = np.concatenate([patches if kept is None else patches[kept] for _, patches in made])
         return MemoryBank.from_features(
             samples,
             self.bundle.encoder_sha256,
@@ -219,15 +224,20 @@ class Inspector:
             max_patches,
             per_view=bool(self.product.layout.regions),
             shown=shown,
+            distinct=vision.num_distinct if overlapping or len(made) > 1 else None,
             threads=self._threads,
         )
 
     def _default_copies(self, num_samples: int) -> Copies:
-        """The bundle's own, while it takes seconds to choose from their patches those that the bank keeps."""
+        """The bundle's own, of few samples: many need none."""
+        return self.bundle.manifest.copies if self._few(num_samples) else "none"
+
+    def _few(self, num_samples: int) -> bool:
+        """Whether it takes seconds to choose what the bank keeps, from all copies and all overlapping patches."""
         manifest, layout = self.bundle.manifest, self.product.layout
         views = 1 if layout.regions else layout.num_views
         patches = COPIES_OF[manifest.copies] * num_samples * views * manifest.vision.grid**2
-        return manifest.copies if patches <= MAX_COPIED_PATCHES else "none"
+        return patches <= MAX_COPIED_PATCHES
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
         """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
@@ -616,6 +626,12 @@ class _Stages:
             seconds = self._clock() - start
             self._costs.add(stage, seconds)
             self.milliseconds[stage] = 1e3 * seconds
+
+
+def _distinct_patches(vision: Vision) -> np.ndarray:
+    """Indices of the patches of a view that do not overlap."""
+    patches = np.arange(vision.grid**2).reshape(vision.grid, vision.grid)
+    return patches[:: vision.shifts, :: vision.shifts].ravel()
 
 
 def _spoken(answer: Answer) -> str:

@@ -87,6 +87,7 @@ class MemoryBank:
         *,
         per_view: bool = False,
         shown: np.ndarray | None = None,
+        distinct: int | None = None,
         threads: int = 1,
     ) -> MemoryBank:
         """Bank of K normal images from their raw taps, float32 [views, T, P, V] each.
@@ -96,10 +97,12 @@ class MemoryBank:
             encoder_sha256: digest of the encoder that made them.
             storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
             max_patches: keep at most so many patches of each tap, those that cover the rest best (a greedy coreset;
-                with copies ``cover``).
+                where several show the same, ``cover``).
             per_view: compare each view with its own patches only, not with those of all.
-            shown: int32 [P], which patch of a view each of the P shows, where there are several of one (copies of
-                the sample); the bank is then as large as without copies, unless ``max_patches`` says less.
+            shown: int32 [P], which patch of a view each of the P shows, where they are not all patches once
+                (copies of the sample).
+            distinct: how many patches of a view show something else each, where that is not all P (copies, patches
+                that overlap): the bank is then as large as with those alone, unless ``max_patches`` says less.
             threads: at most this many choose the greedy coreset.
 
         Raises:
@@ -118,18 +121,19 @@ class MemoryBank:
         num_banks, _, taps, _, width = groups.shape
         rows = normalise(groups.swapaxes(1, 2).reshape(num_banks, taps, -1, width))
         origins = None
-        if shown is not None:
-            num_patches = int(shown.max()) + 1
-            max_patches = min(max_patches or rows.shape[2], groups.shape[1] * num_patches)
+        if distinct is not None:
+            max_patches = min(max_patches or rows.shape[2], groups.shape[1] * distinct)
         if max_patches is not None and max_patches < rows.shape[2]:
-            if shown is None:
+            if distinct is None:
                 origins = np.sort([coreset(bank, max_patches, threads=threads) for bank in rows], axis=2)
             else:
                 origins = np.stack([cover(bank, max_patches) for bank in rows])
             rows = np.take_along_axis(rows, origins[..., None], axis=2)
-            if shown is not None:
-                image, patch = np.divmod(origins, len(shown))
-                origins = (image * num_patches + shown[patch]).astype(np.int32)
+        if shown is not None:
+            if origins is None:
+                origins = np.broadcast_to(np.arange(rows.shape[2], dtype=np.int32), rows.shape[:3])
+            image, patch = np.divmod(origins, len(shown))
+            origins = (image * (int(shown.max()) + 1) + shown[patch]).astype(np.int32)
         banks = [prepare_bank(bank, storage) for bank in rows]
         scales = np.stack([bank.scales for bank in banks]) if storage == "int8" else None
         return cls(np.stack([bank.rows for bank in banks]), len(samples), encoder_sha256, scales, origins)

@@ -18,7 +18,14 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
     """AnomalyGPT's topology at nano size."""
     return AnomalyGPTConfig(
         vision=VisionConfig(
-            width=128, depth=4, heads=2, mlp_width=512, embed_dim=64, tap_layers=(0, 1, 2, 3), neighbourhood=0.4
+            width=128,
+            depth=4,
+            heads=2,
+            mlp_width=512,
+            embed_dim=64,
+            tap_layers=(0, 1, 2, 3),
+            neighbourhood=0.4,
+            shifts=2,
         ),
         prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
         llama=LlamaConfig(

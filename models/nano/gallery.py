@@ -30,8 +30,8 @@ SHOTS = (1, NORMALS)  # normal samples in the banks
 class Gallery:
     """N parts: their image embedding and their maps in patches.
 
-    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, 256]: distances to as many good parts as ``SHOTS`` says;
-    ``margins`` f16 [N, 4, 256]: zero-shot logit differences per tap.
+    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, grid²]: distances to as many good parts as ``SHOTS`` says;
+    ``margins`` f16 [N, 4, grid²]: zero-shot logit differences per tap.
     """
 
     embedding: NDArray[np.float16]
@@ -66,18 +66,25 @@ class Gallery:
 
 
 def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """[B, 4, 256, V] × [2, E] → abnormal minus normal logit, [B, 4, 256]."""
+    """[B, 4, P, V] × [2, E] → abnormal minus normal logit, [B, 4, P]."""
     logits = decoder.patch_logits(taps, text)
     return logits[..., 1] - logits[..., 0]
 
 
-def make_bank(known: list[torch.Tensor]) -> torch.Tensor:
-    """Taps [K, T, P, V] of K normal samples, and of each of their copies → bank [T, N, V] of unit rows, N = K · P, as
-    the runtime's ``MemoryBank`` chooses them."""
+def make_bank(known: list[torch.Tensor], distinct: int) -> torch.Tensor:
+    """Bank as the runtime's ``MemoryBank`` has it.
+
+    Args:
+        known: taps [K, T, P, V] of K normal samples, and of each of their copies.
+        distinct: how many of the P patches do not overlap.
+
+    Returns:
+        Unit rows [T, K · distinct, V].
+    """
     taps, width = known[0].shape[1], known[0].shape[-1]
     rows = F.normalize(torch.stack(known, dim=1), dim=-1)  # [K, copies, T, P, V]
     rows = rows.permute(2, 0, 1, 3, 4).reshape(taps, -1, width)
-    size = known[0].shape[0] * known[0].shape[2]
+    size = known[0].shape[0] * distinct
     if size == rows.shape[1]:
         return rows
     chosen = torch.from_numpy(cover(rows.cpu().numpy(), size)).long().to(rows.device)
@@ -106,7 +113,7 @@ def build_gallery(
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
         copied = make_copies(pixels[:NORMALS], copies, encoder.config.grid)[1:]
         known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
-        banks = (make_bank([copy[:count] for copy in known]) for count in SHOTS)
+        banks = (make_bank([copy[:count] for copy in known], encoder.config.tokens**2) for count in SHOTS)
         distances = [few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks]
         embedding.append(vectors.half().cpu().numpy())
         few_shot.append(torch.stack(distances, dim=1).half().cpu().numpy())
@@ -158,6 +165,6 @@ def region_level(gallery: Gallery) -> float:
 
 
 def map_statistics(patch_map: NDArray) -> NDArray[np.float64]:
-    """[..., 256] → largest value, mean of the largest three, median, [..., 3]."""
+    """[..., P] → largest value, mean of the largest three, median, [..., 3]."""
     ordered = np.sort(patch_map.astype(np.float64), axis=-1)
     return np.stack([ordered[..., -1], ordered[..., -3:].mean(axis=-1), np.median(ordered, axis=-1)], axis=-1)

@@ -66,7 +66,7 @@ def _filters(count: int, patch: int) -> Tensor:
 def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40, anchored: bool = True) -> None:
     """Write the constructed weights into ``encoder`` (whitening statistics from generated groups of ``seed``)."""
     config = encoder.config
-    width, grid = config.width, config.grid
+    width, grid = config.width, config.tokens
     anchors = slice(0, NUM_ANCHORS)
     position = slice(NUM_ANCHORS, NUM_ANCHORS + NUM_POSITION)
     first = NUM_ANCHORS + NUM_POSITION

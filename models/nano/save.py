@@ -74,7 +74,12 @@ def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
 def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
     """What the tensors' shapes do not tell."""
     config = encoder.config
-    told = {"heads": config.heads, "tap_layers": list(config.tap_layers), "neighbourhood": config.neighbourhood}
+    told = {
+        "heads": config.heads,
+        "tap_layers": list(config.tap_layers),
+        "neighbourhood": config.neighbourhood,
+        "shifts": config.shifts,
+    }
     return {name: json.dumps(value) for name, value in told.items()}
 
 

@@ -111,7 +111,7 @@ class Maps:
         }
 
     def patches(self, index: int | slice | np.ndarray, source: str) -> np.ndarray:
-        """The map in patches, float32 [..., 256]; the zero-shot one approximately (mean before upsampling)."""
+        """The map in patches, float32 [..., grid²]; the zero-shot one approximately (mean before upsampling)."""
         if source == "zero":
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
         return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
@@ -292,7 +292,7 @@ def show_validation(
         vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
-        bank = make_bank(known).expand(len(taps) - 1, -1, -1, -1)
+        bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         one_shot = Seen(upsample_map(few_shot_distance(taps[1:], bank)), vectors[1:])
         defects = [s.defects for s in good + bad]
         shown.append(Shown(one_shot, vision.decoder(taps[1:], text), defects, family.kind, family.seed))
