@@ -33,8 +33,8 @@ class VisionConfig:
         23,
         31,
     )  # zero-based: the residual stream after blocks 8, 16, 24, 32
-    # share of each tapped patch that its 3 × 3 neighbours' mean replaces (PatchCore's locally aware patch features,
-    # Roth et al., CVPR 2022); the original has none
+    # share of each tapped patch that the mean of its neighbours, 3 × 3 patches' widths, replaces (PatchCore's locally
+    # aware patch features, Roth et al., CVPR 2022); the original has none
     neighbourhood: float = 0.0
     # times that the image is encoded in each direction, moved by as large a part of a patch: patches that overlap
     # show what is smaller than one wherever it lies (the original: once)
@@ -132,7 +132,8 @@ class VisionEncoder(nn.Module):
         """
         config = self.config
         if config.shifts == 1:
-            return self._encode(pixels)
+            embedding, taps = self._encode(pixels)
+            return embedding, self._with_neighbours(taps)
         batch, size = pixels.shape[0], config.image_size
         steps = range(0, config.patch_size, config.stride)
         beyond = config.patch_size - config.stride  # mirrored there; no patch that reaches so far is kept
@@ -143,7 +144,7 @@ class VisionEncoder(nn.Module):
         planes = taps.unflatten(2, (config.tokens, config.tokens))
         planes = planes.unflatten(0, (config.shifts, config.shifts, -1)).permute(2, 3, 4, 0, 5, 1, 6)
         planes = planes.flatten(2, 3).flatten(3, 4)[:, :, : config.grid, : config.grid]
-        return embedding[:batch], planes.flatten(2, 3)
+        return embedding[:batch], self._with_neighbours(planes.flatten(2, 3))
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """One encoding; [B, 3, S, S] → [B, E] and [B, T, tokens², V]."""
@@ -154,18 +155,20 @@ class VisionEncoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.config.tap_layers:
-                taps.append(self._with_neighbours(x[:, 1:]))
+                taps.append(x[:, 1:])
         embedding = F.normalize(self.head(self.head_norm(x[:, 0])), dim=-1)
         return embedding, torch.stack(taps, dim=1)
 
-    def _with_neighbours(self, patches: Tensor) -> Tensor:
-        """[B, tokens², V] → the same, each patch mixed with the mean of its 3 × 3 neighbours (fewer at the edge)."""
-        share, tokens = self.config.neighbourhood, self.config.tokens
+    def _with_neighbours(self, taps: Tensor) -> Tensor:
+        """[B, T, grid², V] → the same, each patch mixed with the mean of its neighbours (fewer at the edge)."""
+        share, grid = self.config.neighbourhood, self.config.grid
         if not share:
-            return patches
-        plane = patches.transpose(1, 2).unflatten(2, (tokens, tokens))
-        mean = F.avg_pool2d(plane, 3, stride=1, padding=1, count_include_pad=False)
-        return (1 - share) * patches + share * mean.flatten(2).transpose(1, 2)
+            return taps
+        side = 2 * self.config.shifts + 1
+        planes = taps.transpose(2, 3).unflatten(3, (grid, grid)).flatten(0, 1)
+        mean = F.avg_pool2d(planes, side, stride=1, padding=side // 2, count_include_pad=False)
+        mixed = (1 - share) * planes + share * mean
+        return mixed.flatten(2).transpose(1, 2).unflatten(0, taps.shape[:2])
 
 
 def fold_video_kernel(weight: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     pool = Pool(folder / "pool", recipe.pool_groups)
     print("[2/5] encoder, image decoder, text features", flush=True)
     vision = train_vision(recipe, folder, device, pool).eval()
-    vision.encoder.config = recipe.vision  # with overlapping patches from here on
+    vision.encoder.config = nano_config().vision  # from here on with overlapping patches
     print("[3/5] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)

@@ -13,7 +13,6 @@ import copy
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -44,8 +43,7 @@ class NanoVision(nn.Module):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         config = recipe.vision
-        # overlapping patches cost four times as much and teach nothing else
-        self.encoder = VisionEncoder(replace(config, shifts=1))
+        self.encoder = VisionEncoder(config)
         self.decoder = ImageDecoder(config.width, config.embed_dim, len(config.tap_layers))
         self.text = nn.Parameter(torch.randn(len(CLASSES), 2, config.embed_dim))
         self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # gives CLS something to say; not shipped
