@@ -96,7 +96,7 @@ def right_answers(
                 continue
             asked += 1
             questions = follow_ups(rng, part.defects, family.kind, "")
-            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "kind")}
+            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "shade", "kind")}
             wanted["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)

@@ -14,7 +14,7 @@ from torch import Tensor
 CELL = 7  # pixels: half a patch
 SHARPNESS = (4.0, 16.0, 64.0)  # exponents: from all that is raised to the peak alone
 NEAR, WIDE = 5, 9  # cells around one that it is compared with
-SHOTS = (0.5, 1.5, 3.5)  # limits between no, one, a few and more normal samples
+SHOTS = (0.5, 1.5)  # limits between no, one and several normal samples
 EPSILON = 1e-6
 NUM_FIGURES = len(SHARPNESS) * 9 + 3 + len(SHOTS)
 

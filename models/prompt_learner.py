@@ -45,6 +45,8 @@ class PromptLearner(nn.Module):
                 nn.ReLU(),
                 nn.Linear(config.evidence_width, config.llm_width),
             )
+            nn.init.zeros_(self.evidence_net[2].weight)  # at first what reads the map alone
+            nn.init.zeros_(self.evidence_net[2].bias)
 
     def forward(
         self, anomaly_map: Tensor, pixels: Tensor | None = None, num_samples: Tensor | None = None
@@ -66,10 +68,17 @@ class PromptLearner(nn.Module):
         if given != (self.config.evidence_width > 0,) * 2:
             wanted = "map, pixels and number of normal samples" if self.config.evidence_width else "the map alone"
             raise ValueError(f"this prompt learner reads {wanted}")
+        figures = None
+        if pixels is not None and num_samples is not None:
+            figures = evidence(anomaly_map, pixels, num_samples)
+        return self.read(anomaly_map, figures)
+
+    def read(self, anomaly_map: Tensor, figures: Tensor | None) -> Tensor:
+        """The same, of what ``evidence`` found before: [B, NUM_FIGURES], or None."""
         batch = anomaly_map.shape[0]
         cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
         base = self.base_prompts.expand(batch, -1, -1)
-        if pixels is not None and num_samples is not None:
-            told = self.evidence_net(evidence(anomaly_map, pixels, num_samples))
+        if figures is not None:
+            told = self.evidence_net(figures)
             base = torch.cat([base[:, :1] + told[:, None], base[:, 1:]], dim=1)
         return torch.cat([base, cells], dim=1)

@@ -27,7 +27,7 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
             neighbourhood=0.6,
             shifts=2,
         ),
-        prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH),
+        prompt_learner=PromptLearnerConfig(channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH, evidence_width=64),
         llama=LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=LLM_WIDTH,

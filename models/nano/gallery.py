@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ...runtime.copies import Copies, make_copies
 from ...runtime.coverage import cover
-from ..anomalygpt import few_shot_distance
+from ..anomalygpt import few_shot_distance, upsample_map
+from ..evidence import evidence
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
 from .data import normalise
@@ -31,12 +32,14 @@ class Gallery:
     """N parts: their image embedding and their maps in patches.
 
     ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, grid²]: distances to as many good parts as ``SHOTS`` says;
-    ``margins`` f16 [N, 4, grid²]: zero-shot logit differences per tap.
+    ``margins`` f16 [N, 4, grid²]: zero-shot logit differences per tap; ``figures`` f32 [N, 3, F]: the evidence of
+    each of these maps, the zero-shot one's last.
     """
 
     embedding: NDArray[np.float16]
     few_shot: NDArray[np.float16]
     margins: NDArray[np.float16]
+    figures: NDArray[np.float32]
     defects: list[list[Defect]]
     kinds: list[str]
 
@@ -53,6 +56,7 @@ class Gallery:
             embedding=self.embedding,
             few_shot=self.few_shot,
             margins=self.margins,
+            figures=self.figures,
             notes=np.frombuffer(notes.encode(), np.uint8),
         )
         temporary.replace(path)
@@ -62,7 +66,13 @@ class Gallery:
         with np.load(path, allow_pickle=False) as file:
             notes = json.loads(file["notes"].tobytes())
             defects = [[Defect(**{**d, "center": tuple(d["center"])}) for d in ds] for ds in notes["defects"]]
-            return cls(file["embedding"], file["few_shot"], file["margins"], defects, notes["kinds"])
+            arrays = (file[name] for name in ("embedding", "few_shot", "margins", "figures"))
+            return cls(*arrays, defects, notes["kinds"])
+
+
+def zero_shot_map(margins: torch.Tensor) -> torch.Tensor:
+    """``zero_shot_margins`` → the map [B, S, S] as ``ImageDecoder`` makes it."""
+    return upsample_map(margins.flatten(0, 1)).sigmoid().unflatten(0, margins.shape[:2]).mean(dim=1)
 
 
 def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -102,14 +112,15 @@ def build_gallery(
         copies: of the normal samples, in the banks.
     """
     device = text.device
-    embedding, few_shot, margins = [], [], []
+    embedding, few_shot, margins, figures = [], [], [], []
     defects: list[list[Defect]] = []
     kinds: list[str] = []
     began = time.monotonic()
     for index in range(pool.num_groups):
         group = pool[index]
         pixels = normalise(group.pixels)
-        vectors, taps = encoder(torch.from_numpy(pixels).to(device))
+        given = torch.from_numpy(pixels).to(device)
+        vectors, taps = encoder(given)
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
         copied = make_copies(pixels[:NORMALS], copies, encoder.config.grid)[1:]
         known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
@@ -117,15 +128,29 @@ def build_gallery(
         distances = [few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks]
         embedding.append(vectors.half().cpu().numpy())
         few_shot.append(torch.stack(distances, dim=1).half().cpu().numpy())
-        margins.append(zero_shot_margins(decoder, shown, text).half().cpu().numpy())
+        margin = zero_shot_margins(decoder, shown, text)
+        maps = [*map(upsample_map, distances), zero_shot_map(margin)]
+        found = [look_around(*each, given[-ENTRIES:]) for each in zip(maps, (*SHOTS, 0), strict=True)]
+        figures.append(torch.stack(found, dim=1).cpu().numpy())
+        margins.append(margin.half().cpu().numpy())
         defects += group.defects[-ENTRIES:]
         kinds += [group.kind] * ENTRIES
         if (index + 1) % 250 == 0:
             left = (time.monotonic() - began) / (index + 1) * (pool.num_groups - index - 1) / 60
             print(f"gallery {index + 1}/{pool.num_groups} groups, {left:.1f} minutes left", flush=True)
     return Gallery(
-        np.concatenate(embedding), np.concatenate(few_shot), np.concatenate(margins), defects, kinds
+        np.concatenate(embedding),
+        np.concatenate(few_shot),
+        np.concatenate(margins),
+        np.concatenate(figures),
+        defects,
+        kinds,
     )
+
+
+def look_around(anomaly_map: torch.Tensor, num_samples: int, pixels: torch.Tensor) -> torch.Tensor:
+    """``evidence`` of maps [B, S, S] that come from so many normal samples, and their pixels: [B, F]."""
+    return evidence(anomaly_map, pixels, torch.full((len(pixels),), float(num_samples), device=pixels.device))
 
 
 class Sureness:

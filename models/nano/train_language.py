@@ -39,9 +39,18 @@ from ..prompts import (
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
-from .gallery import ENTRIES, Gallery, Sureness, make_bank, map_statistics
+from .gallery import ENTRIES, Gallery, Sureness, look_around, make_bank, map_statistics, zero_shot_map
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
-from .words import CANNOT_KNOW, SIZES, UNKNOWABLE_UNSEEN, dialogue, follow_ups, is_line, places
+from .words import (
+    CANNOT_KNOW,
+    SIZES,
+    UNKNOWABLE_UNSEEN,
+    dialogue,
+    follow_ups,
+    is_line,
+    look_answer,
+    places,
+)
 
 IGNORE = -100
 VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
@@ -89,8 +98,9 @@ class Seen(NamedTuple):
 
     maps: Tensor  # [B, 224, 224], 0..1
     embedding: Tensor  # [B, E]
+    figures: Tensor  # [B, F], the evidence beside the maps
 
-    def at(self, rows: slice) -> Seen:
+    def at(self, rows: slice | Tensor) -> Seen:
         return Seen(*(x[rows] for x in self))
 
     def to(self, device: str | torch.device) -> Seen:
@@ -119,22 +129,22 @@ class Maps:
     def whole(self, index: np.ndarray, source: str) -> Tensor:
         """The maps [B, 224, 224] as the runtime makes them."""
         if source == "zero":
-            margins = torch.from_numpy(self.gallery.margins[index].astype(np.float32))
-            return upsample_map(margins.flatten(0, 1)).sigmoid().unflatten(0, margins.shape[:2]).mean(dim=1)
+            return zero_shot_map(torch.from_numpy(self.gallery.margins[index].astype(np.float32)))
         return upsample_map(torch.from_numpy(self.patches(index, source)))
 
     def seen(self, index: np.ndarray, source: str) -> Seen:
         """As the runtime sees the parts."""
         embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
-        return Seen(self.whole(index, source), embedding)
+        figures = torch.from_numpy(self.gallery.figures[index, self.SOURCES.index(source)])
+        return Seen(self.whole(index, source), embedding, figures)
 
-    def draw(self, index: int, rng: Generator) -> tuple[Tensor, str]:
-        """Map [224, 224] and the words for its sureness."""
+    def draw(self, index: int, rng: Generator) -> tuple[Seen, str]:
+        """One part, and the words for how sure its map is."""
         source = str(rng.choice(self.SOURCES, p=self.SHARES))
-        shown = self.whole(np.array([index]), source)[0]
+        seen = self.seen(np.array([index]), source)
         if source != "zero":
-            shown = shown * float(rng.uniform(0.96, 1.04))
-        return shown, self.sureness[source].words(self.patches(index, source))
+            seen = seen._replace(maps=seen.maps * float(rng.uniform(0.96, 1.04)))
+        return seen, self.sureness[source].words(self.patches(index, source))
 
 
 CELL_TRUTHS = ("defect", "line", "over 1 percent")
@@ -174,31 +184,46 @@ class Batch(NamedTuple):
         return Batch(self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device))
 
 
+def look_odds(defects: list[list[Defect]]) -> np.ndarray:
+    """How often to draw each of these parts: those of a rare look more often, by the root of how rare it is, or the
+    words learn to say "a spot" of everything."""
+    looks, number = np.unique([look_answer(each) for each in defects], return_inverse=True)
+    odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
+    return odds / odds.sum()
+
+
 def draw_batch(
-    maps: Maps, good: np.ndarray, bad: np.ndarray, words: Vocabulary, rng: Generator, size: int, dialogues: int
+    maps: Maps,
+    good: np.ndarray,
+    bad: np.ndarray,
+    odds: np.ndarray,
+    words: Vocabulary,
+    rng: Generator,
+    size: int,
+    dialogues: int,
 ) -> Batch:
-    """``size`` parts, half of them defective, mirrored at random."""
+    """``size`` parts, half of them defective (drawn with these odds), mirrored at random."""
     gallery = maps.gallery
-    chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2)])
+    chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2, p=odds)])
     shown, rows, truths = [], [], []
     for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
         drawn, sureness = maps.draw(index, rng)
-        shown.append(drawn.flip(flips))
+        shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # the figures have no left and right
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
         truths.append(cell_truths(defects))
         rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
-    embedding = torch.from_numpy(gallery.embedding[chosen].astype(np.float32))
-    return Batch(Seen(torch.stack(shown), embedding), ids, labels, torch.from_numpy(np.stack(truths)))
+    seen = Seen(*map(torch.cat, zip(*shown, strict=True)))
+    return Batch(seen, ids, labels, torch.from_numpy(np.stack(truths)))
 
 
 def inject(model: AnomalyGPT, seen: Seen) -> tuple[Tensor, Tensor]:
     """Image embeddings [B, D] and prompt embeddings [B, 18, D]."""
-    return model.llama_proj(seen.embedding), model.prompt_learner(seen.maps)
+    return model.llama_proj(seen.embedding), model.prompt_learner.read(seen.maps, seen.figures)
 
 
 def language_loss(
@@ -269,7 +294,7 @@ class Shown:
     """One family's queries as the language model is given them, and the truth."""
 
     one_shot: Seen
-    zero_shot: Tensor  # [B, 224, 224]
+    zero_shot: Seen
     defects: list[list[Defect]]
     kind: str
     seed: int
@@ -289,13 +314,18 @@ def show_validation(
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
-        vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
+        given = torch.from_numpy(pixels).to(text.device)
+        vectors, taps = vision.encoder(given)
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
-        one_shot = Seen(upsample_map(few_shot_distance(taps[1:], bank)), vectors[1:])
+        maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
+        one_shot, zero_shot = (
+            Seen(each, vectors[1:], look_around(each, shots, given[1:]))
+            for each, shots in zip(maps, (1, 0), strict=True)
+        )
         defects = [s.defects for s in good + bad]
-        shown.append(Shown(one_shot, vision.decoder(taps[1:], text), defects, family.kind, family.seed))
+        shown.append(Shown(one_shot, zero_shot, defects, family.kind, family.seed))
     return shown
 
 
@@ -310,10 +340,10 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
     figures: dict[str, list[float]] = {}
     for family in shown:
         truth, rng = family.defective, default_rng(family.seed)
-        shuffled = family.one_shot.maps[torch.from_numpy(rng.permutation(len(truth)))]
-        sources = {"one_shot": family.one_shot.maps, "zero_shot": family.zero_shot, "shuffled": shuffled}
-        for name, maps in sources.items():
-            texts, _ = generate(model, words, family.one_shot._replace(maps=maps), DEFAULT_QUESTION)
+        shuffled = family.one_shot.at(torch.from_numpy(rng.permutation(len(truth))))
+        sources = {"one_shot": family.one_shot, "zero_shot": family.zero_shot, "shuffled": shuffled}
+        for name, seen in sources.items():
+            texts, _ = generate(model, words, seen, DEFAULT_QUESTION)
             said = np.array([t.startswith(AFFIRMATIVE) for t in texts])
             figures.setdefault(f"{name}_accuracy", []).append(float((said == truth).mean()))
             if name == "one_shot":
@@ -322,7 +352,7 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
             right_place = verdicts[i] == answer(places(family.defects[i]))
             figures.setdefault("verdict_place", []).append(float(right_place))
             asked = follow_ups(rng, family.defects[i], family.kind, "")
-            right = {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
+            right = {k: asked[k] for k in ("place", "count", "size", "look", "shade", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
@@ -398,6 +428,7 @@ def train_language(
     )  # the last tenth's families are for the calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
+    odds = look_odds([gallery.defects[i] for i in bad])
     began = time.monotonic()
     with open(folder / "language.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.language_steps):
@@ -406,7 +437,7 @@ def train_language(
                 group["lr"] = learning_rate(
                     step, recipe.language_steps, recipe.warmup_steps, recipe.language_lr
                 )
-            batch = draw_batch(maps, good, bad, words, rng, recipe.language_batch, recipe.dialogues)
+            batch = draw_batch(maps, good, bad, odds, words, rng, recipe.language_batch, recipe.dialogues)
             loss, parts = language_loss(model, words, cell_head, batch.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -13,6 +13,7 @@ import torch
 from numpy.random import default_rng
 
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
+from anomalygpt_edge.models.evidence import NUM_FIGURES
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano import train as train_module
 from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
@@ -43,6 +44,7 @@ from anomalygpt_edge.models.nano.words import (
     dialogue,
     look_answer,
     places,
+    shade_answer,
     size_answer,
 )
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
@@ -168,13 +170,16 @@ def test_the_gallery_s_banks_are_the_runtime_s(groups: Pool) -> None:
     vision = train_vision.NanoVision(TINY)
     load_start(vision, train_vision.CLASSES)
     encoder = vision.eval().encoder
-    made = make_copies(normalise(groups[0].pixels[:2]), "moved", 16)
-    with torch.no_grad():
-        known = [encoder(torch.from_numpy(pixels))[1] for pixels, _ in made]
-    samples = [np.concatenate([taps[i : i + 1].numpy() for taps in known], axis=2) for i in range(2)]
-    shown = np.concatenate([patches for _, patches in made])
-    expected = MemoryBank.from_features(samples, "", shown=shown).features[0]
-    np.testing.assert_allclose(make_bank(known).numpy(), expected, atol=1e-5)
+    encoder.config = nano_config().vision
+    distinct = encoder.config.tokens**2
+    for copies in ("none", "turned"):
+        made = make_copies(normalise(groups[0].pixels[:2]), copies, encoder.config.grid)
+        with torch.no_grad():
+            known = [encoder(torch.from_numpy(pixels))[1] for pixels, _ in made]
+        samples = [np.concatenate([taps[i : i + 1].numpy() for taps in known], axis=2) for i in range(2)]
+        shown = np.concatenate([patches for _, patches in made])
+        expected = MemoryBank.from_features(samples, "", shown=shown, distinct=distinct).features[0]
+        np.testing.assert_allclose(make_bank(known, distinct).numpy(), expected, atol=1e-5)
 
 
 def test_a_region_starts_where_peaks_tell_good_from_defective() -> None:
@@ -182,7 +187,12 @@ def test_a_region_starts_where_peaks_tell_good_from_defective() -> None:
     maps[:, 0, 7] = np.concatenate([np.linspace(0.1, 0.2, 20), np.linspace(0.25, 0.4, 20)])
     defect = Defect("stain", (0.5, 0.5), 0.01, 0.1, 0.1)
     gallery = Gallery(
-        np.zeros((40, 64)), maps, np.zeros((40, 4, 256)), [[]] * 20 + [[defect]] * 20, ["disc"] * 40
+        np.zeros((40, 64)),
+        maps,
+        np.zeros((40, 4, 256)),
+        np.zeros((40, 3, NUM_FIGURES)),
+        [[]] * 20 + [[defect]] * 20,
+        ["disc"] * 40,
     )
     assert 0.2 < region_level(gallery) <= 0.26
 
@@ -209,18 +219,26 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("defect", "size", "look"),
+    ("defect", "size", "look", "shade"),
     [
-        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a line."),
-        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a spot."),  # shorter than a patch map can tell
-        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a spot."),
-        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area."),
-        (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),
+        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a dark line.", "darker"),
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a dark spot.", "darker"),  # shorter than a patch
+        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a bright spot.", "brighter"),
+        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area.", "neither darker nor brighter"),
+        (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area.", "neither darker nor brighter"),
     ],
 )
-def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -> None:
+def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str, shade: str) -> None:
     assert f"It is {size}" in size_answer([defect])
-    assert look_answer([defect]).endswith(look)
+    assert look_answer([defect]) == f"It looks like {look}"
+    assert shade_answer([defect]) == f"It is {shade} than what is around it."
+
+
+def test_rare_looks_are_drawn_more_often_but_not_as_often_as_common_ones() -> None:
+    spot, line = Defect("stain", (0.5, 0.5), 0.001, 0.1, 0.1), Defect("crack", (0.5, 0.5), 0.01, 0.1, -0.1)
+    odds = train_language.look_odds([[spot]] * 9 + [[line]])
+    assert odds.sum() == pytest.approx(1)
+    assert odds[9] == pytest.approx(3 * odds[0])
 
 
 def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
@@ -246,6 +264,10 @@ def maps(groups: Pool) -> train_language.Maps:
     vision = train_vision.NanoVision(TINY).eval()
     gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
     return train_language.Maps(gallery)
+
+
+def even(parts: np.ndarray) -> np.ndarray:
+    return np.full(len(parts), 1 / len(parts))
 
 
 def test_calibration_lowers_the_loss_and_changes_no_answer(maps, words) -> None:
@@ -280,7 +302,7 @@ def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
     bad = parts[maps.defective]
     shown = {source: maps.seen(bad, source).maps for source in maps.SOURCES}
     for seed in range(20):
-        batch = train_language.draw_batch(maps, bad, bad, words, default_rng(seed), 2, 1)
+        batch = train_language.draw_batch(maps, bad, bad, even(bad), words, default_rng(seed), 2, 1)
         for drawn, truths in zip(batch.seen.maps, batch.truths, strict=True):
             candidates = []
             for row, index in enumerate(bad.tolist()):
@@ -309,7 +331,7 @@ def test_the_prompt_embeddings_learn_what_is_in_the_cells(maps, words) -> None:
     head = train_language.CellHead(LLM_WIDTH)
     optimizer = torch.optim.AdamW([*model.prompt_learner.parameters(), *head.parameters()], lr=1e-3)
     parts = np.arange(len(maps.gallery.kinds))
-    batch = train_language.draw_batch(maps, parts, parts, words, default_rng(0), 4, 1)
+    batch = train_language.draw_batch(maps, parts, parts, even(parts), words, default_rng(0), 4, 1)
     told = []
     for _ in range(12):
         loss, figures = train_language.language_loss(model, words, head, batch)
