@@ -50,7 +50,7 @@ def evidence(anomaly_map: Tensor, pixels: Tensor, num_samples: Tensor) -> Tensor
     down, right = steps.repeat_interleave(side), steps.repeat(side)
     figures = []
     for sharpness in SHARPNESS:
-        weight = ((raised + EPSILON) / (highest + EPSILON)) ** sharpness  # 1 at the peak, of a flat map everywhere
+        weight = ((raised + EPSILON) / (highest + EPSILON)) ** sharpness  # 1 at the peak, and all over a flat map
         weight = weight / weight.sum(dim=1, keepdim=True)
         figures.append((looks * weight[:, None]).sum(dim=2))
         figures.append(_extent(weight, down, right))

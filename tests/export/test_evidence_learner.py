@@ -18,10 +18,11 @@ from anomalygpt_edge.export import precision
 from anomalygpt_edge.export.checkpoints import load_model, open_checkpoint_folder
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.int8_graph import linears, load
-from anomalygpt_edge.export.onnx_graphs import export_graph, graphs
+from anomalygpt_edge.export.onnx_graphs import Graph, export_graph, graphs
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.parity import Parity, sample_cases
 from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.quantize import to_int8
 from anomalygpt_edge.export.reference import Reference
 from anomalygpt_edge.export.samples import draw_part
 from anomalygpt_edge.export.survey import describe_anomalygpt, needs_of
@@ -29,6 +30,7 @@ from anomalygpt_edge.export.tensor_files import CheckpointError, open_tensors
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.evidence import NUM_FIGURES
+from anomalygpt_edge.models.prompt_learner import PromptLearner, PromptLearnerConfig
 from anomalygpt_edge.runtime.bundle import Bundle, TensorSpec, open_bundle
 from anomalygpt_edge.runtime.engines import open_engine
 from anomalygpt_edge.runtime.inspector import Inspector
@@ -196,15 +198,38 @@ def test_what_tensorrt_cannot_parse_is_not_in_the_graph(bundle: Bundle) -> None:
     assert sum(node.op_type == "TopK" for node in nodes) == 1
 
 
-def test_evidence_stays_float32_in_other_precisions(bundle: Bundle, tmp_path: Path) -> None:
+def test_evidence_stays_float32_in_float16(bundle: Bundle, tmp_path: Path) -> None:
     source = bundle.component_file("prompt_learner")
     export_float16(source, tmp_path / "half.onnx")
     graph = onnx.load(tmp_path / "half.onnx").graph
     halves = {node.output[0] for node in graph.node if is_cast_to(node, onnx.TensorProto.FLOAT16)}
     readers = [node.op_type for node in graph.node if halves & set(node.input)]
     assert readers == ["Conv"] * 6
-    linear = [node for each in linears(load(source).graph).values() for node in each]
-    assert all("meta_net" in str(node.inputs[1].name) for node in linear)
+
+
+def test_evidence_stays_float32_in_int8(tmp_path: Path) -> None:
+    """Its layers are large enough here that int8 would take them; of the last convolution it does."""
+    torch.manual_seed(0)
+    config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64)
+    learner = PromptLearner(config).eval().requires_grad_(False)
+    names = ("anomaly_map", "pixels", "num_samples")
+    example = (torch.zeros(2, 224, 224), torch.zeros(2, 3, 224, 224), torch.zeros(2))
+    graph = Graph("prompt_learner", learner, dict(zip(names, example, strict=True)), ("prompt_embeddings",))
+    source = tmp_path / export_graph(graph, tmp_path).file
+    quantised = [node for nodes in linears(load(source).graph).values() for node in nodes]
+    assert ["meta_net.15" in str(node.inputs[1].name) for node in quantised] == [True]
+    rng = np.random.default_rng(0)
+    given = {
+        "anomaly_map": MAPS["spots"][:2],
+        "pixels": rng.standard_normal((2, 3, 224, 224), dtype=np.float32),
+        "num_samples": np.array([0, 4], np.float32),
+    }
+    component = to_int8(source, tmp_path / "int8.onnx", [{n: each[:1] for n, each in given.items()}])
+    assert component.inputs == [MAP, PIXELS, NUM_SAMPLES]
+    found = open_engine(tmp_path / "int8.onnx", component).run(**given)["prompt_embeddings"]
+    expected = learner(*map(torch.from_numpy, given.values()))
+    assert differ(expected[:, :9], found[:, :9]) < 1e-5
+    assert 1e-5 < differ(expected[:, 9:], found[:, 9:]) < 0.02
 
 
 def is_cast_to(node: onnx.NodeProto, dtype: int) -> bool:
@@ -237,7 +262,11 @@ def test_both_sides_of_the_gate_see_each_cases_own_evidence(
         number = len(case.normals)
         own, miscounted, *others = (
             rows_of(seeing_model, anomaly_map, pixels_of(bundle, frame), count)
-            for frame, count in ((case.frame, number), (case.frame, number + 1), *((n, number) for n in case.normals))
+            for frame, count in (
+                (case.frame, number),
+                (case.frame, number + 1),
+                *((n, number) for n in case.normals),
+            )
         )
         assert differ(own, found) < 1e-4
         assert differ(own, expected) < 1e-4

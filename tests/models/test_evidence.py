@@ -58,7 +58,9 @@ def test_dark_and_bright_differ_in_sign(step: float, ground: float) -> None:
     assert torch.all(looks(figures, "wide") * step > 0)
     assert torch.all(looks(figures, "wide").abs() > looks(figures, "near").abs())
     assert torch.all(looks(figures, "relative") * step > 0)
-    torch.testing.assert_close(looks(figures, "wide"), torch.full((1, 3), step * (1 - 16 / 81)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        looks(figures, "wide"), torch.full((1, 3), step * (1 - 16 / 81)), atol=1e-3, rtol=0
+    )
     extreme = "brightest" if step > 0 else "darkest"
     torch.testing.assert_close(looks(figures, extreme), looks(figures, "wide"), atol=1e-3, rtol=0)
 
