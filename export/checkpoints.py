@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
+from ..models.evidence import NUM_FIGURES
 from ..models.image_decoder import ImageDecoder
 from ..models.imagebind import VisionEncoder, fold_video_kernel
 from ..models.original_names import IMAGEBIND_KEY, LORA_KEY, original_text_name, original_vision_name
@@ -27,6 +28,9 @@ from .text_features import read_text_features
 from .vicuna import LlamaSource, open_llama, read_lora, size_name
 
 NUM_META_CONVS = 6
+EVIDENCE_KEYS = tuple(
+    f"prompt_learner.evidence_net.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")
+)
 
 
 @dataclass(frozen=True)
@@ -155,12 +159,39 @@ def identify(tensors: Tensors) -> str | None:
 
 
 def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
-    """The prompt learner's channels and the width it was trained for, from the shapes."""
+    """The prompt learner's channels, the width it was trained for and that of its evidence, from the shapes.
+
+    Raises:
+        CheckpointError: keys are missing, or it was trained on other figures of evidence than this program computes.
+    """
     kernels = [
         shape_of(tensors, f"prompt_learner.meta_net.{3 * i}.weight", dims=4) for i in range(NUM_META_CONVS)
     ]
     first, second, third, fourth, fifth, last = (kernel[0] for kernel in kernels)
-    return PromptLearnerConfig(channels=(first, second, third, fourth, fifth), llm_width=last)
+    return PromptLearnerConfig((first, second, third, fourth, fifth), last, read_evidence_width(tensors))
+
+
+def read_evidence_width(tensors: Tensors) -> int:
+    """Width of the network that reads evidence; 0: the learner reads the map alone.
+
+    Raises:
+        CheckpointError: as ``read_learner_config``.
+    """
+    missing = [key for key in EVIDENCE_KEYS if key not in tensors]
+    if len(missing) == len(EVIDENCE_KEYS):
+        return 0
+    if missing:
+        raise CheckpointError(
+            f"{tensors.path} lacks {name_some(missing)}, of the network that reads evidence: save or download the "
+            "whole checkpoint again"
+        )
+    width, figures = shape_of(tensors, EVIDENCE_KEYS[0], dims=2)
+    if figures != NUM_FIGURES:
+        raise CheckpointError(
+            f"{tensors.path}: its prompt learner reads {figures} figures of evidence, and this program computes "
+            f"{NUM_FIGURES}: use the version that it was trained with, or train it again"
+        )
+    return width
 
 
 def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) -> None:

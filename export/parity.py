@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import localise, match, preprocess, upsample
 from ..runtime.bundle import Bundle, Manifest
-from ..runtime.engines import open_engine
+from ..runtime.engines import learner_inputs, open_engine
 from ..runtime.errors import AgptError
 from ..runtime.language import LanguageModel
 from .reference import Reference
@@ -171,12 +171,13 @@ class Parity:
         text_features = bundle.text_features()
         stages: Stages = {}
         for case in self._cases:
-            encoded = engines["encoder"].run(pixels=self._pixels(case.frame))
+            pixels = self._pixels(case.frame)
+            encoded = engines["encoder"].run(pixels=pixels)
             features = encoded["patch_features"]
             add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
             if case.normals:
-                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
-                normal = engines["encoder"].run(pixels=pixels)["patch_features"]
+                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
+                normal = engines["encoder"].run(pixels=normals)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
                 distance = match(features, bank)
                 anomaly_map = upsample(distance, manifest.preprocess.size)
@@ -185,7 +186,9 @@ class Parity:
                 run = engines["decoder"].run(patch_features=features, text_features=text_features)
                 anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
                 add(stages, zero_shot_map=anomaly_map)
-            add(stages, **engines["prompt_learner"].run(anomaly_map=anomaly_map))
+            learner = manifest.components["prompt_learner"]
+            inputs = learner_inputs(learner, anomaly_map, pixels, len(case.normals))
+            add(stages, **engines["prompt_learner"].run(**inputs))
             advance()
         return stages
 
@@ -194,18 +197,20 @@ class Parity:
         text = reference.checkpoints.text_features[self._manifest.default_class]
         stages: Stages = {}
         for case in self._cases:
-            embedding, features = reference.encode(torch.from_numpy(self._pixels(case.frame)))
+            pixels = torch.from_numpy(self._pixels(case.frame))
+            embedding, features = reference.encode(pixels)
             add(stages, image_embedding=embedding, patch_features=features)
             if case.normals:
-                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
-                _, normal = reference.encode(torch.from_numpy(pixels))
+                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
+                _, normal = reference.encode(torch.from_numpy(normals))
                 bank = normal.transpose(0, 1).flatten(1, 2)[None]
                 distance, anomaly_map = reference.few_shot_map(features, bank)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
                 add(stages, zero_shot_map=anomaly_map)
-            add(stages, prompt_embeddings=reference.prompt_embeddings(anomaly_map))
+            prompts = reference.prompt_embeddings(anomaly_map, pixels, len(case.normals))
+            add(stages, prompt_embeddings=prompts)
             advance()
         return stages
 

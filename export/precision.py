@@ -16,7 +16,7 @@ import numpy as np
 
 from ..kernels import localise, match, upsample
 from ..runtime.bundle import NETWORKS, Bundle, Component, Manifest
-from ..runtime.engines import Engine, open_engine
+from ..runtime.engines import Engine, learner_inputs, open_engine
 from ..runtime.inspector import default_threads
 from .float16 import export_float16
 from .progress import Reach, nowhere
@@ -29,6 +29,7 @@ from .tolerances import TOLERANCES, error_of
 INT8_NETWORKS = {"encoder": 0.9, "prompt_learner": 0.1}
 # Of a limit: what the samples may take of it, as other images may be worse.
 SHARE_OF_LIMIT = 0.5
+NUM_NORMALS = {"zero_shot_map": 0, "few_shot_map": 1}  # of each sample's maps
 NUM_QUICK = 2  # samples by which layers are ordered: a part and what is unlike one
 
 Stages = dict[str, np.ndarray]
@@ -61,10 +62,13 @@ def convert(
             components[name] = export_float16(source, source.with_name(f"{name}.fp16.onnx"))
         return components
     reference = Samples(Bundle(folder, manifest), samples)
-    maps = [stages[kind] for kind in ("zero_shot_map", "few_shot_map") for stages in reference.expected]
     batches = {
         "encoder": [{"pixels": pixels} for pixels in calibration],
-        "prompt_learner": [{"anomaly_map": each} for each in maps],
+        "prompt_learner": [
+            learner_inputs(components["prompt_learner"], stages[kind], stages["pixels"], count)
+            for kind, count in NUM_NORMALS.items()
+            for stages in reference.expected
+        ],
     }
     done = 0.0
     for name, work in INT8_NETWORKS.items():
@@ -90,6 +94,7 @@ class Samples:
         self._pixels = pixels
         self._text = bundle.text_features()
         components = bundle.manifest.components
+        self._learner = components["prompt_learner"]
         encoded = self._encode(self.open(components["encoder"]))  # at full size 3 GB, freed again
         self._behind = {name: self.open(components[name]) for name in NETWORKS if name != "encoder"}
         self.expected = self._localise(encoded, self._behind)
@@ -116,7 +121,7 @@ class Samples:
         return open_engine(self._bundle.folder / component.file, component, default_threads())
 
     def _encode(self, encoder: Engine, count: int | None = None) -> list[Stages]:
-        return [encoder.run(pixels=pixels) for pixels in self._pixels[:count]]
+        return [{"pixels": pixels, **encoder.run(pixels=pixels)} for pixels in self._pixels[:count]]
 
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
         """Both maps of every sample and its prompts; the first sample is the others' normal part, the second its."""
@@ -129,9 +134,13 @@ class Samples:
             decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
             zero_shot = localise(decoded["patch_logits"], size)
             few_shot = upsample(match(patches, normal[0]), size)
-            prompts = [engines["prompt_learner"].run(anomaly_map=each) for each in (zero_shot, few_shot)]
-            rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}
+            inputs = [
+                learner_inputs(self._learner, maps[kind], stages["pixels"], count)
+                for kind, count in NUM_NORMALS.items()
+            ]
+            prompts = [engines["prompt_learner"].run(**each) for each in inputs]
+            rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             found.append({**stages, **maps, "prompt_embeddings": rows})
         return found
 

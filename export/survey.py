@@ -128,8 +128,10 @@ def describe_pandagpt(tensors: Tensors) -> str:
 
 
 def describe_anomalygpt(tensors: Tensors) -> str:
-    width = read_learner_config(tensors).llm_width
-    return f"delta for width {width}{size_name(width)}; setup: {setup_of(tensors.path)}"
+    learner = read_learner_config(tensors)
+    width = learner.llm_width
+    reads = "; its prompt learner reads evidence beside the map" if learner.evidence_width else ""
+    return f"delta for width {width}{size_name(width)}{reads}; setup: {setup_of(tensors.path)}"
 
 
 def setup_of(path: Path) -> str:

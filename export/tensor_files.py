@@ -49,6 +49,9 @@ class Tensors(Mapping[str, Tensor]):
             )
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # Mapping's would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 

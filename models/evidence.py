@@ -41,19 +41,20 @@ def evidence(anomaly_map: Tensor, pixels: Tensor, num_samples: Tensor) -> Tensor
         [level - near, level - wide, brightest - wide, darkest - wide, rough, (level - wide) / (rough + 0.1)],
         dim=1,
     ).flatten(2)  # [B, 6, cells]
-    raised = cells.flatten(1)
-    highest = raised.amax(dim=1, keepdim=True)
+    raised = cells.flatten(1).clamp(min=0)
+    count = raised.shape[1]
+    upper = raised.topk(count - count // 2, dim=1).values  # the higher half, highest first
+    highest = upper[:, :1]
     side = cells.shape[-1]
     steps = torch.linspace(-1, 1, side, device=cells.device, dtype=cells.dtype)
     down, right = steps.repeat_interleave(side), steps.repeat(side)
     figures = []
     for sharpness in SHARPNESS:
-        weight = (raised / (highest + EPSILON)).clamp(min=EPSILON) ** sharpness
+        weight = ((raised + EPSILON) / (highest + EPSILON)) ** sharpness  # 1 at the peak, and all over a flat map
         weight = weight / weight.sum(dim=1, keepdim=True)
         figures.append((looks * weight[:, None]).sum(dim=2))
         figures.append(_extent(weight, down, right))
-    ordered = raised.sort(dim=1).values
-    levels = torch.stack([ordered[:, -1], ordered[:, -5:].mean(dim=1), ordered[:, ordered.shape[1] // 2]], dim=1)
+    levels = torch.stack([upper[:, 0], upper[:, :5].mean(dim=1), upper[:, -1]], dim=1)
     shots = torch.stack([(num_samples > limit).to(levels.dtype) for limit in SHOTS], dim=1)
     return torch.cat([*figures, 4 * levels, shots], dim=1)
 
@@ -68,6 +69,6 @@ def _extent(weight: Tensor, down: Tensor, right: Tensor) -> Tensor:
     yy = (weight * (down - y) ** 2).sum(1)
     xx = (weight * (right - x) ** 2).sum(1)
     xy = (weight * (down - y) * (right - x)).sum(1)
-    mean, half = (xx + yy) / 2, (((xx - yy) / 2) ** 2 + xy**2 + EPSILON**2).sqrt()
-    long, short = (mean + half).sqrt(), (mean - half).clamp(min=0).add(EPSILON).sqrt()
+    mean, half = (xx + yy) / 2, (((xx - yy) / 2) ** 2 + xy**2).sqrt()
+    long, short = ((mean + sign * half).clamp(min=0).add(EPSILON).sqrt() for sign in (1, -1))
     return torch.stack([4 * long, 4 * short, short / (long + 1e-2)], dim=1)

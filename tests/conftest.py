@@ -85,13 +85,24 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer: Path) -> AnomalyGPT:
+    """Its prompt learner reads the map alone, as the original's does."""
+    return make_tiny_model(tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def seeing_model(tiny_tokenizer: Path) -> AnomalyGPT:
+    """Its prompt learner reads evidence beside the map."""
+    return make_tiny_model(tiny_tokenizer, evidence_width=16)
+
+
+def make_tiny_model(tiny_tokenizer: Path, evidence_width: int = 0) -> AnomalyGPT:
     """Nano's topology with fewer channels; every weight random but the words of the language model."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
     torch.manual_seed(0)
     model = AnomalyGPT(
         AnomalyGPTConfig(
             VisionConfig(width=32, depth=4, heads=2, mlp_width=64, embed_dim=16, tap_layers=(0, 1, 2, 3)),
-            PromptLearnerConfig((4, 4, 8, 8, 8), llm_width=64),
+            PromptLearnerConfig((4, 4, 8, 8, 8), llm_width=64, evidence_width=evidence_width),
             LlamaConfig(tokenizer.get_piece_size(), 64, 96, 2, 4, max_position_embeddings=256),
         )
     ).requires_grad_(False)
@@ -130,11 +141,30 @@ def tiny_bundle(
 ) -> Path:
     """A sealed bundle folder. Shared: tests that damage it copy it first."""
     folder = tmp_path_factory.mktemp("tiny_bundle")
+    return export_bundle(save_tiny_model(tiny_model, tiny_tokenizer, folder)).bundle
+
+
+@pytest.fixture(scope="session")
+def seeing_options(
+    seeing_model: AnomalyGPT, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ExportOptions:
+    """How ``seeing_bundle`` is exported."""
+    return save_tiny_model(seeing_model, tiny_tokenizer, tmp_path_factory.mktemp("seeing_bundle"))
+
+
+@pytest.fixture(scope="session")
+def seeing_bundle(seeing_options: ExportOptions) -> Path:
+    """The same of ``seeing_model``."""
+    return export_bundle(seeing_options).bundle
+
+
+def save_tiny_model(model: AnomalyGPT, tiny_tokenizer: Path, folder: Path) -> ExportOptions:
+    """Its checkpoints, and the options that make the bundle beside them."""
     checkpoint = folder / "checkpoint"
     rng = np.random.default_rng(0)
     features = {name: rng.standard_normal((2, 16)).astype(np.float32) for name in TINY_CLASSES}
     features = {
         name: value / np.linalg.norm(value, axis=1, keepdims=True) for name, value in features.items()
     }
-    save_checkpoint(tiny_model, tiny_tokenizer, features, {"few_shot": 0.3, "zero_shot": None}, checkpoint)
-    return export_bundle(ExportOptions.of_folder(checkpoint, folder / "bundle")).bundle
+    save_checkpoint(model, tiny_tokenizer, features, {"few_shot": 0.3, "zero_shot": None}, checkpoint)
+    return ExportOptions.of_folder(checkpoint, folder / "bundle")

@@ -34,7 +34,7 @@ from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebu
 from anomalygpt_edge.kernels import cuda
 from anomalygpt_edge.kernels.cuda.driver import Driver, PycudaDriver
 from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, open_bundle
-from anomalygpt_edge.runtime.engines import BACKENDS, Engine, open_networks
+from anomalygpt_edge.runtime.engines import BACKENDS, Engine, learner_inputs, open_networks
 from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu, difference, run_chain, sample_pixels
 from anomalygpt_edge.runtime.engines.chain import RESULTS, Chain, few_shot, zero_shot
 from anomalygpt_edge.runtime.engines.device import Device, open_device
@@ -135,11 +135,12 @@ def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
         networks = open_networks(setting.bundle, engine)
         pixels, text = sample_pixels(setting.bundle)[:1], setting.bundle.text_features()
-        outputs = run_chain(networks, pixels, text)
+        outputs = run_chain(setting.bundle, networks, pixels, text)
+        learner = setting.bundle.manifest.components["prompt_learner"]
         inputs: dict[str, dict[str, np.ndarray]] = {
             "encoder": {"pixels": pixels},
             "decoder": {"patch_features": outputs["patch_features"], "text_features": text},
-            "prompt_learner": {"anomaly_map": outputs["anomaly_map"]},
+            "prompt_learner": learner_inputs(learner, outputs["anomaly_map"], pixels, num_samples=0),
         }
         return {
             name: percentiles(wall_clock(partial(networks[name].run, **inputs[name]), setting.runs))
@@ -185,11 +186,11 @@ def chain_of(engine: str, by_bank: bool = False) -> Callable[[Setting], dict[str
                 np.random.default_rng(1).normal(size=(NUM_NORMALS, *pixels.shape[1:])).astype(np.float32)
             )
             bank = kernels.prepare_bank(bank_rows(networks["encoder"].run(pixels=normals)["patch_features"]))
-            expected, tolerance = few_shot_one_by_one(networks, pixels, bank), FEW_SHOT_SAME
-            chain = few_shot(device, driver, encoder, learner, bank)
+            expected, tolerance = few_shot_one_by_one(bundle, networks, pixels, bank), FEW_SHOT_SAME
+            chain = few_shot(device, driver, encoder, learner, bank, NUM_NORMALS)
         else:
             text = bundle.text_features()
-            expected, tolerance = run_chain(networks, pixels, text), ZERO_SHOT_SAME
+            expected, tolerance = run_chain(bundle, networks, pixels, text), ZERO_SHOT_SAME
             chain = zero_shot(device, driver, encoder, decoder, learner, text)
         figures: dict[str, Any] = {}
         try:
@@ -219,12 +220,14 @@ def bank_rows(patch_features: np.ndarray) -> np.ndarray:
 
 
 def few_shot_one_by_one(
-    networks: dict[str, Engine], pixels: np.ndarray, bank: kernels.Bank
+    bundle: Bundle, networks: dict[str, Engine], pixels: np.ndarray, bank: kernels.Bank
 ) -> dict[str, np.ndarray]:
-    """The engines with the CPU's kernels between them."""
+    """The engines with the CPU's kernels between them; the bank is of ``NUM_NORMALS`` images."""
     found = networks["encoder"].run(pixels=pixels)
     anomaly_map = kernels.upsample(kernels.match(found["patch_features"], bank), pixels.shape[-1])
-    return found | {"anomaly_map": anomaly_map} | networks["prompt_learner"].run(anomaly_map=anomaly_map)
+    learner = bundle.manifest.components["prompt_learner"]
+    inputs = learner_inputs(learner, anomaly_map, pixels, NUM_NORMALS)
+    return found | {"anomaly_map": anomaly_map} | networks["prompt_learner"].run(**inputs)
 
 
 def measure_chain(

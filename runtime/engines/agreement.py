@@ -7,7 +7,7 @@ import numpy as np
 from ...kernels import localise
 from ..bundle import Bundle
 from ..errors import BundleError
-from . import Engine, open_networks
+from . import Engine, learner_inputs, open_networks
 
 REFERENCE = "onnxruntime"
 NUM_SAMPLES = 2
@@ -34,8 +34,8 @@ def compare_with_cpu(
         return []
     pixels = sample_pixels(bundle)
     text = bundle.text_features()
-    found = run_chain(networks, pixels, text)
-    expected = run_chain(open_networks(bundle, REFERENCE), pixels, text)
+    found = run_chain(bundle, networks, pixels, text)
+    expected = run_chain(bundle, open_networks(bundle, REFERENCE), pixels, text)
     results = []
     for stage, output in STAGES:
         tolerance = published_tolerance(bundle, stage)
@@ -51,15 +51,16 @@ def compare_with_cpu(
 
 
 def run_chain(
-    networks: dict[str, Engine], pixels: np.ndarray, text_features: np.ndarray
+    bundle: Bundle, networks: dict[str, Engine], pixels: np.ndarray, text_features: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Zero-shot: pixels [B, 3, S, S] and text features [2, E] → every network's outputs, and the map."""
     results = networks["encoder"].run(pixels=pixels)
     features = results["patch_features"]
     results |= networks["decoder"].run(patch_features=features, text_features=text_features)
     results["anomaly_map"] = localise(results["patch_logits"], pixels.shape[-1])
-    results |= networks["prompt_learner"].run(anomaly_map=results["anomaly_map"])
-    return results
+    learner = bundle.manifest.components["prompt_learner"]
+    inputs = learner_inputs(learner, results["anomaly_map"], pixels, num_samples=0)
+    return results | networks["prompt_learner"].run(**inputs)
 
 
 def sample_pixels(bundle: Bundle) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Encoder → anomaly map → prompt learner on one stream: each reads what the last wrote, where it lies.
 
-Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, image embedding, map and prompt embeddings
-come down; the patch features, by far the largest, stay.
+Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, once, though the learner may read them too;
+image embedding, map and prompt embeddings come down; the patch features, by far the largest, stay. The number of normal
+samples, where the learner reads it, went up when the chain was made.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Chain:
     Args:
         localise: enqueues on a stream what turns the encoder's patch features into the learner's anomaly map;
             ``zero_shot`` makes one of the decoder, ``few_shot`` one of a memory bank.
+        num_samples: normal images that its map comes from, which a learner may read; 0: zero-shot.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Chain:
         encoder: TensorRtEngine,
         learner: TensorRtEngine,
         localise: Callable[[Any], object],
+        num_samples: int,
         batch: int = 1,
     ) -> None:
         self._device = device
@@ -42,6 +45,12 @@ class Chain:
         self._batch = batch
         self._graph: Graph | None = None
         self.stream = encoder.stream
+        for name in learner.buffers.keys() & encoder.buffers.keys():  # the pixels, if the learner reads them
+            learner.share(name, encoder.buffers[name])
+        if counts := learner.buffers.get("num_samples"):  # one chain's never change
+            with device.current():
+                counts.upload(np.full(batch, num_samples, np.float32), self.stream)
+                self.stream.synchronize()
         self.buffers: dict[str, Buffer] = {**learner.buffers, **encoder.buffers}
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -112,7 +121,7 @@ def zero_shot(
         decoder.enqueue(batch, stream)
         localise(logits)
 
-    return Chain(device, encoder, learner, enqueue, batch)
+    return Chain(device, encoder, learner, enqueue, 0, batch)
 
 
 def few_shot(
@@ -121,18 +130,20 @@ def few_shot(
     encoder: TensorRtEngine,
     learner: TensorRtEngine,
     bank: Bank,
+    num_samples: int,
     batch: int = 1,
 ) -> Chain:
     """The chain by a memory bank. The engines run only in it then.
 
     Args:
         driver: of the encoder's stream.
+        num_samples: normal images that the bank is of.
     """
     features = of_batch(encoder.buffers["patch_features"], batch)
     anomaly_map = of_batch(learner.buffers["anomaly_map"], batch)
     match = Match(driver, DeviceBank.of(driver, bank), features.shape, features.dtype)
     upsample = Upsample(driver, match.distance.shape, anomaly_map.shape[-1], out=anomaly_map)
-    return Chain(device, encoder, learner, lambda stream: upsample(match(features)), batch)
+    return Chain(device, encoder, learner, lambda stream: upsample(match(features)), num_samples, batch)
 
 
 def of_batch(buffer: Buffer, batch: int) -> DeviceArray:

@@ -96,7 +96,18 @@ class TensorRtEngine:
             raise BundleError(f"{PRODUCTS[self._plan.engine]} cannot run {self._plan.file}: build it again")
 
     def share(self, name: str, buffer: Buffer) -> None:
-        """Take another engine's buffer for one of this one's: what that writes, this reads, on the device."""
+        """Take another engine's buffer for one of this one's: what lies there for that, this reads, on the device.
+
+        Raises:
+            BundleError: they declare it differently.
+        """
+        own, other = (
+            f"{each.host.dtype} {list(each.host.shape[1:])}" for each in (self.buffers[name], buffer)
+        )
+        if own != other:
+            raise BundleError(
+                f"{self._plan.file} takes {name} as {own}, and it comes as {other}: re-run agpt export"
+            )
         with self._device.current():
             self.buffers[name].free()
         self.buffers[name] = buffer

@@ -128,6 +128,16 @@ def test_what_was_downloaded_instead_of_the_file(originals, tmp_path, copy_of, t
     assert "is no torch checkpoint (a web page, or a Git LFS pointer" in failure(copied.paths)
 
 
+@pytest.mark.parametrize("name", ["other.safetensors", "other.pt"])
+def test_a_file_of_another_model(originals, tmp_path, name):
+    other = tmp_path / name
+    save = save_file if other.suffix == ".safetensors" else torch.save
+    save({"resnet.weight": torch.ones(2)}, other)
+    imagebind, vicuna, pandagpt, _, features = originals.paths
+    message = failure((imagebind, vicuna, pandagpt, other, features))
+    assert f"{other} is no AnomalyGPT checkpoint: its keys (resnet.weight) are not that model's" in message
+
+
 class Payload:
     def __reduce__(self):
         return os.system, ("touch poisoned",)

@@ -81,6 +81,16 @@ def test_every_precision_builds(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @rtx
+def test_a_learner_that_reads_evidence_builds(seeing_bundle: Path, tmp_path: Path) -> None:
+    graph = seeing_bundle / "prompt_learner.onnx"
+    half = export_float16(graph, tmp_path / "half.onnx")
+    component = read_manifest(seeing_bundle).components["prompt_learner"]
+    for source, described in ((graph, component), (tmp_path / "half.onnx", half)):
+        build(source, described, tmp_path / "learner.plan", replace(RTX, max_batch=4), ["8.9"])
+        assert (tmp_path / "learner.plan").stat().st_size > graph.stat().st_size / 4
+
+
+@rtx
 @pytest.mark.parametrize("passes", [1, 2])
 def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     """The graphs of ``--precision int8`` as they are: Q/DQ with constant symmetric scales, tokens scaled around it."""

@@ -82,6 +82,19 @@ def test_one_engine_reads_what_the_other_wrote(gpu_machine, bundle: Bundle) -> N
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_a_buffer_that_is_declared_otherwise_is_not_shared(gpu_machine, bundle: Bundle) -> None:
+    decoder = open_networks(bundle, "tensorrt")["decoder"]
+    with gpu_machine.device.current():
+        half = gpu_machine.device.buffer((1, 4, 256, 32), "float16")
+    with pytest.raises(
+        BundleError, match=r"takes patch_features as float32 \[4, 256, 32\], and it comes as float16"
+    ):
+        decoder.share("patch_features", half)
+    found = decoder.run(**example(1))["patch_logits"]
+    expected = open_networks(bundle, "onnxruntime")["decoder"].run(**example(1))["patch_logits"]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_the_inspector_takes_the_plans_by_itself(gpu_machine, bundle: Bundle, tiny_bundle: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (240, 240, 3), np.uint8)
     with Inspector.open(bundle.folder, threads=1) as ours, Inspector.open(tiny_bundle, threads=1) as plain:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +15,13 @@ import pytest
 
 from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
 from anomalygpt_edge.runtime.engines import BACKENDS, open_networks
-from anomalygpt_edge.runtime.engines.chain import Chain, zero_shot
+from anomalygpt_edge.runtime.engines.agreement import run_chain, sample_pixels
+from anomalygpt_edge.runtime.engines.chain import Chain, few_shot, zero_shot
 from anomalygpt_edge.runtime.engines.gpu import Graph, find_gpu
 from anomalygpt_edge.runtime.errors import AgptError, ConfigError
 from tools import gpu_check
 from tools.cuda_shim import ShimDriver
-from tools.gpu_check import Check, Report, Setting, run_checks
+from tools.gpu_check import CPU, Check, Report, Setting, run_checks
 
 ROOT = Path(__file__).parents[2]
 without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="this machine has a GPU")
@@ -61,17 +62,24 @@ def shim() -> Iterator[ShimDriver]:
 
 
 @pytest.fixture
-def setting(fakes, gpu_machine: SimpleNamespace, shim: ShimDriver, tiny_bundle: Path, tmp_path: Path) -> Setting:
-    """A Jetson with TensorRT's plans."""
+def jetson(
+    fakes, gpu_machine: SimpleNamespace, shim: ShimDriver, tmp_path: Path
+) -> Callable[[Path], Setting]:
+    """A Jetson with TensorRT's plans of a bundle."""
     driver = fakes.FakeDriver()
     driver.cuda = gpu_machine.cuda
-    return Setting(
-        fakes.with_plans(tiny_bundle, tmp_path / "bundle"),
+    return lambda bundle: Setting(
+        fakes.with_plans(bundle, tmp_path / "bundle"),
         make_graph=lambda: Graph(driver),
         open_device=lambda: gpu_machine.device,
         open_driver=lambda stream: fakes.KernelsOnShim(gpu_machine.cuda, stream, shim),
         runs=3,
     )
+
+
+@pytest.fixture
+def setting(jetson: Callable[[Path], Setting], tiny_bundle: Path) -> Setting:
+    return jetson(tiny_bundle)
 
 
 def chosen(*names: str) -> list[Check]:
@@ -112,6 +120,38 @@ def test_a_chain_keeps_everything_between_pixels_and_results_on_the_device(
     other = chain.run(pixels[..., ::-1].copy())  # a graph reads what lies there now
     assert np.abs(other["anomaly_map"] - second["anomaly_map"]).max() > 0
     chain.close()
+
+
+def test_a_learner_that_reads_evidence_reads_the_encoders_pixels_and_the_number_of_normals(
+    jetson: Callable[[Path], Setting], gpu_machine, seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = jetson(seeing_bundle)
+    setting.runs = 1
+    monkeypatch.setattr(gpu_check, "WARM_UP", 0)
+    names = ("tensorrt against the CPU", "tensorrt, latency", "tensorrt, few-shot chain")
+    assert run_checks(setting, chosen(*names)).failed == {}
+    encoder, decoder, learner = gpu_check.tensorrt_engines(open_networks(setting.bundle, "tensorrt"))
+    driver, text = setting.open_driver(encoder.stream), setting.bundle.text_features()
+    chain = zero_shot(gpu_machine.device, driver, encoder, decoder, learner, text)
+    chain.record(setting.make_graph())
+    for pixels in sample_pixels(setting.bundle)[:, None]:
+        gpu_machine.cuda.copies.clear()
+        found = chain.run(pixels)
+        assert gpu_machine.cuda.copies == ["htod", "dtoh", "dtoh", "dtoh"]  # the pixels go up once
+        expected = run_chain(setting.bundle, open_networks(setting.bundle, CPU), pixels, text)
+        np.testing.assert_allclose(found["prompt_embeddings"], expected["prompt_embeddings"], atol=1e-3)
+    chain.close()
+
+
+def test_a_chain_that_counts_other_normals_fails(
+    jetson: Callable[[Path], Setting], seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = jetson(seeing_bundle)
+    setting.runs = 1
+    monkeypatch.setattr(gpu_check, "WARM_UP", 0)
+    monkeypatch.setattr(gpu_check, "few_shot", lambda *given: few_shot(*given[:-1], 0))
+    (failed,) = run_checks(setting, chosen("tensorrt, few-shot chain")).failed.values()
+    assert "prompt_embeddings of the chain differs" in failed
 
 
 def test_few_shot_has_the_kernels_between_the_engines(setting: Setting, shim: ShimDriver) -> None:

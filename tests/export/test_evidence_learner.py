@@ -1,0 +1,341 @@
+"""A prompt learner that reads evidence beside the map, from its checkpoint to graphs of every precision."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anomalygpt_edge.export import precision
+from anomalygpt_edge.export.checkpoints import load_model, open_checkpoint_folder
+from anomalygpt_edge.export.float16 import export_float16
+from anomalygpt_edge.export.int8_graph import linears, load
+from anomalygpt_edge.export.onnx_graphs import Graph, export_graph, graphs
+from anomalygpt_edge.export.options import ExportOptions
+from anomalygpt_edge.export.parity import Parity, sample_cases
+from anomalygpt_edge.export.pipeline import export_bundle
+from anomalygpt_edge.export.quantize import to_int8
+from anomalygpt_edge.export.reference import Reference
+from anomalygpt_edge.export.samples import draw_part
+from anomalygpt_edge.export.survey import describe_anomalygpt, needs_of
+from anomalygpt_edge.export.tensor_files import CheckpointError, open_tensors
+from anomalygpt_edge.kernels import preprocess
+from anomalygpt_edge.models.anomalygpt import AnomalyGPT
+from anomalygpt_edge.models.evidence import NUM_FIGURES
+from anomalygpt_edge.models.prompt_learner import PromptLearner, PromptLearnerConfig
+from anomalygpt_edge.runtime.bundle import Bundle, TensorSpec, open_bundle
+from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.inspector import Inspector
+
+MAP = TensorSpec("anomaly_map", "float32", ["B", 224, 224])
+PIXELS = TensorSpec("pixels", "float32", ["B", 3, 224, 224])
+NUM_SAMPLES = TensorSpec("num_samples", "float32", ["B"])
+EVIDENCE_NET = ("0.weight", "0.bias", "2.weight", "2.bias")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(seeing_options: ExportOptions) -> Path:
+    return seeing_options.imagebind.parent
+
+
+@pytest.fixture(scope="module")
+def bundle(seeing_bundle: Path) -> Bundle:
+    return open_bundle(seeing_bundle)
+
+
+def pixels_of(bundle: Bundle, frame: np.ndarray) -> np.ndarray:
+    spec = bundle.manifest.preprocess
+    return preprocess(frame, spec.size, spec.resize, spec.mean, spec.std)
+
+
+def differ(one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> float:
+    """Relative to the largest value."""
+    one, other = np.asarray(one), np.asarray(other)
+    return float(np.abs(one - other).max() / np.abs(one).max())
+
+
+# -- checkpoints --------------------------------------------------------------------------------
+
+
+def changed(checkpoint: Path, folder: Path, **tensors: Tensor | None) -> Path:
+    """A copy with other tensors of the network that reads evidence; None removes one."""
+    copied = shutil.copytree(checkpoint, folder / "checkpoint")
+    stored = load_file(copied / "anomalygpt.safetensors")
+    for name, tensor in tensors.items():
+        key = f"prompt_learner.evidence_net.{name}"
+        del stored[key]
+        if tensor is not None:
+            stored[key] = tensor
+    save_file(stored, copied / "anomalygpt.safetensors")
+    return copied
+
+
+def refusal(checkpoint: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint_folder(checkpoint)
+    message = str(caught.value)
+    assert str(checkpoint / "anomalygpt.safetensors") in message
+    assert "\n" not in message
+    return message
+
+
+def test_the_width_of_evidence_is_read_from_the_shapes(
+    checkpoint: Path, seeing_model: AnomalyGPT, tiny_bundle: Path
+) -> None:
+    loaded = load_model(open_checkpoint_folder(checkpoint))
+    assert loaded.config == seeing_model.config
+    assert loaded.config.prompt_learner.evidence_width == 16
+    for name, tensor in seeing_model.prompt_learner.state_dict().items():
+        assert torch.equal(loaded.prompt_learner.state_dict()[name], tensor)
+    plain = open_checkpoint_folder(tiny_bundle.parent / "checkpoint").config
+    assert plain.prompt_learner.evidence_width == 0
+
+
+def test_a_learner_without_these_keys_reads_the_map_alone(checkpoint: Path, tmp_path: Path) -> None:
+    copied = changed(checkpoint, tmp_path, **dict.fromkeys(EVIDENCE_NET))
+    assert open_checkpoint_folder(copied).config.prompt_learner.evidence_width == 0
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_evidence_of_another_version_is_refused(checkpoint: Path, tmp_path: Path, more: int) -> None:
+    figures = NUM_FIGURES + more
+    message = refusal(changed(checkpoint, tmp_path, **{"0.weight": torch.ones(16, figures)}))
+    assert f"reads {figures} figures of evidence, and this program computes {NUM_FIGURES}: use the" in message
+
+
+@pytest.mark.parametrize("name", EVIDENCE_NET)
+def test_evidence_that_is_incomplete_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    message = refusal(changed(checkpoint, tmp_path, **{name: None}))
+    assert f"lacks prompt_learner.evidence_net.{name}, of the network that reads evidence" in message
+    assert "whole checkpoint again" in message
+
+
+@pytest.mark.parametrize("name", EVIDENCE_NET[1:])
+def test_evidence_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    message = refusal(changed(checkpoint, tmp_path, **{name: torch.ones(7)}))
+    assert f"has prompt_learner.evidence_net.{name} of another shape ((7,) instead of" in message
+
+
+def test_the_survey_says_so_and_counts_its_weights(checkpoint: Path, tiny_model: AnomalyGPT) -> None:
+    said = describe_anomalygpt(open_tensors(checkpoint / "anomalygpt.safetensors"))
+    assert "its prompt learner reads evidence beside the map; setup: unknown" in said
+    config = open_checkpoint_folder(checkpoint).config
+    weights = 16 * (NUM_FIGURES + 1) + 64 * (16 + 1)
+    assert needs_of(config).networks - needs_of(tiny_model.config).networks == 4 * weights
+
+
+# -- graphs -------------------------------------------------------------------------------------
+
+
+def test_inputs_are_declared(bundle: Bundle, tiny_bundle: Path) -> None:
+    components = bundle.manifest.components
+    assert components["prompt_learner"].inputs == [MAP, PIXELS, NUM_SAMPLES]
+    assert components["encoder"].inputs == [PIXELS]
+    assert open_bundle(tiny_bundle).manifest.components["prompt_learner"].inputs == [MAP]
+
+
+def spot(size: float, row: int = 60, column: int = 150) -> np.ndarray:
+    """float32 [S, S], 1 at its peak."""
+    rows, columns = np.mgrid[:224, :224]
+    return np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 2 / size**2).astype(np.float32)
+
+
+MAPS = {
+    "noise": np.random.default_rng(0).random((3, 224, 224), dtype=np.float32),
+    "spots": np.stack([spot(5), 0.3 * spot(20), spot(4, 210, 10) + spot(4, 10, 210)]),
+    "line": np.stack([np.exp(-((np.arange(224)[:, None] - np.arange(224)) ** 2) / 8).astype(np.float32)] * 3),
+    "nothing": np.zeros((3, 224, 224), np.float32),  # a part that is in the bank
+    "below nothing": np.full((3, 224, 224), -1e-7, np.float32),  # its distances are not exactly 0
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", MAPS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_equal_to_torch_at_any_batch(
+    bundle: Bundle, seeing_model: AnomalyGPT, tmp_path: Path, kind: str, batch: int, precision: str
+) -> None:
+    learner, path = bundle.manifest.components["prompt_learner"], bundle.component_file("prompt_learner")
+    if precision == "fp16":
+        learner = export_float16(path, tmp_path / "half.onnx")
+        path = tmp_path / "half.onnx"
+    smooth = np.stack([spot(30), spot(10), 1 - spot(80)])[:, None].repeat(3, 1)
+    noise = np.random.default_rng(batch).standard_normal((3, 3, 224, 224), dtype=np.float32)
+    for pixels in (noise, smooth, np.zeros_like(noise)):
+        given = {"anomaly_map": MAPS[kind], "pixels": pixels, "num_samples": np.array([0, 1, 4], np.float32)}
+        given = {name: array[:batch] for name, array in given.items()}
+        found = open_engine(path, learner).run(**given)["prompt_embeddings"]
+        expected = seeing_model.prompt_learner(*map(torch.from_numpy, given.values()))
+        assert differ(expected, found) < (1e-5 if precision == "fp32" else 1e-3)
+        assert differ(expected[:, 0], found[:, 0]) < 1e-5  # evidence is in float32 throughout
+
+
+def test_a_graph_takes_all_three(bundle: Bundle) -> None:
+    learner = bundle.manifest.components["prompt_learner"]
+    engine = open_engine(bundle.component_file("prompt_learner"), learner)
+    one = np.zeros((1, 224, 224), np.float32)
+    pixels, count = np.zeros((1, 3, 224, 224), np.float32), np.zeros(1, np.float32)
+    with pytest.raises(ValueError, match=r"inputs are \['anomaly_map'\], not"):
+        engine.run(anomaly_map=one)
+    with pytest.raises(ValueError, match="pixels is float32"):
+        engine.run(anomaly_map=one, pixels=np.concatenate([pixels] * 2), num_samples=count)
+    with pytest.raises(ValueError, match="num_samples is int64"):
+        engine.run(anomaly_map=one, pixels=pixels, num_samples=np.zeros(1, np.int64))
+
+
+def test_what_tensorrt_cannot_parse_is_not_in_the_graph(bundle: Bundle) -> None:
+    nodes = onnx.load(bundle.component_file("prompt_learner"), load_external_data=False).graph.node
+    kinds = {node.op_type for node in nodes}
+    assert not kinds & {"NonZero", "Loop", "If", "Scan", "Range", "Sort", "Unique", "CumSum"}
+    assert sum(node.op_type == "TopK" for node in nodes) == 1
+
+
+def test_evidence_stays_float32_in_float16(bundle: Bundle, tmp_path: Path) -> None:
+    source = bundle.component_file("prompt_learner")
+    export_float16(source, tmp_path / "half.onnx")
+    graph = onnx.load(tmp_path / "half.onnx").graph
+    halves = {node.output[0] for node in graph.node if is_cast_to(node, onnx.TensorProto.FLOAT16)}
+    readers = [node.op_type for node in graph.node if halves & set(node.input)]
+    assert readers == ["Conv"] * 6
+
+
+def test_evidence_stays_float32_in_int8(tmp_path: Path) -> None:
+    """Its layers are large enough here that int8 would take them; of the last convolution it does."""
+    torch.manual_seed(0)
+    config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64)
+    learner = PromptLearner(config).eval().requires_grad_(False)
+    names = ("anomaly_map", "pixels", "num_samples")
+    example = (torch.zeros(2, 224, 224), torch.zeros(2, 3, 224, 224), torch.zeros(2))
+    graph = Graph("prompt_learner", learner, dict(zip(names, example, strict=True)), ("prompt_embeddings",))
+    source = tmp_path / export_graph(graph, tmp_path).file
+    quantised = [node for nodes in linears(load(source).graph).values() for node in nodes]
+    assert ["meta_net.15" in str(node.inputs[1].name) for node in quantised] == [True]
+    rng = np.random.default_rng(0)
+    given = {
+        "anomaly_map": MAPS["spots"][:2],
+        "pixels": rng.standard_normal((2, 3, 224, 224), dtype=np.float32),
+        "num_samples": np.array([0, 4], np.float32),
+    }
+    component = to_int8(source, tmp_path / "int8.onnx", [{n: each[:1] for n, each in given.items()}])
+    assert component.inputs == [MAP, PIXELS, NUM_SAMPLES]
+    found = open_engine(tmp_path / "int8.onnx", component).run(**given)["prompt_embeddings"]
+    expected = learner(*map(torch.from_numpy, given.values()))
+    assert differ(expected[:, :9], found[:, :9]) < 1e-5
+    assert 1e-5 < differ(expected[:, 9:], found[:, 9:]) < 0.02
+
+
+def is_cast_to(node: onnx.NodeProto, dtype: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == dtype
+
+
+# -- the gate -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Reference:
+    return Reference(open_checkpoint_folder(checkpoint))
+
+
+def rows_of(model: AnomalyGPT, anomaly_map: Tensor, pixels: np.ndarray, num_samples: int) -> Tensor:
+    """torch's prompt embeddings, [B, 18, D]."""
+    counts = torch.full((len(pixels),), float(num_samples))
+    return model.prompt_learner(anomaly_map, torch.from_numpy(pixels), counts)
+
+
+def test_both_sides_of_the_gate_see_each_cases_own_evidence(
+    bundle: Bundle, reference: Reference, seeing_model: AnomalyGPT
+) -> None:
+    cases = sample_cases()
+    parity = Parity(reference, bundle.folder, bundle.manifest, cases)
+    maps = {kind: iter(parity.bundle[kind]) for kind in ("zero_shot_map", "few_shot_map")}
+    rows = zip(cases, parity.bundle["prompt_embeddings"], parity.expected["prompt_embeddings"], strict=True)
+    for case, found, expected in rows:
+        anomaly_map = torch.from_numpy(next(maps["few_shot_map" if case.normals else "zero_shot_map"]))
+        number = len(case.normals)
+        own, miscounted, *others = (
+            rows_of(seeing_model, anomaly_map, pixels_of(bundle, frame), count)
+            for frame, count in (
+                (case.frame, number),
+                (case.frame, number + 1),
+                *((n, number) for n in case.normals),
+            )
+        )
+        assert differ(own, found) < 1e-4
+        assert differ(own, expected) < 1e-4
+        assert all(differ(own, other) > 1e-3 for other in (miscounted, *others))
+
+
+def test_a_graph_that_does_not_read_evidence_fails(
+    bundle: Bundle, checkpoint: Path, reference: Reference, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    blind = load_model(open_checkpoint_folder(checkpoint), with_llama=False)
+    blind.prompt_learner.state_dict()["evidence_net.2.weight"].zero_()
+    export_graph(graphs(blind)[2], folder)
+    results = Parity(reference, folder, bundle.manifest, sample_cases()[:1]).networks()
+    assert [result.stage for result in results if not result.passed] == ["prompt_embeddings"]
+
+
+# -- precisions ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_a_bundle_of_another_precision_passes_its_gate_and_inspects(
+    seeing_options: ExportOptions, tmp_path: Path, name: str
+) -> None:
+    normals = tmp_path / "normals"
+    normals.mkdir()
+    cv2.imwrite(str(normals / "0.png"), draw_part(50, scratched=False))
+    calibration = normals if name == "int8" else None
+    options = replace(seeing_options, out=tmp_path / "bundle", precision=name, calibration=calibration)
+    stages = {result.stage: result for result in export_bundle(options).parity}
+    assert 0 < stages[f"prompt_embeddings {name}"].error <= stages[f"prompt_embeddings {name}"].limit
+    learner = open_bundle(options.out).manifest.components["prompt_learner"]
+    assert (learner.precision, learner.inputs) == (name, [MAP, PIXELS, NUM_SAMPLES])
+    with Inspector.open(options.out, threads=1) as inspector:
+        verdict = inspector.inspect(draw_part(seed=7, scratched=True))
+    assert verdict.sentence == "Yes, at the top left."
+
+
+def test_int8_is_calibrated_on_each_map_with_its_evidence(
+    bundle: Bundle, seeing_model: AnomalyGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def keep(source: Path, target: Path, batches: list[dict[str, np.ndarray]], *_: object) -> object:
+        seen[target.name] = batches
+        return bundle.manifest.components["encoder"]
+
+    monkeypatch.setattr(precision, "to_int8", keep)
+    samples = [pixels_of(bundle, draw_part(seed, scratched=True)) for seed in range(3)]
+    precision.convert(bundle.folder, bundle.manifest, "int8", samples, samples)
+    batches = seen["prompt_learner.int8.onnx"]
+    assert len(batches) == 2 * len(samples)
+    text = torch.from_numpy(bundle.text_features())
+    for pixels, batch in zip(samples, batches, strict=False):
+        _, features = seeing_model.encode(torch.from_numpy(pixels))
+        np.testing.assert_allclose(
+            batch["anomaly_map"], seeing_model.image_decoder(features, text), atol=1e-4
+        )
+    for pixels, batch in zip(2 * samples, batches, strict=True):
+        np.testing.assert_array_equal(batch["pixels"], pixels)
+    assert [batch["num_samples"].tolist() for batch in batches] == [[0.0]] * 3 + [[1.0]] * 3
+
+
+def test_samples_are_judged_by_their_own_evidence(bundle: Bundle, seeing_model: AnomalyGPT) -> None:
+    pixels = [pixels_of(bundle, draw_part(seed, scratched=True)) for seed in range(2)]
+    samples = precision.Samples(bundle, pixels)
+    for own, other, stages in zip(pixels, pixels[::-1], samples.expected, strict=True):
+        for number, kind in enumerate(("zero_shot_map", "few_shot_map")):
+            anomaly_map, found = torch.from_numpy(stages[kind]), stages["prompt_embeddings"][number]
+            assert differ(rows_of(seeing_model, anomaly_map, own, number)[0], found) < 1e-4
+            assert differ(rows_of(seeing_model, anomaly_map, other, number)[0], found) > 1e-3
+            assert differ(rows_of(seeing_model, anomaly_map, own, 1 - number)[0], found) > 1e-3
