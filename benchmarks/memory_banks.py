@@ -65,12 +65,13 @@ def banks(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]
     """Mean image and pixel AUROC over the families, and the kilobytes of a bank."""
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in BANKS}
     inspector.use(None)
+    distinct = inspector.bundle.manifest.vision.num_distinct
     for family in track(validation_families(num_families), "banks", console=Console(stderr=True)):
         normals, good, bad = fixed_samples(family, NUM_NORMALS, NUM_QUERIES, NUM_QUERIES)
         known, asked = features(inspector, normals), np.concatenate(features(inspector, good + bad))
         masks = np.stack([sample.mask for sample in good + bad])
         for name, (storage, size) in BANKS.items():
-            bank = MemoryBank.from_features(known, "", storage, size)  # type: ignore[arg-type]
+            bank = MemoryBank.from_features(known, "", storage, size, distinct=distinct)  # type: ignore[arg-type]
             maps = upsample(bank.match(asked, 2)[0], SIZE)
             scores = np.array([summarise(one).top_mean for one in maps])
             found[name].append((auroc(scores, truth()), pixel_auroc(maps, masks), bank.features.nbytes / 1e3))
@@ -86,13 +87,13 @@ def tiles(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]
     """Mean image AUROC by three scores of a frame, and pixel AUROC over the frame, by grid."""
     found: dict[str, list[list[float]]] = {name: [] for name in GRIDS}
     inspector.use(None)
-    plain = inspector.product
+    plain, distinct = inspector.product, inspector.bundle.manifest.vision.num_distinct
     for family in track(validation_families(num_families), "tiles", console=Console(stderr=True)):
         normals, queries = large_samples(family)
         masks = np.stack([sample.mask for sample in queries])
         for name, grid in GRIDS.items():
             inspector.use(replace(plain, layout=Layout(tiles=grid), resize="stretch"))
-            bank = MemoryBank.from_features(features(inspector, normals), "", "int8")
+            bank = MemoryBank.from_features(features(inspector, normals), "", "int8", distinct=distinct)
             boxes = [view.box for view in inspector._views(queries[0].pixels)]
             scores, framed = [], []
             for asked in features(inspector, queries):

@@ -155,7 +155,10 @@ class Encoder:
         asked = np.concatenate([self.features(self.pixels(frame)) for frame in product.queries])
 
         def figures(choice: list[int]) -> tuple[float, float]:
-            bank = MemoryBank.from_features([known[i] for i in choice], "", shown=shown, threads=self.threads)
+            chosen = [known[i] for i in choice]
+            bank = MemoryBank.from_features(
+                chosen, "", shown=shown, distinct=manifest.vision.num_distinct, threads=self.threads
+            )
             distances = bank.match(asked, self.threads)[0]
             maps = upsample(distances, manifest.preprocess.size, threads=self.threads)
             scores = np.array([summarise(one).top_mean for one in maps])

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELL = 7  # pixels: half a patch
-SHARPNESS = (4.0, 16.0, 64.0)  # exponents: from all that is raised to the peak alone
+SHARPNESS = (4.0, 16.0, 32.0)  # exponents: from all that is raised to the peak alone
 NEAR, WIDE = 5, 9  # cells around one that it is compared with
 SHOTS = (0.5, 1.5)  # limits between no, one and several normal samples
 EPSILON = 1e-6
+THINNEST = 1e-4  # variance, of half a map's side: under it is rounding
 NUM_FIGURES = len(SHARPNESS) * 9 + 3 + len(SHOTS)
 
 
@@ -70,5 +71,5 @@ def _extent(weight: Tensor, down: Tensor, right: Tensor) -> Tensor:
     xx = (weight * (right - x) ** 2).sum(1)
     xy = (weight * (down - y) * (right - x)).sum(1)
     mean, half = (xx + yy) / 2, (((xx - yy) / 2) ** 2 + xy**2).sqrt()
-    long, short = ((mean + sign * half).clamp(min=0).add(EPSILON).sqrt() for sign in (1, -1))
+    long, short = ((mean + sign * half).clamp(min=0).add(THINNEST).sqrt() for sign in (1, -1))
     return torch.stack([4 * long, 4 * short, short / (long + 1e-2)], dim=1)

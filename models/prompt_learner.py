@@ -45,8 +45,6 @@ class PromptLearner(nn.Module):
                 nn.ReLU(),
                 nn.Linear(config.evidence_width, config.llm_width),
             )
-            nn.init.zeros_(self.evidence_net[2].weight)  # at first what reads the map alone
-            nn.init.zeros_(self.evidence_net[2].bias)
 
     def forward(
         self, anomaly_map: Tensor, pixels: Tensor | None = None, num_samples: Tensor | None = None

@@ -410,6 +410,8 @@ def train_language(
     model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
+    for unread in model.prompt_learner.evidence_net[2].parameters():
+        nn.init.zeros_(unread)  # the start's words know the map alone
     cell_head = CellHead(model.config.prompt_learner.llm_width).to(device)
     trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.language_lr, weight_decay=0.01, betas=(0.9, 0.98))

@@ -136,9 +136,9 @@ def test_the_median_is_of_all_cells() -> None:
 
 def test_the_number_of_normal_samples() -> None:
     one = torch.rand(1, S, S)
-    counts = (0, 1, 2, 3, 4, 8)
+    counts = (0, 1, 2, 4)
     figures = torch.cat([of(one, colour(one), count) for count in counts])
-    assert shots(figures) == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert shots(figures) == [[0, 0], [1, 0], [1, 1], [1, 1]]
     assert torch.equal(figures[1:, : -len(SHOTS)], figures[:-1, : -len(SHOTS)])
 
 

@@ -31,7 +31,7 @@ def test_folded_kernel_equals_the_video_convolution_of_a_repeated_frame() -> Non
 
 
 def test_encoder_taps_are_the_residual_stream_without_cls() -> None:
-    encoder = VisionEncoder(replace(nano_config().vision, neighbourhood=0.0)).eval()
+    encoder = VisionEncoder(replace(nano_config().vision, neighbourhood=0.0, shifts=1)).eval()
     streams: list[torch.Tensor] = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda _block, _inputs, output: streams.append(output))
@@ -42,7 +42,7 @@ def test_encoder_taps_are_the_residual_stream_without_cls() -> None:
 
 
 def test_taps_are_mixed_with_their_neighbours_as_the_configuration_says() -> None:
-    config = nano_config().vision
+    config = replace(nano_config().vision, shifts=1)
     plain = VisionEncoder(replace(config, neighbourhood=0.0)).eval()
     mixed, averaged = (VisionEncoder(replace(config, neighbourhood=share)).eval() for share in (0.4, 1.0))
     for encoder in (mixed, averaged):
@@ -53,6 +53,38 @@ def test_taps_are_mixed_with_their_neighbours_as_the_configuration_says() -> Non
     assert torch.allclose(mean[0, 0, 0], grid[0, 0, :2, :2].mean(dim=(0, 1)), atol=1e-5)  # a corner has four
     assert torch.allclose(mean[0, 3, 5 * 16 + 7], grid[0, 3, 4:7, 6:9].mean(dim=(0, 1)), atol=1e-5)
     assert torch.allclose(mixed(image)[1], 0.6 * own + 0.4 * mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shifts", "stride", "grid"), [(2, 7, 31), (7, 2, 106)])
+def test_overlapping_patches_are_those_of_the_image_moved(shifts: int, stride: int, grid: int) -> None:
+    config = replace(nano_config().vision, neighbourhood=0.0, shifts=1)
+    once = VisionEncoder(config).eval()
+    often = VisionEncoder(replace(config, shifts=shifts)).eval()
+    often.load_state_dict(once.state_dict())
+    pixels = torch.randn(2, 3, 224, 224)
+    down, right = stride, stride * (shifts - 1)
+    moved = F.pad(pixels, (0, right, 0, down), mode="reflect")[:, :, down:, right:]
+    with torch.no_grad():
+        embedding, taps = often(pixels)
+        expected, plain = once(pixels)
+        _, apart = once(moved)
+    planes = taps.unflatten(2, (grid, grid))
+    assert torch.allclose(embedding, expected, atol=1e-6)
+    assert torch.allclose(planes[:, :, ::shifts, ::shifts].flatten(2, 3), plain, atol=1e-5)
+    kept = apart.unflatten(2, (16, 16))[:, :, :15, :15]  # the last ones reach beyond the image
+    assert torch.allclose(planes[:, :, 1::shifts, shifts - 1 :: shifts], kept, atol=1e-5)
+
+
+def test_neighbours_of_overlapping_patches_are_as_far_away() -> None:
+    config = nano_config().vision
+    plain = VisionEncoder(replace(config, neighbourhood=0.0)).eval()
+    averaged = VisionEncoder(replace(config, neighbourhood=1.0)).eval()
+    averaged.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        own, mean = (encoder(image)[1].unflatten(2, (31, 31)) for encoder in (plain, averaged))
+    assert torch.allclose(mean[0, 2, 9, 12], own[0, 2, 7:12, 10:15].mean(dim=(0, 1)), atol=1e-5)
+    assert torch.allclose(mean[0, 1, 0, 30], own[0, 1, :3, 28:].mean(dim=(0, 1)), atol=1e-5)
 
 
 def test_few_shot_distance_equals_the_broadcast_cosine_of_the_original() -> None:
@@ -91,7 +123,7 @@ def test_zero_shot_map_is_high_where_patches_look_abnormal() -> None:
 
 
 def test_prompt_rows_read_their_own_cell_of_the_map() -> None:
-    learner = PromptLearner(nano_config().prompt_learner).eval()
+    learner = PromptLearner(replace(nano_config().prompt_learner, evidence_width=0)).eval()
     flat = torch.zeros(1, 224, 224)
     marked = flat.clone()
     marked[0, 214:, 214:] = 1.0  # beyond what the first cell sees

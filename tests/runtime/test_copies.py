@@ -13,6 +13,7 @@ from anomalygpt_edge.kernels import coreset, normalise
 from anomalygpt_edge.models.nano.data import fixed_samples, validation_families
 from anomalygpt_edge.runtime.copies import COPIES_OF, make_copies
 from anomalygpt_edge.runtime.coverage import cover
+from anomalygpt_edge.runtime import inspector as inspector_module
 from anomalygpt_edge.runtime.enroll import enroll
 from anomalygpt_edge.runtime.errors import ConfigError
 from anomalygpt_edge.runtime.inspector import MAX_COPIED_PATCHES, Inspector
@@ -75,7 +76,7 @@ def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
 
 @pytest.mark.parametrize(
     ("copies", "seen_as"),
-    [("moved", lambda part: np.roll(part, -7, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
+    [("moved", lambda part: np.roll(part, -3, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
 )
 def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
     copies, seen_as, inspector: Inspector, part: np.ndarray
@@ -96,12 +97,12 @@ def test_every_row_says_which_patch_of_the_samples_it_shows(
     assert bank.features.shape[2] == 300
     assert bank.origins is not None
     assert bank.origins.min() >= 0
-    assert bank.origins.max() < 2 * 256
+    assert 2 * 256 <= bank.origins.max() < 2 * 961
     views = inspector._views(part)
-    made = make_copies(inspector._preprocess(part, views), "both", 16)
+    made = make_copies(inspector._preprocess(part, views), "both", 31)
     shown = np.concatenate([patches for _, patches in made])
     taps = np.concatenate([inspector._encode(pixels)[1] for pixels, _ in made], axis=2)[0]
-    own = bank.origins[0, 0] < 256
+    own = bank.origins[0, 0] < 961
     for row, origin in zip(bank.features[0, 0][own], bank.origins[0, 0][own], strict=True):
         unit = taps[0] / np.linalg.norm(taps[0], axis=1, keepdims=True)
         nearest = np.flatnonzero(unit @ row > 1 - 1e-5)
@@ -113,7 +114,7 @@ def test_the_bundle_says_which_copies_and_many_samples_need_none(
 ) -> None:
     manifest = msgspec.structs.replace(inspector.bundle.manifest, copies="moved")
     monkeypatch.setattr(inspector, "bundle", replace(inspector.bundle, manifest=manifest))
-    few = MAX_COPIED_PATCHES // (4 * 256)
+    few = MAX_COPIED_PATCHES // (4 * 961)
     assert inspector._default_copies(few) == "moved"
     assert inspector._default_copies(few + 1) == "none"
     expected = inspector.make_bank([part], copies="moved")
@@ -145,6 +146,34 @@ def test_a_recipe_with_copies_is_enrolled_and_opened_again(
     assert inspector.inspect(part).score is not None
 
 
+def test_overlapping_patches_make_a_bank_no_larger(inspector: Inspector, part: np.ndarray) -> None:
+    bank = inspector.make_bank([part, part[::-1].copy()])
+    assert bank.features.shape[2] == 2 * 256
+    assert bank.origins is not None
+    assert bank.origins.max() >= 2 * 256  # of all 961 of each sample
+    inspector.use(bank)
+    known = inspector.inspect(part).score
+    inspector.use(inspector.make_bank([part[::-1].copy()]))
+    assert known < inspector.inspect(part).score
+
+
+def test_of_many_samples_the_bank_holds_what_does_not_overlap(
+    inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(inspector_module, "MAX_COPIED_PATCHES", 961)
+    bank = inspector.make_bank([part, part[::-1].copy()], "float32")
+    pixels = inspector._preprocess(part, inspector._views(part))
+    taps = inspector._encode(pixels)[1][0].reshape(4, 31, 31, -1)[:, ::2, ::2].reshape(4, 256, -1)
+    np.testing.assert_allclose(bank.features[0, :, :256], normalise(taps), atol=1e-6)
+    assert bank.origins is not None
+    rows, columns = np.divmod(bank.origins[0, 0] % 961, 31)
+    assert (rows % 2 == 0).all() and (columns % 2 == 0).all()
+    assert bank.origins[0, 0, 256] == 961
+    record = bank.save(tmp_path / "bank.npz")
+    loaded = load_bank(record, tmp_path, inspector.bundle)
+    np.testing.assert_array_equal(loaded.origins, bank.origins)
+
+
 def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="none, moved, turned, both"):
         inspector.make_bank([part], copies="mirrored")  # type: ignore[arg-type]
@@ -159,7 +188,7 @@ def test_a_bank_with_copies_keeps_what_covers_them_and_one_without_a_coreset(
     samples = [rng.normal(size=(1, 3, 4 * 16, 8)).astype(np.float32) for _ in range(2)]
     shown = np.tile(np.arange(16, dtype=np.int32), 4)
     rows = normalise(np.concatenate([sample[0] for sample in samples], axis=1))
-    copied = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown)
+    copied = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown, distinct=16)
     chosen = cover(rows, size)
     np.testing.assert_allclose(copied.features[0], np.take_along_axis(rows, chosen[..., None], 1), atol=1e-6)
     np.testing.assert_array_equal(copied.origins, [chosen // 64 * 16 + shown[chosen % 64]])
