@@ -72,13 +72,15 @@ def held_out_families(count: int = 2 * len(KINDS)) -> list[Family]:
     return [Family(KINDS[i % len(KINDS)], int(rng.integers(*HELD_OUT_FAMILY_SEEDS))) for i in range(count)]
 
 
-def fixed_samples(family: Family, num_normal: int, num_good: int, num_bad: int) -> tuple[list[Sample], ...]:
-    """(references, good queries, defective queries) of a family, always the same."""
+def fixed_samples(
+    family: Family, num_normal: int, num_good: int, num_bad: int, unrest: float = 1.0
+) -> tuple[list[Sample], ...]:
+    """(references, good queries, defective queries) of a family, always the same; ``unrest`` is ``photograph``'s."""
     rng = default_rng([family.seed, 99])
     return (
-        [draw(family, rng, 0) for _ in range(num_normal)],
-        [draw(family, rng, 0) for _ in range(num_good)],
-        [draw(family, rng, num_defects(rng)) for _ in range(num_bad)],
+        [draw(family, rng, 0, unrest=unrest) for _ in range(num_normal)],
+        [draw(family, rng, 0, unrest=unrest) for _ in range(num_good)],
+        [draw(family, rng, num_defects(rng), unrest=unrest) for _ in range(num_bad)],
     )
 
 
