@@ -266,6 +266,37 @@ def maps(groups: Pool) -> train_language.Maps:
     return train_language.Maps(gallery)
 
 
+def test_interrupted_words_end_where_uninterrupted_ones_do(
+    maps, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    vision = train_vision.NanoVision(TINY).eval()
+    vision.encoder.config = nano_config().vision
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir(), parts.mkdir()
+
+    def train_in(folder: Path) -> np.ndarray:
+        torch.manual_seed(1)
+        model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+        trained = train_language.train_language(TINY, model, vision, maps.gallery, words, folder, "cpu")
+        return _weights(trained.state_dict())
+
+    expected = train_in(whole)
+    loss, calls = train_language.language_loss, []
+
+    def dies_at_the_fourth(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    monkeypatch.setattr(train_language, "language_loss", dies_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        train_in(parts)
+    monkeypatch.setattr(train_language, "language_loss", loss)
+    assert np.allclose(train_in(parts), expected, atol=1e-6)
+
+
 def even(parts: np.ndarray) -> np.ndarray:
     return np.full(len(parts), 1 / len(parts))
 
