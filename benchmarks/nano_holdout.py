@@ -6,8 +6,8 @@ what is caught by size and by contrast of the defect, and the share of right ans
 
     python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--unrest 1] [--json FILE]
 
-``--validation`` takes the validation families instead: choices between models are made there. ``--unrest 0.3`` is a calm
-line: light, exposure, focus and pose change a third as much from shot to shot, and nothing is soiled.
+``--validation`` takes the validation families instead: choices between models are made there. ``--unrest 0.3`` is a
+calm line: light, exposure, focus and pose change a third as much from shot to shot, and nothing is soiled.
 """
 
 from __future__ import annotations

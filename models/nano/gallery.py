@@ -66,8 +66,8 @@ class Gallery:
         with np.load(path, allow_pickle=False) as file:
             notes = json.loads(file["notes"].tobytes())
             defects = [[Defect(**{**d, "center": tuple(d["center"])}) for d in ds] for ds in notes["defects"]]
-            arrays = (file[name] for name in ("embedding", "few_shot", "margins", "figures"))
-            return cls(*arrays, defects, notes["kinds"])
+            arrays = {name: file[name] for name in ("embedding", "few_shot", "margins", "figures")}
+            return cls(**arrays, defects=defects, kinds=notes["kinds"])
 
 
 def zero_shot_map(margins: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ from anomalygpt_edge.models.nano.defects import (
     DEFECTS,
     MIN_CHANGE,
     VISIBLE_CHANGE,
-    Defect,
     add_defects,
     plausible_defects,
 )

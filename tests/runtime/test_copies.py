@@ -11,9 +11,9 @@ import pytest
 
 from anomalygpt_edge.kernels import coreset, normalise
 from anomalygpt_edge.models.nano.data import fixed_samples, validation_families
+from anomalygpt_edge.runtime import inspector as inspector_module
 from anomalygpt_edge.runtime.copies import COPIES_OF, make_copies
 from anomalygpt_edge.runtime.coverage import cover
-from anomalygpt_edge.runtime import inspector as inspector_module
 from anomalygpt_edge.runtime.enroll import enroll
 from anomalygpt_edge.runtime.errors import ConfigError
 from anomalygpt_edge.runtime.inspector import MAX_COPIED_PATCHES, Inspector
@@ -167,7 +167,8 @@ def test_of_many_samples_the_bank_holds_what_does_not_overlap(
     np.testing.assert_allclose(bank.features[0, :, :256], normalise(taps), atol=1e-6)
     assert bank.origins is not None
     rows, columns = np.divmod(bank.origins[0, 0] % 961, 31)
-    assert (rows % 2 == 0).all() and (columns % 2 == 0).all()
+    assert (rows % 2 == 0).all()
+    assert (columns % 2 == 0).all()
     assert bank.origins[0, 0, 256] == 961
     record = bank.save(tmp_path / "bank.npz")
     loaded = load_bank(record, tmp_path, inspector.bundle)
