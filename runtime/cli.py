@@ -176,8 +176,8 @@ def enroll(
     copies: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: hold copies of the good parts too, moved by half a patch, turned by 90, 180 and 270 "
-            "degrees, both, or none; the bundle's own when left out. It stays as large."
+            help="Memory bank: hold copies of the good parts too, moved by half the way to the next patch, turned "
+            "by 90, 180 and 270 degrees, both, or none; the bundle's own when left out. It stays as large."
         ),
     ] = None,
     false_reject_rate: Annotated[

@@ -1,4 +1,4 @@
-"""Copies of normal samples: the same part moved by half a patch, or turned, so that few samples cover more.
+"""Copies of normal samples: the same part moved by less than a patch, or turned, so that few samples cover more.
 
 An encoder of patches sees a part otherwise when its grid falls otherwise on it; a good part is never enrolled in
 every position. The copies are made of the preprocessed pixels, so that whole frames, tiles and regions have them alike.
@@ -30,7 +30,8 @@ def make_copies(pixels: np.ndarray, copies: Copies, grid: int) -> list[tuple[np.
 
     Args:
         pixels: float32 [views, 3, S, S], what the encoder is given of a normal sample.
-        copies: "moved" by half a patch, right, down and both (the edge mirrored); "turned" by 90, 180 and 270 degrees.
+        copies: "moved" half the way to the next patch, right, down and both (the edge mirrored); "turned" by 90, 180
+            and 270 degrees.
         grid: patches of a side.
 
     Returns:

@@ -57,7 +57,7 @@ class Recipe:
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     copies: Copies = "none"  # of the normal samples, in the banks that the maps come from and at run time
-    gallery_groups: int = 2500
+    gallery_groups: int = 2000
     language_steps: int = 1500
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
