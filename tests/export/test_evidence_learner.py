@@ -270,7 +270,7 @@ def test_both_sides_of_the_gate_see_each_cases_own_evidence(
         )
         assert differ(own, found) < 1e-4
         assert differ(own, expected) < 1e-4
-        assert all(differ(own, other) > 1e-3 for other in (miscounted, *others))
+        assert all(differ(own, other) > 5e-4 for other in (miscounted, *others))
 
 
 def test_a_graph_that_does_not_read_evidence_fails(
