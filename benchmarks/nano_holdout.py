@@ -39,10 +39,7 @@ NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many de
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
 BINS = 10  # of p(anomaly)
-LOOKS = {  # words by which an answer is told from the others of its kind
-    "look": ("line", "spot", "area"),
-    "shade": ("darker than", "brighter than", "neither"),
-}
+LOOKS = ("line", "spot", "area")
 NUM_ASKED = 3  # parts of a family that are asked all questions
 
 
@@ -88,8 +85,8 @@ def right_answers(
 
     The first parts of each family that have one defect and are called defective, each asked one question of every
     kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and
-    no picture answers. What it looks like is also counted by ``LOOKS``, where the right answer has that word. How sure
-    it is has no right answer: the table of p(anomaly) stands for it.
+    no picture answers. What it looks like is also counted word by word, where the right answer has that word. How
+    sure it is has no right answer: the table of p(anomaly) stands for it.
     """
     right: dict[str, list[bool]] = {}
     for family, (references, _, bad) in zip(families, samples, strict=True):
@@ -100,16 +97,17 @@ def right_answers(
                 continue
             asked += 1
             questions = follow_ups(rng, part.defects, family.kind, "")
-            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "shade", "kind")}
+            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "kind")}
             wanted["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)
                 dialogue.ask(DEFAULT_QUESTION)
                 said = dialogue.ask(question).text
                 right.setdefault(name, []).append(said == reply)
-                for word in LOOKS.get(name, ()):
-                    if word in reply:
-                        right.setdefault(f"{name}: {word}", []).append(word in said)
+                if name == "look":
+                    for word in LOOKS:
+                        if word in reply:
+                            right.setdefault(f"look: {word}", []).append(word in said)
     return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
 
 

@@ -18,7 +18,7 @@ class PromptLearnerConfig:
     """Channel widths of the five 3×3 convolutions, and the language model's width.
 
     The original's reads the map alone; one with an ``evidence_width`` has a second, small network of that width that
-    reads what ``evidence`` finds beside it.
+    reads what ``evidence`` says of the whole map and of the normal samples behind it.
     """
 
     channels: tuple[int, int, int, int, int] = (4, 16, 64, 256, 1024)
@@ -46,30 +46,23 @@ class PromptLearner(nn.Module):
                 nn.Linear(config.evidence_width, config.llm_width),
             )
 
-    def forward(
-        self, anomaly_map: Tensor, pixels: Tensor | None = None, num_samples: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, anomaly_map: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """Prompt embeddings for the language model.
 
         Args:
             anomaly_map: float [B, 224, 224], 0..1.
-            pixels: float [B, 3, 224, 224], what the encoder was given; only of a learner that reads evidence.
-            num_samples: float [B], normal samples behind the map; likewise.
+            num_samples: float [B], normal samples behind the map; only of a learner that reads evidence.
 
         Returns:
             float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says.
 
         Raises:
-            ValueError: pixels or number of samples are missing, or given to a learner that reads the map alone.
+            ValueError: the number of samples is missing, or given to a learner that reads the map alone.
         """
-        given = (pixels is not None, num_samples is not None)
-        if given != (self.config.evidence_width > 0,) * 2:
-            wanted = "map, pixels and number of normal samples" if self.config.evidence_width else "the map alone"
+        if (num_samples is not None) != (self.config.evidence_width > 0):
+            wanted = "the map and the number of normal samples" if self.config.evidence_width else "the map alone"
             raise ValueError(f"this prompt learner reads {wanted}")
-        figures = None
-        if pixels is not None and num_samples is not None:
-            figures = evidence(anomaly_map, pixels, num_samples)
-        return self.read(anomaly_map, figures)
+        return self.read(anomaly_map, None if num_samples is None else evidence(anomaly_map, num_samples))
 
     def read(self, anomaly_map: Tensor, figures: Tensor | None) -> Tensor:
         """The same, of what ``evidence`` found before: [B, NUM_FIGURES], or None."""

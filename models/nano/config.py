@@ -58,7 +58,7 @@ class Recipe:
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
     copies: Copies = "none"  # of the normal samples, in the banks that the maps come from and at run time
     gallery_groups: int = 2000
-    language_steps: int = 1500
+    language_steps: int = 800
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 3e-4

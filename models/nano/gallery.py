@@ -119,8 +119,7 @@ def build_gallery(
     for index in range(pool.num_groups):
         group = pool[index]
         pixels = normalise(group.pixels)
-        given = torch.from_numpy(pixels).to(device)
-        vectors, taps = encoder(given)
+        vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
         copied = make_copies(pixels[:NORMALS], copies, encoder.config.grid)[1:]
         known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
@@ -130,7 +129,7 @@ def build_gallery(
         few_shot.append(torch.stack(distances, dim=1).half().cpu().numpy())
         margin = zero_shot_margins(decoder, shown, text)
         maps = [*map(upsample_map, distances), zero_shot_map(margin)]
-        found = [look_around(*each, given[-ENTRIES:]) for each in zip(maps, (*SHOTS, 0), strict=True)]
+        found = [evidence_of(*each) for each in zip(maps, (*SHOTS, 0), strict=True)]
         figures.append(torch.stack(found, dim=1).cpu().numpy())
         margins.append(margin.half().cpu().numpy())
         defects += group.defects[-ENTRIES:]
@@ -148,9 +147,9 @@ def build_gallery(
     )
 
 
-def look_around(anomaly_map: torch.Tensor, num_samples: int, pixels: torch.Tensor) -> torch.Tensor:
-    """``evidence`` of maps [B, S, S] that come from so many normal samples, and their pixels: [B, F]."""
-    return evidence(anomaly_map, pixels, torch.full((len(pixels),), float(num_samples), device=pixels.device))
+def evidence_of(maps: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """``evidence`` of maps [B, S, S] that all come from so many normal samples: [B, F]."""
+    return evidence(maps, torch.full((len(maps),), float(num_samples), device=maps.device))
 
 
 class Sureness:

@@ -67,6 +67,8 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     print("[5/5] prompt learner, projection, language model", flush=True)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    for unread in model.prompt_learner.evidence_net[2].parameters():
+        torch.nn.init.zeros_(unread)  # at first a learner of the map alone
     if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())

@@ -39,7 +39,7 @@ from ..prompts import (
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
-from .gallery import ENTRIES, Gallery, Sureness, look_around, make_bank, map_statistics, zero_shot_map
+from .gallery import ENTRIES, Gallery, Sureness, evidence_of, make_bank, map_statistics, zero_shot_map
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import (
     CANNOT_KNOW,
@@ -314,14 +314,13 @@ def show_validation(
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
-        given = torch.from_numpy(pixels).to(text.device)
-        vectors, taps = vision.encoder(given)
+        vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
         one_shot, zero_shot = (
-            Seen(each, vectors[1:], look_around(each, shots, given[1:]))
+            Seen(each, vectors[1:], evidence_of(each, shots))
             for each, shots in zip(maps, (1, 0), strict=True)
         )
         defects = [s.defects for s in good + bad]
@@ -352,7 +351,7 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
             right_place = verdicts[i] == answer(places(family.defects[i]))
             figures.setdefault("verdict_place", []).append(float(right_place))
             asked = follow_ups(rng, family.defects[i], family.kind, "")
-            right = {k: asked[k] for k in ("place", "count", "size", "look", "shade", "kind")}
+            right = {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
@@ -410,8 +409,6 @@ def train_language(
     model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     for module in (model.encoder, model.image_decoder):
         module.requires_grad_(False)
-    for unread in model.prompt_learner.evidence_net[2].parameters():
-        nn.init.zeros_(unread)  # the start's words know the map alone
     cell_head = CellHead(model.config.prompt_learner.llm_width).to(device)
     trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.language_lr, weight_decay=0.01, betas=(0.9, 0.98))

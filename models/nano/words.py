@@ -41,12 +41,6 @@ LOOK_QUESTIONS = (
     "What kind of anomaly is it?",
     "Describe the defect.",
 )
-SHADE_QUESTIONS = (
-    "Is it dark or bright?",
-    "Is the defect darker or brighter?",
-    "Is it darker or brighter than the rest?",
-    "Is the anomaly dark or bright?",
-)
 SURE_QUESTIONS = (
     "How sure are you?",
     "Are you sure?",
@@ -87,12 +81,13 @@ UNKNOWABLE = (
     "Write a poem.", "What is two plus two?", "Which batch is it from?", "How many parts were made today?",
     "What will the next part be?", "What temperature was it?", "Is the camera dirty?", "Is the machine broken?",
     "Which tool is worn?", "Hello.", "Thank you.", "Do you like it?", "What do you think about it?",
-    "Is something missing?", "Is a part missing?", "How deep is it?", "What color is it?", "Is it only dirt?",
+    "Is it dark or bright?", "Is the defect darker or brighter?", "Is something missing?", "Is a part missing?", "How deep is it?", "What color is it?", "Is it only dirt?",
 )  # fmt: skip
 UNKNOWABLE_UNSEEN = (
     "What is the reason for it?", "How did the damage happen?", "Who is the supplier?", "How heavy is this part?",
     "What is the order number?", "Should I stop the machine?", "Is it expensive?", "What day is it?",
     "How can I avoid it?", "How fast is the line?", "Is anything missing?", "How deep is the defect?",
+    "Is it darker than the rest?",
 )  # fmt: skip
 NOTHING = "There is no anomaly in the image."
 CANNOT_KNOW = "I cannot know that from the image."
@@ -104,11 +99,6 @@ SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, fin
 )
 LINES = ("scratch", "crack", "fibre", "streak")
 SHORTEST_LINE = 0.003  # share of the image: what is smaller is a spot to a map of 16 × 16 patches
-SHADES = {  # in "a … spot", and as an answer
-    "darker": ("dark", "It is darker than what is around it."),
-    "brighter": ("bright", "It is brighter than what is around it."),
-    "neither": ("", "It is neither darker nor brighter than what is around it."),
-}
 SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
@@ -128,33 +118,15 @@ def size_answer(defects: list[Defect]) -> str:
 
 
 def look_answer(defects: list[Defect]) -> str:
-    """Shade and form of the most visible defect.
+    """Form of the most visible defect.
 
-    Not whether something is missing: nothing that is seen says so (``training/ablation.md``), and an answer must be
-    grounded.
+    Not its shade, nor whether something is missing: nothing that is seen says so well enough
+    (``training/ablation.md``), and an answer must be grounded.
     """
     if not defects:
         return NOTHING
-    worst = most_visible(defects)
-    form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
-    words = " ".join(filter(None, [SHADES[shade_of(worst)][0], form]))
-    return f"It looks like {'an' if words[0] in 'aeiou' else 'a'} {words}."
-
-
-def shade_answer(defects: list[Defect]) -> str:
-    """Of the most visible defect."""
-    return SHADES[shade_of(most_visible(defects))][1] if defects else NOTHING
-
-
-def most_visible(defects: list[Defect]) -> Defect:
-    return max(defects, key=lambda d: d.contrast * d.area**0.5)
-
-
-def shade_of(defect: Defect) -> str:
-    """ "neither" where most of the change is in colour or structure."""
-    if abs(defect.shade) < 0.5 * defect.contrast:
-        return "neither"
-    return "darker" if defect.shade < 0 else "brighter"
+    worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
+    return f"It looks like {'a line' if is_line(worst) else 'a spot' if worst.area < SIZES[0][0] else 'an area'}."
 
 
 def is_line(defect: Defect) -> bool:
@@ -197,7 +169,6 @@ def follow_ups(rng: Generator, defects: list[Defect], kind: str, sureness: str) 
         "count": (str(rng.choice(COUNT_QUESTIONS)), count_answer(named)),
         "size": (str(rng.choice(SIZE_QUESTIONS)), size_answer(defects)),
         "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects)),
-        "shade": (str(rng.choice(SHADE_QUESTIONS)), shade_answer(defects)),
         "sure": (str(rng.choice(SURE_QUESTIONS)), sureness),
         "kind": (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
         "unknowable": (str(rng.choice(UNKNOWABLE)), CANNOT_KNOW),

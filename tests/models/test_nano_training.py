@@ -44,7 +44,6 @@ from anomalygpt_edge.models.nano.words import (
     dialogue,
     look_answer,
     places,
-    shade_answer,
     size_answer,
 )
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
@@ -219,19 +218,18 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("defect", "size", "look", "shade"),
+    ("defect", "size", "look"),
     [
-        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a dark line.", "darker"),
-        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a dark spot.", "darker"),  # shorter than a patch
-        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a bright spot.", "brighter"),
-        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area.", "neither darker nor brighter"),
-        (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area.", "neither darker nor brighter"),
+        (Defect("scratch", (0.5, 0.5), 0.004, 0.2, -0.2), "small", "a line."),
+        (Defect("scratch", (0.5, 0.5), 0.002, 0.2, -0.2), "small", "a spot."),  # shorter than a patch
+        (Defect("stain", (0.5, 0.5), 0.008, 0.1, 0.1), "small", "a spot."),
+        (Defect("missing", (0.5, 0.5), 0.02, 0.1, 0.0), "medium", "an area."),
+        (Defect("cut_paste", (0.5, 0.5), 0.05, 0.1, 0.01), "large", "an area."),
     ],
 )
-def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str, shade: str) -> None:
+def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -> None:
     assert f"It is {size}" in size_answer([defect])
     assert look_answer([defect]) == f"It looks like {look}"
-    assert shade_answer([defect]) == f"It is {shade} than what is around it."
 
 
 def test_rare_looks_are_drawn_more_often_but_not_as_often_as_common_ones() -> None:
