@@ -74,13 +74,12 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
     taps = torch.zeros(2, len(vision.tap_layers), vision.grid**2, vision.width)
     # Not zeros: torch.export only traces, but a zero norm would make NaN examples for whoever debugs this.
     text = torch.ones(2, vision.embed_dim) / vision.embed_dim**0.5
-    pixels = {"pixels": torch.zeros(2, 3, size, size)}
-    beside = {**pixels, "num_samples": torch.zeros(2)} if model.config.prompt_learner.evidence_width else {}
+    beside = {"num_samples": torch.zeros(2)} if model.config.prompt_learner.evidence_width else {}
     return [
         Graph(
             "encoder",
             EncoderGraph(model),
-            pixels,
+            {"pixels": torch.zeros(2, 3, size, size)},
             ("image_embedding", "patch_features"),
         ),
         Graph(

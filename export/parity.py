@@ -171,13 +171,12 @@ class Parity:
         text_features = bundle.text_features()
         stages: Stages = {}
         for case in self._cases:
-            pixels = self._pixels(case.frame)
-            encoded = engines["encoder"].run(pixels=pixels)
+            encoded = engines["encoder"].run(pixels=self._pixels(case.frame))
             features = encoded["patch_features"]
             add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
             if case.normals:
-                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
-                normal = engines["encoder"].run(pixels=normals)["patch_features"]
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                normal = engines["encoder"].run(pixels=pixels)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
                 distance = match(features, bank)
                 anomaly_map = upsample(distance, manifest.preprocess.size)
@@ -187,7 +186,7 @@ class Parity:
                 anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
                 add(stages, zero_shot_map=anomaly_map)
             learner = manifest.components["prompt_learner"]
-            inputs = learner_inputs(learner, anomaly_map, pixels, len(case.normals))
+            inputs = learner_inputs(learner, anomaly_map, len(case.normals))
             add(stages, **engines["prompt_learner"].run(**inputs))
             advance()
         return stages
@@ -197,19 +196,18 @@ class Parity:
         text = reference.checkpoints.text_features[self._manifest.default_class]
         stages: Stages = {}
         for case in self._cases:
-            pixels = torch.from_numpy(self._pixels(case.frame))
-            embedding, features = reference.encode(pixels)
+            embedding, features = reference.encode(torch.from_numpy(self._pixels(case.frame)))
             add(stages, image_embedding=embedding, patch_features=features)
             if case.normals:
-                normals = np.concatenate([self._pixels(normal) for normal in case.normals])
-                _, normal = reference.encode(torch.from_numpy(normals))
+                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
+                _, normal = reference.encode(torch.from_numpy(pixels))
                 bank = normal.transpose(0, 1).flatten(1, 2)[None]
                 distance, anomaly_map = reference.few_shot_map(features, bank)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
                 add(stages, zero_shot_map=anomaly_map)
-            prompts = reference.prompt_embeddings(anomaly_map, pixels, len(case.normals))
+            prompts = reference.prompt_embeddings(anomaly_map, len(case.normals))
             add(stages, prompt_embeddings=prompts)
             advance()
         return stages

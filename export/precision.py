@@ -65,7 +65,7 @@ def convert(
     batches = {
         "encoder": [{"pixels": pixels} for pixels in calibration],
         "prompt_learner": [
-            learner_inputs(components["prompt_learner"], stages[kind], stages["pixels"], count)
+            learner_inputs(components["prompt_learner"], stages[kind], count)
             for kind, count in NUM_NORMALS.items()
             for stages in reference.expected
         ],
@@ -121,7 +121,7 @@ class Samples:
         return open_engine(self._bundle.folder / component.file, component, default_threads())
 
     def _encode(self, encoder: Engine, count: int | None = None) -> list[Stages]:
-        return [{"pixels": pixels, **encoder.run(pixels=pixels)} for pixels in self._pixels[:count]]
+        return [encoder.run(pixels=pixels) for pixels in self._pixels[:count]]
 
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
         """Both maps of every sample and its prompts; the first sample is the others' normal part, the second its."""
@@ -135,10 +135,7 @@ class Samples:
             zero_shot = localise(decoded["patch_logits"], size)
             few_shot = upsample(match(patches, normal[0]), size)
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}
-            inputs = [
-                learner_inputs(self._learner, maps[kind], stages["pixels"], count)
-                for kind, count in NUM_NORMALS.items()
-            ]
+            inputs = [learner_inputs(self._learner, maps[kind], count) for kind, count in NUM_NORMALS.items()]
             prompts = [engines["prompt_learner"].run(**each) for each in inputs]
             rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             found.append({**stages, **maps, "prompt_embeddings": rows})

@@ -59,13 +59,12 @@ class Reference:
         return distance, upsample_map(distance)
 
     @torch.inference_mode()
-    def prompt_embeddings(self, anomaly_map: Tensor, pixels: Tensor, num_samples: int) -> Tensor:
-        """[B, S, S], and for a learner that reads evidence [B, 3, S, S] and the normal samples (0: zero-shot) →
-        [B, 18, D]."""
+    def prompt_embeddings(self, anomaly_map: Tensor, num_samples: int) -> Tensor:
+        """[B, S, S] of so many normal samples (0: zero-shot), which a learner may read → [B, 18, D]."""
         learner = self.model.prompt_learner
         if not learner.config.evidence_width:
             return learner(anomaly_map)
-        return learner(anomaly_map, pixels, torch.full(anomaly_map.shape[:1], float(num_samples)))
+        return learner(anomaly_map, torch.full(anomaly_map.shape[:1], float(num_samples)))
 
     def token_ids(self, piece: str, bos: bool = False) -> list[int]:
         """Ids of a piece tokenised on its own."""

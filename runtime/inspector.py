@@ -288,7 +288,7 @@ class Inspector:
             found["regions"] = self._shown(regions, found["status"])
             return
         with stages.timed("prompt"):
-            prompt_embeddings = self._prompt(maps, pixels)
+            prompt_embeddings = self._prompt(maps)
         with stages.timed("judge"):
             answers = self._judge(self._parts(image_embeddings, prompt_embeddings, seen), budget)
         with stages.timed("decide"):
@@ -329,10 +329,9 @@ class Inspector:
     def parts(self, frame: np.ndarray) -> list[Part]:
         """What the language model is given of each view of a frame; errors as for ``part``."""
         views = self._views(frame)
-        pixels = self._preprocess(frame, views)
-        image_embeddings, patch_features = self._encode(pixels)
+        image_embeddings, patch_features = self._encode(self._preprocess(frame, views))
         maps, _ = self._localise(patch_features)
-        return self._parts(image_embeddings, self._prompt(maps, pixels), self._read(maps, views))
+        return self._parts(image_embeddings, self._prompt(maps), self._read(maps, views))
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
         """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.
@@ -358,7 +357,7 @@ class Inspector:
         pixels = self._preprocess(frame, self._views(frame))
         image_embedding, patch_features = self._encode(pixels)
         anomaly_map, _ = self._localise(patch_features)
-        prompt_embeddings = self._prompt(anomaly_map, pixels)
+        prompt_embeddings = self._prompt(anomaly_map)
         answer = self._language.answer(image_embedding[0], prompt_embeddings[0], question, max_tokens)
         return {
             "pixels": pixels,
@@ -450,11 +449,10 @@ class Inspector:
         boxes = [view.box for view in seen]
         return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
 
-    def _prompt(self, maps: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Of the maps, and of what the encoder was given of the same views → prompt embeddings
-        [views, num_prompts, D]."""
+    def _prompt(self, maps: np.ndarray) -> np.ndarray:
+        """→ prompt embeddings [views, num_prompts, D]."""
         learner, bank = self.bundle.manifest.components["prompt_learner"], self.product.bank
-        inputs = learner_inputs(learner, maps, pixels, 0 if bank is None else bank.num_samples)
+        inputs = learner_inputs(learner, maps, 0 if bank is None else bank.num_samples)
         return self._networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
 
     def _parts(

@@ -81,7 +81,8 @@ UNKNOWABLE = (
     "Write a poem.", "What is two plus two?", "Which batch is it from?", "How many parts were made today?",
     "What will the next part be?", "What temperature was it?", "Is the camera dirty?", "Is the machine broken?",
     "Which tool is worn?", "Hello.", "Thank you.", "Do you like it?", "What do you think about it?",
-    "Is it dark or bright?", "Is the defect darker or brighter?", "Is something missing?", "Is a part missing?", "How deep is it?", "What color is it?", "Is it only dirt?",
+    "Is it dark or bright?", "Is the defect darker or brighter?", "Is something missing?", "Is a part missing?",
+    "How deep is it?", "What color is it?", "Is it only dirt?",
 )  # fmt: skip
 UNKNOWABLE_UNSEEN = (
     "What is the reason for it?", "How did the damage happen?", "Who is the supplier?", "How heavy is this part?",

@@ -130,21 +130,20 @@ def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
 
 
 def learner_inputs(
-    learner: Component, anomaly_map: np.ndarray, pixels: np.ndarray, num_samples: int
+    learner: Component, anomaly_map: np.ndarray, num_samples: int
 ) -> dict[str, np.ndarray]:
-    """What a prompt learner is run on, by name: as it declares, the map alone or what it reads beside it.
+    """What a prompt learner is run on, by name: as it declares, the map alone or with the number of samples.
 
     Args:
         learner: the prompt learner as the manifest describes it.
         anomaly_map: float32 [B, S, S].
-        pixels: float32 [B, 3, S, S]: what the encoder was given of the same views.
         num_samples: normal samples that the maps come from; 0: zero-shot.
 
     Returns:
-        Those of ``anomaly_map``, ``pixels`` and ``num_samples``, float32 [B], that are declared.
+        Those of ``anomaly_map`` and ``num_samples``, float32 [B], that are declared.
     """
     counts = np.full(len(anomaly_map), num_samples, np.float32)
-    given = {"anomaly_map": anomaly_map, "pixels": pixels, "num_samples": counts}
+    given = {"anomaly_map": anomaly_map, "num_samples": counts}
     return {spec.name: given[spec.name] for spec in learner.inputs if spec.name in given}
 
 

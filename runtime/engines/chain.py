@@ -1,8 +1,8 @@
 """Encoder → anomaly map → prompt learner on one stream: each reads what the last wrote, where it lies.
 
-Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, once, though the learner may read them too;
-image embedding, map and prompt embeddings come down; the patch features, by far the largest, stay. The number of normal
-samples, where the learner reads it, went up when the chain was made.
+Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, image embedding, map and prompt embeddings
+come down; the patch features, by far the largest, stay. The number of normal samples, where the learner reads it, went
+up when the chain was made.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ class Chain:
         self._batch = batch
         self._graph: Graph | None = None
         self.stream = encoder.stream
-        for name in learner.buffers.keys() & encoder.buffers.keys():  # the pixels, if the learner reads them
-            learner.share(name, encoder.buffers[name])
         if counts := learner.buffers.get("num_samples"):  # one chain's never change
             with device.current():
                 counts.upload(np.full(batch, num_samples, np.float32), self.stream)

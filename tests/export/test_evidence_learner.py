@@ -36,7 +36,6 @@ from anomalygpt_edge.runtime.engines import open_engine
 from anomalygpt_edge.runtime.inspector import Inspector
 
 MAP = TensorSpec("anomaly_map", "float32", ["B", 224, 224])
-PIXELS = TensorSpec("pixels", "float32", ["B", 3, 224, 224])
 NUM_SAMPLES = TensorSpec("num_samples", "float32", ["B"])
 EVIDENCE_NET = ("0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -137,8 +136,7 @@ def test_the_survey_says_so_and_counts_its_weights(checkpoint: Path, tiny_model:
 
 def test_inputs_are_declared(bundle: Bundle, tiny_bundle: Path) -> None:
     components = bundle.manifest.components
-    assert components["prompt_learner"].inputs == [MAP, PIXELS, NUM_SAMPLES]
-    assert components["encoder"].inputs == [PIXELS]
+    assert components["prompt_learner"].inputs == [MAP, NUM_SAMPLES]
     assert open_bundle(tiny_bundle).manifest.components["prompt_learner"].inputs == [MAP]
 
 
@@ -167,28 +165,24 @@ def test_equal_to_torch_at_any_batch(
     if precision == "fp16":
         learner = export_float16(path, tmp_path / "half.onnx")
         path = tmp_path / "half.onnx"
-    smooth = np.stack([spot(30), spot(10), 1 - spot(80)])[:, None].repeat(3, 1)
-    noise = np.random.default_rng(batch).standard_normal((3, 3, 224, 224), dtype=np.float32)
-    for pixels in (noise, smooth, np.zeros_like(noise)):
-        given = {"anomaly_map": MAPS[kind], "pixels": pixels, "num_samples": np.array([0, 1, 4], np.float32)}
-        given = {name: array[:batch] for name, array in given.items()}
-        found = open_engine(path, learner).run(**given)["prompt_embeddings"]
-        expected = seeing_model.prompt_learner(*map(torch.from_numpy, given.values()))
-        assert differ(expected, found) < (1e-5 if precision == "fp32" else 1e-3)
-        assert differ(expected[:, 0], found[:, 0]) < 1e-5  # evidence is in float32 throughout
+    given = {"anomaly_map": MAPS[kind], "num_samples": np.array([0, 1, 4], np.float32)}
+    given = {name: array[:batch] for name, array in given.items()}
+    found = open_engine(path, learner).run(**given)["prompt_embeddings"]
+    expected = seeing_model.prompt_learner(*map(torch.from_numpy, given.values()))
+    assert differ(expected, found) < (1e-5 if precision == "fp32" else 1e-3)
+    assert differ(expected[:, 0], found[:, 0]) < 1e-5  # evidence is in float32 throughout
 
 
-def test_a_graph_takes_all_three(bundle: Bundle) -> None:
+def test_a_graph_takes_both(bundle: Bundle) -> None:
     learner = bundle.manifest.components["prompt_learner"]
     engine = open_engine(bundle.component_file("prompt_learner"), learner)
     one = np.zeros((1, 224, 224), np.float32)
-    pixels, count = np.zeros((1, 3, 224, 224), np.float32), np.zeros(1, np.float32)
     with pytest.raises(ValueError, match=r"inputs are \['anomaly_map'\], not"):
         engine.run(anomaly_map=one)
-    with pytest.raises(ValueError, match="pixels is float32"):
-        engine.run(anomaly_map=one, pixels=np.concatenate([pixels] * 2), num_samples=count)
+    with pytest.raises(ValueError, match="num_samples is float32"):
+        engine.run(anomaly_map=one, num_samples=np.zeros(2, np.float32))
     with pytest.raises(ValueError, match="num_samples is int64"):
-        engine.run(anomaly_map=one, pixels=pixels, num_samples=np.zeros(1, np.int64))
+        engine.run(anomaly_map=one, num_samples=np.zeros(1, np.int64))
 
 
 def test_what_tensorrt_cannot_parse_is_not_in_the_graph(bundle: Bundle) -> None:
@@ -212,20 +206,14 @@ def test_evidence_stays_float32_in_int8(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64)
     learner = PromptLearner(config).eval().requires_grad_(False)
-    names = ("anomaly_map", "pixels", "num_samples")
-    example = (torch.zeros(2, 224, 224), torch.zeros(2, 3, 224, 224), torch.zeros(2))
-    graph = Graph("prompt_learner", learner, dict(zip(names, example, strict=True)), ("prompt_embeddings",))
+    example = {"anomaly_map": torch.zeros(2, 224, 224), "num_samples": torch.zeros(2)}
+    graph = Graph("prompt_learner", learner, example, ("prompt_embeddings",))
     source = tmp_path / export_graph(graph, tmp_path).file
     quantised = [node for nodes in linears(load(source).graph).values() for node in nodes]
     assert ["meta_net.15" in str(node.inputs[1].name) for node in quantised] == [True]
-    rng = np.random.default_rng(0)
-    given = {
-        "anomaly_map": MAPS["spots"][:2],
-        "pixels": rng.standard_normal((2, 3, 224, 224), dtype=np.float32),
-        "num_samples": np.array([0, 4], np.float32),
-    }
+    given = {"anomaly_map": MAPS["spots"][:2], "num_samples": np.array([0, 4], np.float32)}
     component = to_int8(source, tmp_path / "int8.onnx", [{n: each[:1] for n, each in given.items()}])
-    assert component.inputs == [MAP, PIXELS, NUM_SAMPLES]
+    assert component.inputs == [MAP, NUM_SAMPLES]
     found = open_engine(tmp_path / "int8.onnx", component).run(**given)["prompt_embeddings"]
     expected = learner(*map(torch.from_numpy, given.values()))
     assert differ(expected[:, :9], found[:, :9]) < 1e-5
@@ -244,10 +232,9 @@ def reference(checkpoint: Path) -> Reference:
     return Reference(open_checkpoint_folder(checkpoint))
 
 
-def rows_of(model: AnomalyGPT, anomaly_map: Tensor, pixels: np.ndarray, num_samples: int) -> Tensor:
+def rows_of(model: AnomalyGPT, anomaly_map: Tensor, num_samples: int) -> Tensor:
     """torch's prompt embeddings, [B, 18, D]."""
-    counts = torch.full((len(pixels),), float(num_samples))
-    return model.prompt_learner(anomaly_map, torch.from_numpy(pixels), counts)
+    return model.prompt_learner(anomaly_map, torch.full((len(anomaly_map),), float(num_samples)))
 
 
 def test_both_sides_of_the_gate_see_each_cases_own_evidence(
@@ -260,17 +247,12 @@ def test_both_sides_of_the_gate_see_each_cases_own_evidence(
     for case, found, expected in rows:
         anomaly_map = torch.from_numpy(next(maps["few_shot_map" if case.normals else "zero_shot_map"]))
         number = len(case.normals)
-        own, miscounted, *others = (
-            rows_of(seeing_model, anomaly_map, pixels_of(bundle, frame), count)
-            for frame, count in (
-                (case.frame, number),
-                (case.frame, 0 if number else 1),
-                *((n, number) for n in case.normals),
-            )
+        own, miscounted = (
+            rows_of(seeing_model, anomaly_map, count) for count in (number, 0 if number else 1)
         )
         assert differ(own, found) < 1e-4
         assert differ(own, expected) < 1e-4
-        assert all(differ(own, other) > 5e-4 for other in (miscounted, *others))
+        assert differ(own, miscounted) > 1e-3
 
 
 def test_a_graph_that_does_not_read_evidence_fails(
@@ -299,7 +281,7 @@ def test_a_bundle_of_another_precision_passes_its_gate_and_inspects(
     stages = {result.stage: result for result in export_bundle(options).parity}
     assert 0 < stages[f"prompt_embeddings {name}"].error <= stages[f"prompt_embeddings {name}"].limit
     learner = open_bundle(options.out).manifest.components["prompt_learner"]
-    assert (learner.precision, learner.inputs) == (name, [MAP, PIXELS, NUM_SAMPLES])
+    assert (learner.precision, learner.inputs) == (name, [MAP, NUM_SAMPLES])
     with Inspector.open(options.out, threads=1) as inspector:
         verdict = inspector.inspect(draw_part(seed=7, scratched=True))
     assert verdict.sentence == "Yes, at the top left."
@@ -325,17 +307,13 @@ def test_int8_is_calibrated_on_each_map_with_its_evidence(
         np.testing.assert_allclose(
             batch["anomaly_map"], seeing_model.image_decoder(features, text), atol=1e-4
         )
-    for pixels, batch in zip(2 * samples, batches, strict=True):
-        np.testing.assert_array_equal(batch["pixels"], pixels)
     assert [batch["num_samples"].tolist() for batch in batches] == [[0.0]] * 3 + [[1.0]] * 3
 
 
 def test_samples_are_judged_by_their_own_evidence(bundle: Bundle, seeing_model: AnomalyGPT) -> None:
     pixels = [pixels_of(bundle, draw_part(seed, scratched=True)) for seed in range(2)]
-    samples = precision.Samples(bundle, pixels)
-    for own, other, stages in zip(pixels, pixels[::-1], samples.expected, strict=True):
+    for stages in precision.Samples(bundle, pixels).expected:
         for number, kind in enumerate(("zero_shot_map", "few_shot_map")):
             anomaly_map, found = torch.from_numpy(stages[kind]), stages["prompt_embeddings"][number]
-            assert differ(rows_of(seeing_model, anomaly_map, own, number)[0], found) < 1e-4
-            assert differ(rows_of(seeing_model, anomaly_map, other, number)[0], found) > 1e-3
-            assert differ(rows_of(seeing_model, anomaly_map, own, 1 - number)[0], found) > 1e-3
+            assert differ(rows_of(seeing_model, anomaly_map, number)[0], found) < 1e-4
+            assert differ(rows_of(seeing_model, anomaly_map, 1 - number)[0], found) > 1e-3

@@ -1,9 +1,8 @@
-"""A prompt learner that reads evidence beside the map gets, of each view, the pixels that the encoder was given, and
-how many normal samples the maps come from."""
+"""A prompt learner that reads evidence beside the map is told how many normal samples the maps come from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.engines import learner_inputs, open_networks
@@ -21,7 +19,7 @@ from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.verdict import Status
 from anomalygpt_edge.runtime.views import WHOLE, FrameSize, Layout, RegionOfInterest, Tiles
 
-INPUTS = ["anomaly_map", "pixels", "num_samples"]
+INPUTS = ["anomaly_map", "num_samples"]
 SIZE = FrameSize(width=160, height=120)
 LAYOUTS = {
     "whole": WHOLE,
@@ -45,10 +43,10 @@ def frame(seed: int = 0) -> np.ndarray:
     return corners.repeat(30, 0).repeat(32, 1).astype(np.uint8)
 
 
-def rows_of(model: AnomalyGPT, anomaly_map: np.ndarray, pixels: np.ndarray, num_samples: int) -> np.ndarray:
-    """torch's prompt embeddings [18, D] of one view, [S, S] and [1, 3, S, S]."""
+def rows_of(model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int) -> np.ndarray:
+    """torch's prompt embeddings [18, D] of one view's map [S, S]."""
     counts = torch.full((1,), float(num_samples))
-    return model.prompt_learner(torch.tensor(anomaly_map)[None], torch.tensor(pixels), counts)[0].numpy()
+    return model.prompt_learner(torch.tensor(anomaly_map)[None], counts)[0].numpy()
 
 
 @pytest.fixture(scope="module")
@@ -73,57 +71,42 @@ def look_at(inspector: Inspector, layout: str, few_shot: bool) -> None:
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompts_of_each_view_are_of_its_own_pixels(
+def test_prompts_of_each_view_are_of_its_own_map_and_the_number_of_samples(
     inspector: Inspector, seeing_model: AnomalyGPT, layout: str, few_shot: bool
 ) -> None:
     look_at(inspector, layout, few_shot)
-    views = inspector._views(frame())
-    settings = inspector.bundle.manifest.preprocess
-    pixels = [
-        preprocess(
-            frame(), settings.size, inspector.product.resize, settings.mean, settings.std, boxes=[view.box]
-        )
-        for view in views
-    ]
     verdict = inspector.inspect(frame())
     maps = [view.anomaly_map for view in verdict.views] or [verdict.anomaly_map]
     parts = inspector.parts(frame())
-    assert len(parts) == len(maps) == len(pixels)
-    for index, (part, anomaly_map) in enumerate(zip(parts, maps, strict=True)):
-        num_samples = 2 if few_shot else 0
-        of_each = [rows_of(seeing_model, anomaly_map, each, num_samples) for each in pixels]
-        errors = [np.abs(part.prompt_embeddings - each).max() for each in of_each]
-        assert errors.pop(index) < 1e-4
-        assert min(errors, default=1) > 1e-3
+    assert len(parts) == LAYOUTS[layout].num_views
+    for part, anomaly_map in zip(parts, maps, strict=True):
+        right, wrong = (2, 0) if few_shot else (0, 2)
+        assert np.abs(part.prompt_embeddings - rows_of(seeing_model, anomaly_map, right)).max() < 1e-4
+        assert np.abs(part.prompt_embeddings - rows_of(seeing_model, anomaly_map, wrong)).max() > 1e-3
 
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw(
+def test_every_way_to_the_model_tells_the_learner_how_many_samples_there_are(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch, way: str, few_shot: bool
 ) -> None:
     layout = "whole" if way == "trace" else "tiles"
     look_at(inspector, layout, few_shot)
-    seen: dict[str, list[np.ndarray]] = {}
     counts: list[float] = []
-    for name in ("encoder", "prompt_learner"):
-        run = inspector.networks[name].run
+    run = inspector.networks["prompt_learner"].run
 
-        def watched(name: str = name, run: Callable = run, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-            seen.setdefault(name, []).append(inputs["pixels"])
-            counts.extend(inputs.get("num_samples", ()))
-            return run(**inputs)
+    def watched(**inputs: np.ndarray) -> dict[str, np.ndarray]:
+        counts.extend(inputs["num_samples"])
+        return run(**inputs)
 
-        monkeypatch.setattr(inspector.networks[name], "run", watched)
+    monkeypatch.setattr(inspector.networks["prompt_learner"], "run", watched)
     WAYS[way](inspector)
-    assert len(seen["encoder"]) == len(seen["prompt_learner"]) == 1
-    assert seen["prompt_learner"][0] is seen["encoder"][0]
     assert counts == [2 if few_shot else 0] * LAYOUTS[layout].num_views
 
 
 def test_a_trace_holds_what_its_prompts_are_of(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
     trace = inspector.trace(frame())
-    expected = rows_of(seeing_model, trace["anomaly_map"], trace["pixels"], 0)
+    expected = rows_of(seeing_model, trace["anomaly_map"], 0)
     np.testing.assert_allclose(trace["prompt_embeddings"], expected, atol=1e-4)
 
 
@@ -134,7 +117,7 @@ def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_
         inspector.use(inspector.make_bank([frame(1)] * count, copies="none") if count else None)
         trace = inspector.trace(frame())
         found[count] = trace["prompt_embeddings"]
-        expected = rows_of(seeing_model, trace["anomaly_map"], trace["pixels"], count)
+        expected = rows_of(seeing_model, trace["anomaly_map"], count)
         np.testing.assert_allclose(found[count], expected, atol=1e-4)
         part = inspector.part(frame())
         np.testing.assert_array_equal(part.prompt_embeddings, found[count])
@@ -163,23 +146,21 @@ def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch:
     )
     verdict = inspector.inspect(frame())
     assert verdict.status is Status.NO_RESULT
-    assert "inputs are ['anomaly_map'], not ['anomaly_map', 'num_samples', 'pixels']" in verdict.reason
+    assert "inputs are ['anomaly_map'], not ['anomaly_map', 'num_samples']" in verdict.reason
 
 
 def test_a_learner_gets_what_it_declares(seeing_bundle: Path, tiny_bundle: Path) -> None:
-    anomaly_map, pixels = np.zeros((3, 224, 224), np.float32), np.ones((3, 3, 224, 224), np.float32)
+    anomaly_map = np.zeros((3, 224, 224), np.float32)
     for folder, names in ((tiny_bundle, INPUTS[:1]), (seeing_bundle, INPUTS)):
         learner = open_bundle(folder).manifest.components["prompt_learner"]
-        given = learner_inputs(learner, anomaly_map, pixels, 4)
+        given = learner_inputs(learner, anomaly_map, 4)
         assert list(given) == names
         assert given["anomaly_map"] is anomaly_map
-        assert given.get("pixels", pixels) is pixels
     assert given["num_samples"].dtype == np.float32
     assert given["num_samples"].tolist() == [4, 4, 4]
 
 
-@pytest.mark.parametrize("wrong", ["pixels", "num_samples"])
-def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path, wrong: str) -> None:
+def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path) -> None:
     bundle = open_bundle(seeing_bundle)
     networks = open_networks(bundle, "onnxruntime")
     assert all(error <= limit for _, error, limit in compare_with_cpu(bundle, "other", networks))
@@ -187,8 +168,7 @@ def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: 
 
     class Wrong:
         def run(self, **given: np.ndarray) -> dict[str, np.ndarray]:
-            other = {"pixels": given["pixels"][::-1], "num_samples": given["num_samples"] + 1}
-            return right.run(**{**given, wrong: other[wrong]})
+            return right.run(**given | {"num_samples": given["num_samples"] + 1})
 
         def close(self) -> None: ...
 
