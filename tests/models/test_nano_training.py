@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,21 +85,25 @@ def _weights(state: dict[str, torch.Tensor]) -> np.ndarray:
     return np.concatenate([v.numpy().ravel() for v in state.values()])
 
 
+def dies_at_the_fourth_call(loss: Callable) -> Callable:
+    calls = itertools.count(1)
+
+    def dying(*args: object) -> object:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    return dying
+
+
 def test_interrupted_vision_training_ends_where_uninterrupted_does(
     tmp_path: Path, monkeypatch, groups: Pool
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     expected = train_vision.train_vision(TINY, whole, "cpu", groups)
-    loss, calls = train_vision.vision_loss, []
-
-    def dies_at_the_fourth(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return loss(*args)
-
-    monkeypatch.setattr(train_vision, "vision_loss", dies_at_the_fourth)
+    loss = train_vision.vision_loss
+    monkeypatch.setattr(train_vision, "vision_loss", dies_at_the_fourth_call(loss))
     with pytest.raises(KeyboardInterrupt):
         train_vision.train_vision(TINY, parts, "cpu", groups)
     monkeypatch.setattr(train_vision, "vision_loss", loss)
@@ -280,15 +285,8 @@ def test_interrupted_words_end_where_uninterrupted_ones_do(
         return _weights(trained.state_dict())
 
     expected = train_in(whole)
-    loss, calls = train_language.language_loss, []
-
-    def dies_at_the_fourth(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return loss(*args)
-
-    monkeypatch.setattr(train_language, "language_loss", dies_at_the_fourth)
+    loss = train_language.language_loss
+    monkeypatch.setattr(train_language, "language_loss", dies_at_the_fourth_call(loss))
     with pytest.raises(KeyboardInterrupt):
         train_in(parts)
     monkeypatch.setattr(train_language, "language_loss", loss)
