@@ -36,8 +36,8 @@ class VisionConfig:
     # share of each tapped patch that the mean of its neighbours, 3 × 3 patches' widths, replaces (PatchCore's locally
     # aware patch features, Roth et al., CVPR 2022); the original has none
     neighbourhood: float = 0.0
-    # times that the image is encoded in each direction, moved by as large a part of a patch: patches that overlap
-    # show what is smaller than one wherever it lies (the original: once)
+    # encodings of the image per direction, each moved by 1 / shifts of a patch: what is smaller than a patch is then
+    # whole in one of those that overlap, wherever it lies (the original: one)
     shifts: int = 1
 
     @property

@@ -207,16 +207,15 @@ class Inspector:
         copies = self._default_copies(len(normals)) if copies is None else copies
         check_copies(copies)
         vision = self.bundle.manifest.vision
-        overlapping = vision.shifts > 1
-        kept = None if self._few(len(normals)) or not overlapping else _distinct_patches(vision)
-        samples, shown = [], None
+        copied, overlapping = COPIES_OF[copies] > 1, vision.shifts > 1
+        thinned = overlapping and not self._few(len(normals))
+        kept = _distinct_patches(vision) if thinned else slice(None)
+        samples = []
         for frame in track(normals):
             pixels = self._preprocess(frame, self._views(frame))
             made = make_copies(pixels, copies, vision.grid)
-            rows = [self._encode(copy)[1] for copy, _ in made]
-            samples.append(np.concatenate(rows if kept is None else [row[:, :, kept] for row in rows], axis=2))
-            if len(made) > 1 or kept is not None:
-                shown = np.concatenate([patches if kept is None else patches[kept] for _, patches in made])
+            samples.append(np.concatenate([self._encode(copy)[1][:, :, kept] for copy, _ in made], axis=2))
+        shown = np.concatenate([patches[kept] for _, patches in made]) if copied or thinned else None
         return MemoryBank.from_features(
             samples,
             self.bundle.encoder_sha256,
@@ -224,7 +223,7 @@ class Inspector:
             max_patches,
             per_view=bool(self.product.layout.regions),
             shown=shown,
-            distinct=vision.num_distinct if overlapping or len(made) > 1 else None,
+            distinct=vision.num_distinct if copied or overlapping else None,
             threads=self._threads,
         )
 
