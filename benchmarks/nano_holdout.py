@@ -29,7 +29,7 @@ from rich.table import Table
 from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
 from anomalygpt_edge.models.nano.products import Family
-from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places
+from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places, shade_of
 from anomalygpt_edge.models.prompts import DEFAULT_QUESTION, answer
 from anomalygpt_edge.runtime.evaluation import parse_shots
 from anomalygpt_edge.runtime.inspector import Inspector
@@ -39,7 +39,6 @@ NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many de
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
 BINS = 10  # of p(anomaly)
-LOOKS = ("line", "spot", "area")
 NUM_ASKED = 3  # parts of a family that are asked all questions
 
 
@@ -85,8 +84,10 @@ def right_answers(
 
     The first parts of each family that have one defect and are called defective, each asked one question of every
     kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and
-    no picture answers. What it looks like is also counted word by word, where the right answer has that word. How
-    sure it is has no right answer: the table of p(anomaly) stands for it.
+    no picture answers. What it looks like counts by its form, and word by word too, where the right answer has that
+    word. Whether it is darker or brighter is answered where the model is sure enough: counted are the answers given,
+    the right ones of these and the opposite ones (of a defect that is both, or neither, none is right). How sure it is
+    has no right answer: the table of p(anomaly) stands for it.
     """
     right: dict[str, list[bool]] = {}
     for family, (references, _, bad) in zip(families, samples, strict=True):
@@ -96,18 +97,27 @@ def right_answers(
             if asked == NUM_ASKED or inspector.inspect(part.pixels).status != Status.FAIL:
                 continue
             asked += 1
-            questions = follow_ups(rng, part.defects, family.kind, "")
+            shade = shade_of(part.defects[0])
+            questions = follow_ups(rng, part.defects, family.kind, "", shade)
             wanted = {name: questions[name] for name in ("place", "count", "size", "look", "kind")}
             wanted["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)
                 dialogue.ask(DEFAULT_QUESTION)
                 said = dialogue.ask(question).text
-                right.setdefault(name, []).append(said == reply)
                 if name == "look":
-                    for word in LOOKS:
-                        if word in reply:
-                            right.setdefault(f"look: {word}", []).append(word in said)
+                    form = reply.split(" ")[-1]
+                    said, reply = said.split(" ")[-1], form
+                    right.setdefault(f"look: {form.rstrip('.')}", []).append(said == form)
+                right.setdefault(name, []).append(said == reply)
+            dialogue = inspector.dialogue(part.pixels)
+            dialogue.ask(DEFAULT_QUESTION)
+            said = dialogue.ask(questions["shade"][0]).text
+            right.setdefault("shade: told", []).append(said != CANNOT_KNOW)
+            if said != CANNOT_KNOW:
+                opposite = {"darker": "brighter", "brighter": "darker"}.get(shade)
+                right.setdefault("shade: right where told", []).append(said == questions["shade"][1])
+                right.setdefault("shade: opposite where told", []).append(bool(opposite) and str(opposite) in said)
     return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
 
 

@@ -31,6 +31,7 @@ NUM_META_CONVS = 6
 EVIDENCE_KEYS = tuple(
     f"prompt_learner.evidence_net.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")
 )
+LOOK_KERNELS = tuple(f"prompt_learner.look_net.convs.{i}.weight" for i in range(3))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def identify(tensors: Tensors) -> str | None:
 
 
 def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
-    """The prompt learner's channels, the width it was trained for and that of its evidence, from the shapes.
+    """The prompt learner's channels, the width it was trained for, what else it reads and by which widths, from the
+    shapes.
 
     Raises:
         CheckpointError: keys are missing, or it was trained on other figures of evidence than this program computes.
@@ -168,7 +170,9 @@ def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
         shape_of(tensors, f"prompt_learner.meta_net.{3 * i}.weight", dims=4) for i in range(NUM_META_CONVS)
     ]
     first, second, third, fourth, fifth, last = (kernel[0] for kernel in kernels)
-    return PromptLearnerConfig((first, second, third, fourth, fifth), last, read_evidence_width(tensors))
+    return PromptLearnerConfig(
+        (first, second, third, fourth, fifth), last, read_evidence_width(tensors), read_look_channels(tensors)
+    )
 
 
 def read_evidence_width(tensors: Tensors) -> int:
@@ -192,6 +196,25 @@ def read_evidence_width(tensors: Tensors) -> int:
             f"{NUM_FIGURES}: use the version that it was trained with, or train it again"
         )
     return width
+
+
+def read_look_channels(tensors: Tensors) -> tuple[int, int, int] | None:
+    """Channels of the network that looks at the picture; None: the learner does not. Its other keys are checked with
+    the rest of the learner's.
+
+    Raises:
+        CheckpointError: some of its kernels are missing.
+    """
+    missing = [key for key in LOOK_KERNELS if key not in tensors]
+    if missing and not any(key.startswith("prompt_learner.look_") for key in tensors):
+        return None
+    if missing:
+        raise CheckpointError(
+            f"{tensors.path} lacks {name_some(missing)}, of the network that looks at the picture: save or download "
+            "the whole checkpoint again"
+        )
+    first, second, third = (shape_of(tensors, key, dims=4)[0] for key in LOOK_KERNELS)
+    return first, second, third
 
 
 def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) -> None:

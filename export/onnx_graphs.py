@@ -74,7 +74,8 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
     taps = torch.zeros(2, len(vision.tap_layers), vision.grid**2, vision.width)
     # Not zeros: torch.export only traces, but a zero norm would make NaN examples for whoever debugs this.
     text = torch.ones(2, vision.embed_dim) / vision.embed_dim**0.5
-    beside = {"num_samples": torch.zeros(2)} if model.config.prompt_learner.evidence_width else {}
+    size_of = {"anomaly_map": (size, size), "num_samples": (), "pixels": (3, size, size)}
+    read = {name: torch.zeros(2, *size_of[name]) for name in model.config.prompt_learner.inputs}
     return [
         Graph(
             "encoder",
@@ -92,7 +93,7 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
         Graph(
             "prompt_learner",
             model.prompt_learner,
-            {"anomaly_map": torch.zeros(2, size, size), **beside},
+            read,
             ("prompt_embeddings",),
         ),
     ]

@@ -171,12 +171,13 @@ class Parity:
         text_features = bundle.text_features()
         stages: Stages = {}
         for case in self._cases:
-            encoded = engines["encoder"].run(pixels=self._pixels(case.frame))
+            pixels = self._pixels(case.frame)
+            encoded = engines["encoder"].run(pixels=pixels)
             features = encoded["patch_features"]
             add(stages, image_embedding=encoded["image_embedding"], patch_features=features)
             if case.normals:
-                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
-                normal = engines["encoder"].run(pixels=pixels)["patch_features"]
+                known = np.concatenate([self._pixels(normal) for normal in case.normals])
+                normal = engines["encoder"].run(pixels=known)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
                 distance = match(features, bank)
                 anomaly_map = upsample(distance, manifest.preprocess.size)
@@ -186,7 +187,7 @@ class Parity:
                 anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
                 add(stages, zero_shot_map=anomaly_map)
             learner = manifest.components["prompt_learner"]
-            inputs = learner_inputs(learner, anomaly_map, len(case.normals))
+            inputs = learner_inputs(learner, anomaly_map, len(case.normals), pixels)
             add(stages, **engines["prompt_learner"].run(**inputs))
             advance()
         return stages
@@ -196,18 +197,19 @@ class Parity:
         text = reference.checkpoints.text_features[self._manifest.default_class]
         stages: Stages = {}
         for case in self._cases:
-            embedding, features = reference.encode(torch.from_numpy(self._pixels(case.frame)))
+            pixels = torch.from_numpy(self._pixels(case.frame))
+            embedding, features = reference.encode(pixels)
             add(stages, image_embedding=embedding, patch_features=features)
             if case.normals:
-                pixels = np.concatenate([self._pixels(normal) for normal in case.normals])
-                _, normal = reference.encode(torch.from_numpy(pixels))
+                known = np.concatenate([self._pixels(normal) for normal in case.normals])
+                _, normal = reference.encode(torch.from_numpy(known))
                 bank = normal.transpose(0, 1).flatten(1, 2)[None]
                 distance, anomaly_map = reference.few_shot_map(features, bank)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 anomaly_map = reference.zero_shot_map(features, torch.from_numpy(text))
                 add(stages, zero_shot_map=anomaly_map)
-            prompts = reference.prompt_embeddings(anomaly_map, len(case.normals))
+            prompts = reference.prompt_embeddings(anomaly_map, len(case.normals), pixels)
             add(stages, prompt_embeddings=prompts)
             advance()
         return stages

@@ -65,9 +65,9 @@ def convert(
     batches = {
         "encoder": [{"pixels": pixels} for pixels in calibration],
         "prompt_learner": [
-            learner_inputs(components["prompt_learner"], stages[kind], count)
+            learner_inputs(components["prompt_learner"], stages[kind], count, pixels)
             for kind, count in NUM_NORMALS.items()
-            for stages in reference.expected
+            for stages, pixels in zip(reference.expected, samples, strict=True)
         ],
     }
     done = 0.0
@@ -129,13 +129,15 @@ class Samples:
         features = [stages["patch_features"] for stages in encoded]
         normals = [features[1], *features[:1] * (len(features) - 1)]
         found = []
-        for stages, normal in zip(encoded, normals, strict=True):
+        for stages, normal, pixels in zip(encoded, normals, self._pixels, strict=False):  # of the first samples, maybe
             patches = stages["patch_features"]
             decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
             zero_shot = localise(decoded["patch_logits"], size)
             few_shot = upsample(match(patches, normal[0]), size)
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}
-            inputs = [learner_inputs(self._learner, maps[kind], count) for kind, count in NUM_NORMALS.items()]
+            inputs = [
+                learner_inputs(self._learner, maps[kind], count, pixels) for kind, count in NUM_NORMALS.items()
+            ]
             prompts = [engines["prompt_learner"].run(**each) for each in inputs]
             rows = np.concatenate([each["prompt_embeddings"] for each in prompts])
             found.append({**stages, **maps, "prompt_embeddings": rows})

@@ -59,12 +59,13 @@ class Reference:
         return distance, upsample_map(distance)
 
     @torch.inference_mode()
-    def prompt_embeddings(self, anomaly_map: Tensor, num_samples: int) -> Tensor:
-        """[B, S, S] of so many normal samples (0: zero-shot), which a learner may read → [B, 18, D]."""
+    def prompt_embeddings(self, anomaly_map: Tensor, num_samples: int, pixels: Tensor) -> Tensor:
+        """[B, S, S] of so many normal samples (0: zero-shot) and of pixels [B, 3, S, S], of which a learner may read
+        both → [B, 18, D]."""
         learner = self.model.prompt_learner
-        if not learner.config.evidence_width:
-            return learner(anomaly_map)
-        return learner(anomaly_map, torch.full(anomaly_map.shape[:1], float(num_samples)))
+        counts = torch.full(anomaly_map.shape[:1], float(num_samples))
+        given = {"anomaly_map": anomaly_map, "num_samples": counts, "pixels": pixels}
+        return learner(**{name: given[name] for name in learner.config.inputs})
 
     def token_ids(self, piece: str, bos: bool = False) -> list[int]:
         """Ids of a piece tokenised on its own."""

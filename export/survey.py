@@ -130,7 +130,9 @@ def describe_pandagpt(tensors: Tensors) -> str:
 def describe_anomalygpt(tensors: Tensors) -> str:
     learner = read_learner_config(tensors)
     width = learner.llm_width
-    reads = "; its prompt learner reads evidence beside the map" if learner.evidence_width else ""
+    beside = (("evidence", learner.evidence_width), ("the picture", learner.look_channels))
+    read = " and ".join(what for what, width in beside if width)
+    reads = f"; its prompt learner reads {read} beside the map" if read else ""
     return f"delta for width {width}{size_name(width)}{reads}; setup: {setup_of(tensors.path)}"
 
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .evidence import NUM_FIGURES, evidence
+from .look import LOOKS, LookNet, probabilities
 
 NUM_BASE_PROMPTS = 9
 NUM_PROMPTS = 18
+LOOK_WIDTH = 32
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,21 @@ class PromptLearnerConfig:
     """Channel widths of the five 3×3 convolutions, and the language model's width.
 
     The original's reads the map alone; one with an ``evidence_width`` has a second, small network of that width that
-    reads what ``evidence`` says of the whole map and of the normal samples behind it.
+    reads what ``evidence`` says of the whole map and of the normal samples behind it. One with ``look_channels`` also
+    looks at the picture where the map is raised: a ``LookNet`` of these channels.
     """
 
     channels: tuple[int, int, int, int, int] = (4, 16, 64, 256, 1024)
     llm_width: int = 4096
     evidence_width: int = 0
+    look_channels: tuple[int, int, int] | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the learner reads, in the order in which it takes them."""
+        count = ("num_samples",) if self.evidence_width else ()
+        picture = ("pixels",) if self.look_channels else ()
+        return ("anomaly_map", *count, *picture)
 
 
 class PromptLearner(nn.Module):
@@ -40,36 +51,52 @@ class PromptLearner(nn.Module):
             inputs = outputs
         self.meta_net = nn.Sequential(*layers, nn.Conv2d(inputs, config.llm_width, 5))
         if config.evidence_width:
-            self.evidence_net = nn.Sequential(
-                nn.Linear(NUM_FIGURES, config.evidence_width),
-                nn.ReLU(),
-                nn.Linear(config.evidence_width, config.llm_width),
-            )
+            self.evidence_net = reader(NUM_FIGURES, config.evidence_width, config.llm_width)
+        if config.look_channels:
+            self.look_net = LookNet(config.look_channels)
+            self.look_words = reader(len(LOOKS), LOOK_WIDTH, config.llm_width)
 
-    def forward(self, anomaly_map: Tensor, num_samples: Tensor | None = None) -> Tensor:
+    def forward(
+        self, anomaly_map: Tensor, num_samples: Tensor | None = None, pixels: Tensor | None = None
+    ) -> Tensor:
         """Prompt embeddings for the language model.
 
         Args:
             anomaly_map: float [B, 224, 224], 0..1.
             num_samples: float [B], normal samples behind the map; only of a learner that reads evidence.
+            pixels: float [B, 3, 224, 224], normalised; only of a learner that looks at the picture.
 
         Returns:
-            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says.
+            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says, the next
+            what the picture says.
 
         Raises:
-            ValueError: the number of samples is missing, or given to a learner that reads the map alone.
+            ValueError: something that this learner reads is missing, or it is given what it does not read.
         """
-        if (num_samples is not None) != (self.config.evidence_width > 0):
-            wanted = "the map and the number of normal samples" if self.config.evidence_width else "the map alone"
-            raise ValueError(f"this prompt learner reads {wanted}")
-        return self.read(anomaly_map, None if num_samples is None else evidence(anomaly_map, num_samples))
+        given = {"anomaly_map": anomaly_map, "num_samples": num_samples, "pixels": pixels}
+        names = tuple(name for name, tensor in given.items() if tensor is not None)
+        if names != self.config.inputs:
+            raise ValueError(f"this prompt learner reads {self.config.inputs}, not {names}")
+        figures = None if num_samples is None else evidence(anomaly_map, num_samples)
+        looks = None if pixels is None else self.look_net(pixels, anomaly_map)
+        return self.read(anomaly_map, figures, looks)
 
-    def read(self, anomaly_map: Tensor, figures: Tensor | None) -> Tensor:
-        """The same, of what ``evidence`` found before: [B, NUM_FIGURES], or None."""
+    def read(self, anomaly_map: Tensor, figures: Tensor | None, looks: Tensor | None = None) -> Tensor:
+        """The same, of what ``evidence`` and ``look_net`` found before: [B, NUM_FIGURES] and [B, LOOKS], or None."""
         batch = anomaly_map.shape[0]
         cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
         base = self.base_prompts.expand(batch, -1, -1)
+        told = []
         if figures is not None:
-            told = self.evidence_net(figures)
-            base = torch.cat([base[:, :1] + told[:, None], base[:, 1:]], dim=1)
+            told.append(self.evidence_net(figures))
+        if looks is not None:
+            told.append(self.look_words(probabilities(looks)))
+        if told:
+            moved = base[:, : len(told)] + torch.stack(told, dim=1)
+            base = torch.cat([moved, base[:, len(told) :]], dim=1)
         return torch.cat([base, cells], dim=1)
+
+
+def reader(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """Two layers that turn a few figures into what a prompt embedding is moved by."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))

@@ -287,7 +287,7 @@ class Inspector:
             found["regions"] = self._shown(regions, found["status"])
             return
         with stages.timed("prompt"):
-            prompt_embeddings = self._prompt(maps)
+            prompt_embeddings = self._prompt(maps, pixels)
         with stages.timed("judge"):
             answers = self._judge(self._parts(image_embeddings, prompt_embeddings, seen), budget)
         with stages.timed("decide"):
@@ -328,9 +328,10 @@ class Inspector:
     def parts(self, frame: np.ndarray) -> list[Part]:
         """What the language model is given of each view of a frame; errors as for ``part``."""
         views = self._views(frame)
-        image_embeddings, patch_features = self._encode(self._preprocess(frame, views))
+        pixels = self._preprocess(frame, views)
+        image_embeddings, patch_features = self._encode(pixels)
         maps, _ = self._localise(patch_features)
-        return self._parts(image_embeddings, self._prompt(maps), self._read(maps, views))
+        return self._parts(image_embeddings, self._prompt(maps, pixels), self._read(maps, views))
 
     def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
         """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.
@@ -356,7 +357,7 @@ class Inspector:
         pixels = self._preprocess(frame, self._views(frame))
         image_embedding, patch_features = self._encode(pixels)
         anomaly_map, _ = self._localise(patch_features)
-        prompt_embeddings = self._prompt(anomaly_map)
+        prompt_embeddings = self._prompt(anomaly_map, pixels)
         answer = self._language.answer(image_embedding[0], prompt_embeddings[0], question, max_tokens)
         return {
             "pixels": pixels,
@@ -448,10 +449,10 @@ class Inspector:
         boxes = [view.box for view in seen]
         return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
 
-    def _prompt(self, maps: np.ndarray) -> np.ndarray:
+    def _prompt(self, maps: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         """→ prompt embeddings [views, num_prompts, D]."""
         learner, bank = self.bundle.manifest.components["prompt_learner"], self.product.bank
-        inputs = learner_inputs(learner, maps, 0 if bank is None else bank.num_samples)
+        inputs = learner_inputs(learner, maps, 0 if bank is None else bank.num_samples, pixels)
         return self._networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
 
     def _parts(

@@ -91,24 +91,29 @@ def tiny_model(tiny_tokenizer: Path) -> AnomalyGPT:
 
 @pytest.fixture(scope="session")
 def seeing_model(tiny_tokenizer: Path) -> AnomalyGPT:
-    """Its prompt learner reads evidence beside the map."""
-    return make_tiny_model(tiny_tokenizer, evidence_width=16)
+    """Its prompt learner reads evidence and looks at the picture beside the map."""
+    return make_tiny_model(tiny_tokenizer, evidence_width=16, look_channels=(4, 4, 8))
 
 
-def make_tiny_model(tiny_tokenizer: Path, evidence_width: int = 0) -> AnomalyGPT:
+def make_tiny_model(
+    tiny_tokenizer: Path, evidence_width: int = 0, look_channels: tuple[int, int, int] | None = None
+) -> AnomalyGPT:
     """Nano's topology with fewer channels; every weight random but the words of the language model."""
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
     torch.manual_seed(0)
     model = AnomalyGPT(
         AnomalyGPTConfig(
             VisionConfig(width=32, depth=4, heads=2, mlp_width=64, embed_dim=16, tap_layers=(0, 1, 2, 3)),
-            PromptLearnerConfig((4, 4, 8, 8, 8), llm_width=64, evidence_width=evidence_width),
+            PromptLearnerConfig((4, 4, 8, 8, 8), 64, evidence_width, look_channels),
             LlamaConfig(tokenizer.get_piece_size(), 64, 96, 2, 4, max_position_embeddings=256),
         )
     ).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or name.endswith(("cls_token", "pos_embed")):
             parameter += 0.1 * torch.randn_like(parameter)
+    if look_channels:
+        for parameter in model.prompt_learner.look_net.parameters():
+            parameter *= 3  # what it sees is to be told from other things
     teach_answer(model.llama, tokenizer)
     return model.eval()
 

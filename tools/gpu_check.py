@@ -140,7 +140,7 @@ def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
         inputs: dict[str, dict[str, np.ndarray]] = {
             "encoder": {"pixels": pixels},
             "decoder": {"patch_features": outputs["patch_features"], "text_features": text},
-            "prompt_learner": learner_inputs(learner, outputs["anomaly_map"], num_samples=0),
+            "prompt_learner": learner_inputs(learner, outputs["anomaly_map"], 0, pixels),
         }
         return {
             name: percentiles(wall_clock(partial(networks[name].run, **inputs[name]), setting.runs))
@@ -226,7 +226,7 @@ def few_shot_one_by_one(
     found = networks["encoder"].run(pixels=pixels)
     anomaly_map = kernels.upsample(kernels.match(found["patch_features"], bank), pixels.shape[-1])
     learner = bundle.manifest.components["prompt_learner"]
-    inputs = learner_inputs(learner, anomaly_map, NUM_NORMALS)
+    inputs = learner_inputs(learner, anomaly_map, NUM_NORMALS, pixels)
     return found | {"anomaly_map": anomaly_map} | networks["prompt_learner"].run(**inputs)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ from .words import SURENESS
 
 ENTRIES = GROUP - NORMALS  # of a group: its queries
 SHOTS = (1, NORMALS)  # normal samples in the banks
+ARRAYS = ("embedding", "few_shot", "margins", "figures")  # of a gallery, first axis N
 
 
 @dataclass
@@ -43,6 +48,11 @@ class Gallery:
     defects: list[list[Defect]]
     kinds: list[str]
 
+    @property
+    def trained(self) -> int:
+        """Entries before this one are trained on; the last tenth's families are to measure with."""
+        return len(self.defects) // ENTRIES * 9 // 10 * ENTRIES
+
     def save(self, path: Path) -> None:
         notes = json.dumps(
             {
@@ -53,20 +63,25 @@ class Gallery:
         temporary = path.with_suffix(".tmp.npz")
         np.savez(
             temporary,
-            embedding=self.embedding,
-            few_shot=self.few_shot,
-            margins=self.margins,
-            figures=self.figures,
             notes=np.frombuffer(notes.encode(), np.uint8),
+            **{name: getattr(self, name) for name in ARRAYS},
         )
         temporary.replace(path)
+
+    @classmethod
+    def joined(cls, parts: list[Gallery]) -> Gallery:
+        """One of the entries of all, in their order."""
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+        defects = list(itertools.chain.from_iterable(part.defects for part in parts))
+        kinds = list(itertools.chain.from_iterable(part.kinds for part in parts))
+        return cls(**arrays, defects=defects, kinds=kinds)
 
     @classmethod
     def load(cls, path: Path) -> Gallery:
         with np.load(path, allow_pickle=False) as file:
             notes = json.loads(file["notes"].tobytes())
             defects = [[Defect(**{**d, "center": tuple(d["center"])}) for d in ds] for ds in notes["defects"]]
-            arrays = {name: file[name] for name in ("embedding", "few_shot", "margins", "figures")}
+            arrays = {name: file[name] for name in ARRAYS}
             return cls(**arrays, defects=defects, kinds=notes["kinds"])
 
 
@@ -101,23 +116,49 @@ def make_bank(known: list[torch.Tensor], distinct: int) -> torch.Tensor:
     return rows.gather(1, chosen[..., None].expand(-1, -1, width))
 
 
-@torch.no_grad()
 def build_gallery(
-    encoder: VisionEncoder, decoder: ImageDecoder, text: torch.Tensor, pool: Pool, copies: Copies = "none"
+    encoder: VisionEncoder,
+    decoder: ImageDecoder,
+    text: torch.Tensor,
+    pool: Pool,
+    copies: Copies = "none",
+    workers: int = 1,
 ) -> Gallery:
     """Encode a pool that the encoder was not trained on; entries of one group follow each other.
 
     Args:
         text: [2, E], the text features of class "object".
         copies: of the normal samples, in the banks.
+        workers: processes that share the groups, on a CPU.
     """
-    device = text.device
+    show = partial(_show_groups, encoder, decoder, text, pool.folder, pool.num_groups, copies)
+    if workers < 2 or text.device.type != "cpu":
+        return show(range(pool.num_groups))
+    edges = np.linspace(0, pool.num_groups, workers + 1).astype(int).tolist()
+    shares = [range(first, end) for first, end in itertools.pairwise(edges)]
+    # not forked: threads of torch's that ran before would be missing
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
+        return Gallery.joined(list(processes.map(show, shares)))
+
+
+@torch.no_grad()
+def _show_groups(
+    encoder: VisionEncoder,
+    decoder: ImageDecoder,
+    text: torch.Tensor,
+    folder: Path,
+    num_groups: int,
+    copies: Copies,
+    numbers: range,
+) -> Gallery:
+    """The gallery of these groups of the pool in ``folder``."""
+    pool, device = Pool(folder, num_groups), text.device
     embedding, few_shot, margins, figures = [], [], [], []
     defects: list[list[Defect]] = []
     kinds: list[str] = []
     began = time.monotonic()
-    for index in range(pool.num_groups):
-        group = pool[index]
+    for done, number in enumerate(numbers, 1):
+        group = pool[number]
         pixels = normalise(group.pixels)
         vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
@@ -134,17 +175,11 @@ def build_gallery(
         margins.append(margin.half().cpu().numpy())
         defects += group.defects[-ENTRIES:]
         kinds += [group.kind] * ENTRIES
-        if (index + 1) % 250 == 0:
-            left = (time.monotonic() - began) / (index + 1) * (pool.num_groups - index - 1) / 60
-            print(f"gallery {index + 1}/{pool.num_groups} groups, {left:.1f} minutes left", flush=True)
-    return Gallery(
-        np.concatenate(embedding),
-        np.concatenate(few_shot),
-        np.concatenate(margins),
-        np.concatenate(figures),
-        defects,
-        kinds,
-    )
+        if done % 250 == 0:
+            left = (time.monotonic() - began) / done * (len(numbers) - done) / 60
+            print(f"gallery {done}/{len(numbers)} groups, {left:.1f} minutes left", flush=True)
+    arrays = (np.concatenate(each) for each in (embedding, few_shot, margins, figures))
+    return Gallery(*arrays, defects, kinds)
 
 
 def evidence_of(maps: torch.Tensor, num_samples: int) -> torch.Tensor:

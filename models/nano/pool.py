@@ -108,7 +108,7 @@ class Pool:
     """A finished pool: group number → group, pixels mapped from the disk."""
 
     def __init__(self, folder: Path, num_groups: int) -> None:
-        self.num_groups = num_groups
+        self.folder, self.num_groups = folder, num_groups
         self._pixels: list[NDArray[np.uint8]] = []
         self._masks: list[NDArray[np.uint8]] = []
         self._notes: list[dict] = []

@@ -19,7 +19,8 @@ from .initial import load_language_start
 from .pool import Pool, build_pool
 from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
-from .train_language import Vocabulary, train_language
+from .train_language import Maps, Vocabulary, train_language
+from .train_look import look_at, train_look
 from .train_vision import CLASSES, train_vision
 
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
@@ -47,34 +48,39 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         )
     kept.write_text(numbers, encoding="utf-8")
 
-    print("[1/5] pools of generated parts", flush=True)
+    print("[1/6] pools of generated parts", flush=True)
     build_pool(folder / "pool", recipe.seed, recipe.pool_groups, workers, recipe.calm_share)
     build_pool(folder / "gallery_pool", recipe.seed + GALLERY_SEED_OFFSET, recipe.gallery_groups, workers)
     pool = Pool(folder / "pool", recipe.pool_groups)
-    print("[2/5] encoder, image decoder, text features", flush=True)
+    print("[2/6] encoder, image decoder, text features", flush=True)
     vision = train_vision(recipe, folder, device, pool).eval()
     vision.encoder.config = nano_config().vision  # from here on with overlapping patches
-    print("[3/5] vocabulary", flush=True)
+    print("[3/6] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
     words = Vocabulary(load_tokenizer(vocabulary_file))
-    print("[4/5] gallery of maps", flush=True)
+    print("[4/6] gallery of maps", flush=True)
     gallery_file = folder / "gallery.npz"
+    pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
-        pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
-        build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies).save(gallery_file)
-    print("[5/5] prompt learner, projection, language model", flush=True)
+        shown = build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies, workers)
+        shown.save(gallery_file)
+    gallery = Gallery.load(gallery_file)
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-    for unread in model.prompt_learner.evidence_net[2].parameters():
+    learner = model.prompt_learner
+    for unread in (*learner.evidence_net[2].parameters(), *learner.look_words[2].parameters()):
         torch.nn.init.zeros_(unread)  # at first a learner of the map alone
     if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
-    gallery = Gallery.load(gallery_file)
-    model = train_language(recipe, model, vision, gallery, words, folder, device)
+    print("[5/6] what the picture says where the map is raised", flush=True)
+    look = train_look(recipe, learner.look_net, gallery, pool, folder, device)
+    maps = Maps(gallery, look_at(look, gallery, pool))
+    print("[6/6] prompt learner, projection, language model", flush=True)
+    model = train_language(recipe, model, vision, maps, words, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),

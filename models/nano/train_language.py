@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...runtime.copies import Copies, make_copies
 from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
+from ..look import LookNet
 from ..prompt_learner import NUM_BASE_PROMPTS
 from ..prompts import (
     AFFIRMATIVE,
@@ -39,7 +40,8 @@ from ..prompts import (
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
-from .gallery import ENTRIES, Gallery, Sureness, evidence_of, make_bank, map_statistics, zero_shot_map
+from .gallery import Gallery, Sureness, evidence_of, make_bank, map_statistics
+from .train_look import map_of
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import (
     CANNOT_KNOW,
@@ -50,6 +52,8 @@ from .words import (
     is_line,
     look_answer,
     places,
+    shade_of,
+    shade_seen,
 )
 
 IGNORE = -100
@@ -99,6 +103,7 @@ class Seen(NamedTuple):
     maps: Tensor  # [B, 224, 224], 0..1
     embedding: Tensor  # [B, E]
     figures: Tensor  # [B, F], the evidence beside the maps
+    looks: Tensor  # [B, LOOKS], what the picture says where they are raised
 
     def at(self, rows: slice | Tensor) -> Seen:
         return Seen(*(x[rows] for x in self))
@@ -108,12 +113,16 @@ class Seen(NamedTuple):
 
 
 class Maps:
-    """Draws one of a part's maps (one normal sample, few, none) and says how sure it is."""
+    """Draws one of a part's maps (one normal sample, few, none) and says what is to be said of it.
+
+    Args:
+        looks: ``look_at``'s logits [N, 3, LOOKS].
+    """
 
     SOURCES, SHARES = (*FEW_SHOT, "zero"), (0.4, 0.3, 0.3)
 
-    def __init__(self, gallery: Gallery) -> None:
-        self.gallery = gallery
+    def __init__(self, gallery: Gallery, looks: np.ndarray) -> None:
+        self.gallery, self.looks = gallery, looks
         self.defective = np.array([bool(d) for d in gallery.defects])
         self.sureness = {
             source: Sureness(map_statistics(self.patches(slice(None), source)), self.defective)
@@ -126,25 +135,21 @@ class Maps:
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
         return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
 
-    def whole(self, index: np.ndarray, source: str) -> Tensor:
-        """The maps [B, 224, 224] as the runtime makes them."""
-        if source == "zero":
-            return zero_shot_map(torch.from_numpy(self.gallery.margins[index].astype(np.float32)))
-        return upsample_map(torch.from_numpy(self.patches(index, source)))
-
     def seen(self, index: np.ndarray, source: str) -> Seen:
         """As the runtime sees the parts."""
+        number = self.SOURCES.index(source)
         embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
-        figures = torch.from_numpy(self.gallery.figures[index, self.SOURCES.index(source)])
-        return Seen(self.whole(index, source), embedding, figures)
+        figures = torch.from_numpy(self.gallery.figures[index, number])
+        looks = torch.from_numpy(self.looks[index, number])
+        return Seen(map_of(self.gallery, index, number), embedding, figures, looks)
 
-    def draw(self, index: int, rng: Generator) -> tuple[Seen, str]:
-        """One part, and the words for how sure its map is."""
+    def draw(self, index: int, rng: Generator) -> tuple[Seen, str, str]:
+        """One part, and the words for how sure its map is and for the shade that can be told."""
         source = str(rng.choice(self.SOURCES, p=self.SHARES))
         seen = self.seen(np.array([index]), source)
         if source != "zero":
             seen = seen._replace(maps=seen.maps * float(rng.uniform(0.96, 1.04)))
-        return seen, self.sureness[source].words(self.patches(index, source))
+        return seen, self.sureness[source].words(self.patches(index, source)), shade_seen(seen.looks[0])
 
 
 CELL_TRUTHS = ("defect", "line", "over 1 percent")
@@ -187,7 +192,7 @@ class Batch(NamedTuple):
 def look_odds(defects: list[list[Defect]]) -> np.ndarray:
     """How often to draw each of these parts: those of a rare look more often, by the root of how rare it is, or the
     words learn to say "a spot" of everything."""
-    looks, number = np.unique([look_answer(each) for each in defects], return_inverse=True)
+    looks, number = np.unique([look_answer(each, "neither") for each in defects], return_inverse=True)
     odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
     return odds / odds.sum()
 
@@ -209,11 +214,11 @@ def draw_batch(
     for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
-        drawn, sureness = maps.draw(index, rng)
-        shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # the figures have no left and right
+        drawn, *told = maps.draw(index, rng)
+        shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # figures and looks have no left and right
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
         truths.append(cell_truths(defects))
-        rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], sureness)) for _ in range(dialogues)]
+        rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], *told)) for _ in range(dialogues)]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
@@ -223,7 +228,7 @@ def draw_batch(
 
 def inject(model: AnomalyGPT, seen: Seen) -> tuple[Tensor, Tensor]:
     """Image embeddings [B, D] and prompt embeddings [B, 18, D]."""
-    return model.llama_proj(seen.embedding), model.prompt_learner.read(seen.maps, seen.figures)
+    return model.llama_proj(seen.embedding), model.prompt_learner.read(seen.maps, seen.figures, seen.looks)
 
 
 def language_loss(
@@ -306,7 +311,7 @@ class Shown:
 
 @torch.no_grad()
 def show_validation(
-    vision: NanoVision, copies: Copies = "none", num_families: int = 35, num_queries: int = 4
+    vision: NanoVision, look: LookNet, copies: Copies = "none", num_families: int = 35, num_queries: int = 4
 ) -> list[Shown]:
     """The validation families as the frozen encoder shows them: one normal sample, good and defective queries."""
     text = vision.text_features()[0]
@@ -314,13 +319,14 @@ def show_validation(
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
-        vectors, taps = vision.encoder(torch.from_numpy(pixels).to(text.device))
+        images = torch.from_numpy(pixels).to(text.device)
+        vectors, taps = vision.encoder(images)
         copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
         one_shot, zero_shot = (
-            Seen(each, vectors[1:], evidence_of(each, shots))
+            Seen(each, vectors[1:], evidence_of(each, shots), look(images[1:], each))
             for each, shots in zip(maps, (1, 0), strict=True)
         )
         defects = [s.defects for s in good + bad]
@@ -333,8 +339,8 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
     """Share of right answers on validation products.
 
     Verdicts with one normal sample, with none and with another part's map; the named place, and behind the verdict
-    the answers to every follow-up question, of parts with one defect that it called defective; refusals of questions
-    that it never saw and that no picture answers.
+    the answers to every follow-up question, of parts with one defect that it called defective (the shade: how often
+    it says one, and how often that is right); refusals of questions that it never saw and that no picture answers.
     """
     figures: dict[str, list[float]] = {}
     for family in shown:
@@ -350,12 +356,18 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
         for i in caught:
             right_place = verdicts[i] == answer(places(family.defects[i]))
             figures.setdefault("verdict_place", []).append(float(right_place))
-            asked = follow_ups(rng, family.defects[i], family.kind, "")
-            right = {k: asked[k] for k in ("place", "count", "size", "look", "kind")}
+            asked = follow_ups(rng, family.defects[i], family.kind, "", shade_of(family.defects[i][0]))
+            right = {k: asked[k] for k in ("place", "count", "size", "look", "shade", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
                 texts, _ = generate(model, words, part, question, before)
+                if name == "look":  # the form; the shade is asked on its own
+                    texts[0], reply = texts[0].split(" ")[-1], reply.split(" ")[-1]
+                if name == "shade":
+                    figures.setdefault("shade_said", []).append(float(texts[0] != CANNOT_KNOW))
+                    if texts[0] == CANNOT_KNOW:
+                        continue
                 figures.setdefault(name, []).append(float(texts[0] == reply))
     return {name: float(np.mean(values)) for name, values in figures.items() if values}
 
@@ -397,17 +409,18 @@ def train_language(
     recipe: Recipe,
     model: AnomalyGPT,
     vision: NanoVision,
-    gallery: Gallery,
+    maps: Maps,
     words: Vocabulary,
     folder: Path,
     device: str,
 ) -> AnomalyGPT:
     """Train (or resume) and return the averaged model; ``language.pt`` and ``language.jsonl`` as for the vision."""
+    gallery = maps.gallery
     state_file = folder / "language.pt"
     torch.manual_seed(recipe.seed + 1)
     model.to(device)
     model.prompt_learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
-    for module in (model.encoder, model.image_decoder):
+    for module in (model.encoder, model.image_decoder, model.prompt_learner.look_net):
         module.requires_grad_(False)
     cell_head = CellHead(model.config.prompt_learner.llm_width).to(device)
     trained = [p for p in [*model.parameters(), *cell_head.parameters()] if p.requires_grad]
@@ -421,10 +434,8 @@ def train_language(
         cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    maps, shown = Maps(gallery), show_validation(vision, recipe.copies)
-    kept = (
-        len(gallery.defects) // ENTRIES * 9 // 10 * ENTRIES
-    )  # the last tenth's families are for the calibration
+    shown = show_validation(vision, model.prompt_learner.look_net, recipe.copies)
+    kept = gallery.trained  # the others' families are for the calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
     odds = look_odds([gallery.defects[i] for i in bad])

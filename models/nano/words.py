@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from numpy.random import Generator, default_rng
+from torch import Tensor
 
+from ..look import LOOKS, probabilities
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
 from .defects import Defect
 from .products import KINDS
@@ -40,6 +42,12 @@ LOOK_QUESTIONS = (
     "What does the defect look like?",
     "What kind of anomaly is it?",
     "Describe the defect.",
+)
+SHADE_QUESTIONS = (
+    "Is it dark or bright?",
+    "Is the defect darker or brighter?",
+    "Is it darker than the rest?",
+    "Is the anomaly bright or dark?",
 )
 SURE_QUESTIONS = (
     "How sure are you?",
@@ -81,14 +89,13 @@ UNKNOWABLE = (
     "Write a poem.", "What is two plus two?", "Which batch is it from?", "How many parts were made today?",
     "What will the next part be?", "What temperature was it?", "Is the camera dirty?", "Is the machine broken?",
     "Which tool is worn?", "Hello.", "Thank you.", "Do you like it?", "What do you think about it?",
-    "Is it dark or bright?", "Is the defect darker or brighter?", "Is something missing?", "Is a part missing?",
+    "Is something missing?", "Is a part missing?",
     "How deep is it?", "What color is it?", "Is it only dirt?",
 )  # fmt: skip
 UNKNOWABLE_UNSEEN = (
     "What is the reason for it?", "How did the damage happen?", "Who is the supplier?", "How heavy is this part?",
     "What is the order number?", "Should I stop the machine?", "Is it expensive?", "What day is it?",
     "How can I avoid it?", "How fast is the line?", "Is anything missing?", "How deep is the defect?",
-    "Is it darker than the rest?",
 )  # fmt: skip
 NOTHING = "There is no anomaly in the image."
 CANNOT_KNOW = "I cannot know that from the image."
@@ -100,6 +107,8 @@ SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, fin
 )
 LINES = ("scratch", "crack", "fibre", "streak")
 SHORTEST_LINE = 0.003  # share of the image: what is smaller is a spot to a map of 16 × 16 patches
+ONE_SIDED = 0.6  # share of a defect's change of grey level that must have one sign
+SURE_SHADE = 0.6  # probability from which on a shade is said
 SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
@@ -118,16 +127,38 @@ def size_answer(defects: list[Defect]) -> str:
     return f"{'It is' if len(defects) == 1 else 'Together they are'} {words} of the image."
 
 
-def look_answer(defects: list[Defect]) -> str:
-    """Form of the most visible defect.
+def look_answer(defects: list[Defect], shade: str) -> str:
+    """Form of the most visible defect, and its shade where that can be told ("darker", "brighter"; "neither" where
+    not).
 
-    Not its shade, nor whether something is missing: nothing that is seen says so well enough
-    (``training/ablation.md``), and an answer must be grounded.
+    Not whether something is missing: nothing that is seen says so well enough (``training/ablation.md``), and an
+    answer must be grounded.
     """
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    return f"It looks like {'a line' if is_line(worst) else 'a spot' if worst.area < SIZES[0][0] else 'an area'}."
+    form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
+    shaded = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}[shade]
+    return f"It looks like {shaded}{form}."
+
+
+def shade_answer(defects: list[Defect], shade: str) -> str:
+    """Whether the part is darker or brighter where the defect is."""
+    if not defects:
+        return NOTHING
+    return CANNOT_KNOW if shade == "neither" else f"It is {shade} than what is around it."
+
+
+def shade_of(defect: Defect) -> str:
+    """What the generator did: "darker" or "brighter" where most of the change is in one direction, or "neither"."""
+    one_sided = abs(defect.shade) >= ONE_SIDED * defect.contrast
+    return "neither" if not one_sided else "darker" if defect.shade < 0 else "brighter"
+
+
+def shade_seen(looks: Tensor) -> str:
+    """What may be said of ``LookNet``'s logits [LOOKS]: a shade that is sure enough, or "neither"."""
+    shade = probabilities(looks[None])[0, :2]
+    return LOOKS[int(shade.argmax())] if float(shade.max()) >= SURE_SHADE else "neither"
 
 
 def is_line(defect: Defect) -> bool:
@@ -162,26 +193,31 @@ def count_answer(named: list[str]) -> str:
     return f"There {'are' if named else 'is'} {NUMBERS[len(named)]} {'anomalies' if named else 'anomaly'} in the image."
 
 
-def follow_ups(rng: Generator, defects: list[Defect], kind: str, sureness: str) -> dict[str, tuple[str, str]]:
-    """A question of each kind with its right answer."""
+def follow_ups(
+    rng: Generator, defects: list[Defect], kind: str, sureness: str, shade: str
+) -> dict[str, tuple[str, str]]:
+    """A question of each kind with its right answer; ``sureness`` and ``shade`` are what can be seen of these."""
     named = places(defects)
     return {
         "place": (str(rng.choice(PLACE_QUESTIONS)), place_answer(named)),
         "count": (str(rng.choice(COUNT_QUESTIONS)), count_answer(named)),
         "size": (str(rng.choice(SIZE_QUESTIONS)), size_answer(defects)),
-        "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects)),
+        "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects, shade)),
+        "shade": (str(rng.choice(SHADE_QUESTIONS)), shade_answer(defects, shade)),
         "sure": (str(rng.choice(SURE_QUESTIONS)), sureness),
         "kind": (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
         "unknowable": (str(rng.choice(UNKNOWABLE)), CANNOT_KNOW),
     }
 
 
-def dialogue(rng: Generator, defects: list[Defect], kind: str, sureness: str) -> list[tuple[str, str]]:
+def dialogue(
+    rng: Generator, defects: list[Defect], kind: str, sureness: str, shade: str
+) -> list[tuple[str, str]]:
     """One to three turns about a part; the first asks whether there is an anomaly, or as often anything else."""
     ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
-    others = list(follow_ups(rng, defects, kind, sureness).values())
+    others = list(follow_ups(rng, defects, kind, sureness, shade).values())
     rng.shuffle(others)
     turns = [ask_verdict, *others] if rng.random() < 0.5 else [*others[:1], ask_verdict, *others[1:]]
     if rng.random() < 0.4:
@@ -206,7 +242,8 @@ def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:
             for n in names
         ]
         sureness = str(rng.choice(SURENESS))
-        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS)), sureness):
+        shade = str(rng.choice(LOOKS[:3]))
+        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS)), sureness, shade):
             yield question
             yield reply
         # with two signs instead of three the stop piece becomes a token and "###" does not, as in LLaMA's vocabulary

@@ -130,20 +130,21 @@ def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
 
 
 def learner_inputs(
-    learner: Component, anomaly_map: np.ndarray, num_samples: int
+    learner: Component, anomaly_map: np.ndarray, num_samples: int, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What a prompt learner is run on, by name: as it declares, the map alone or with the number of samples.
+    """What a prompt learner is run on, by name: as it declares, the map alone or with more.
 
     Args:
         learner: the prompt learner as the manifest describes it.
         anomaly_map: float32 [B, S, S].
         num_samples: normal samples that the maps come from; 0: zero-shot.
+        pixels: float32 [B, 3, S, S], normalised.
 
     Returns:
-        Those of ``anomaly_map`` and ``num_samples``, float32 [B], that are declared.
+        Those of ``anomaly_map``, ``num_samples``, float32 [B], and ``pixels`` that are declared.
     """
     counts = np.full(len(anomaly_map), num_samples, np.float32)
-    given = {"anomaly_map": anomaly_map, "num_samples": counts}
+    given = {"anomaly_map": anomaly_map, "num_samples": counts, "pixels": pixels}
     return {spec.name: given[spec.name] for spec in learner.inputs if spec.name in given}
 
 

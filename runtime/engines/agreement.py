@@ -59,7 +59,7 @@ def run_chain(
     results |= networks["decoder"].run(patch_features=features, text_features=text_features)
     results["anomaly_map"] = localise(results["patch_logits"], pixels.shape[-1])
     learner = bundle.manifest.components["prompt_learner"]
-    inputs = learner_inputs(learner, results["anomaly_map"], num_samples=0)
+    inputs = learner_inputs(learner, results["anomaly_map"], 0, pixels)
     return results | networks["prompt_learner"].run(**inputs)
 
 

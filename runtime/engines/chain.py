@@ -1,8 +1,8 @@
 """Encoder → anomaly map → prompt learner on one stream: each reads what the last wrote, where it lies.
 
 Recorded once as a CUDA graph, the whole chain is one launch. Pixels go up, image embedding, map and prompt embeddings
-come down; the patch features, by far the largest, stay. The number of normal samples, where the learner reads it, went
-up when the chain was made.
+come down; the patch features, by far the largest, stay. A learner that looks at the picture reads the encoder's pixels;
+the number of normal samples, where it reads that, went up when the chain was made.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Chain:
         self._batch = batch
         self._graph: Graph | None = None
         self.stream = encoder.stream
+        if "pixels" in learner.buffers:  # it looks at what the encoder looks at
+            learner.share("pixels", encoder.buffers["pixels"])
         if counts := learner.buffers.get("num_samples"):  # one chain's never change
             with device.current():
                 counts.upload(np.full(batch, num_samples, np.float32), self.stream)

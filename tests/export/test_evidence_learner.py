@@ -1,4 +1,5 @@
-"""A prompt learner that reads evidence beside the map, from its checkpoint to graphs of every precision."""
+"""A prompt learner that reads evidence and looks at the picture beside the map, from its checkpoint to graphs of every
+precision."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ from anomalygpt_edge.runtime.inspector import Inspector
 
 MAP = TensorSpec("anomaly_map", "float32", ["B", 224, 224])
 NUM_SAMPLES = TensorSpec("num_samples", "float32", ["B"])
-EVIDENCE_NET = ("0.weight", "0.bias", "2.weight", "2.bias")
+PIXELS = TensorSpec("pixels", "float32", ["B", 3, 224, 224])
+EVIDENCE_NET = tuple(f"evidence_net.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias"))
+LOOK_KERNELS = tuple(f"look_net.convs.{i}.weight" for i in range(3))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +68,11 @@ def differ(one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> float:
 
 
 def changed(checkpoint: Path, folder: Path, **tensors: Tensor | None) -> Path:
-    """A copy with other tensors of the network that reads evidence; None removes one."""
+    """A copy with other tensors of the prompt learner; None removes one."""
     copied = shutil.copytree(checkpoint, folder / "checkpoint")
     stored = load_file(copied / "anomalygpt.safetensors")
     for name, tensor in tensors.items():
-        key = f"prompt_learner.evidence_net.{name}"
+        key = f"prompt_learner.{name}"
         del stored[key]
         if tensor is not None:
             stored[key] = tensor
@@ -98,36 +101,70 @@ def test_the_width_of_evidence_is_read_from_the_shapes(
     assert plain.prompt_learner.evidence_width == 0
 
 
-def test_a_learner_without_these_keys_reads_the_map_alone(checkpoint: Path, tmp_path: Path) -> None:
-    copied = changed(checkpoint, tmp_path, **dict.fromkeys(EVIDENCE_NET))
-    assert open_checkpoint_folder(copied).config.prompt_learner.evidence_width == 0
+def test_a_learner_without_these_keys_reads_the_map_alone(
+    checkpoint: Path, seeing_model: AnomalyGPT, tmp_path: Path
+) -> None:
+    keys = [key for key in seeing_model.prompt_learner.state_dict() if key.startswith(("evidence_", "look_"))]
+    config = open_checkpoint_folder(changed(checkpoint, tmp_path, **dict.fromkeys(keys))).config
+    assert config.prompt_learner.inputs == ("anomaly_map",)
+
+
+@pytest.mark.parametrize("kind", ["evidence", "look"])
+def test_a_learner_reads_what_it_has_a_network_for(
+    checkpoint: Path, seeing_model: AnomalyGPT, tmp_path: Path, kind: str
+) -> None:
+    keys = [key for key in seeing_model.prompt_learner.state_dict() if key.startswith(kind)]
+    config = open_checkpoint_folder(changed(checkpoint, tmp_path, **dict.fromkeys(keys))).config
+    left = {"evidence": "pixels", "look": "num_samples"}[kind]
+    assert config.prompt_learner.inputs == ("anomaly_map", left)
+
+
+@pytest.mark.parametrize("name", LOOK_KERNELS)
+def test_a_look_that_is_incomplete_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    message = refusal(changed(checkpoint, tmp_path, **{name: None}))
+    assert f"lacks prompt_learner.{name}, of the network that looks at the picture" in message
+    assert "whole checkpoint again" in message
+
+
+@pytest.mark.parametrize("name", ["look_net.head.0.weight", "look_words.2.bias", "look_net.convs.1.bias"])
+def test_a_look_of_another_shape_or_without_a_layer_is_refused(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    message = refusal(changed(checkpoint, tmp_path / "other", **{name: torch.ones(7)}))
+    assert f"has prompt_learner.{name} of another shape ((7,) instead of" in message
+    message = refusal(changed(checkpoint, tmp_path / "none", **{name: None}))
+    assert f"lacks prompt_learner.{name}" in message
 
 
 @pytest.mark.parametrize("more", [-1, 1])
 def test_evidence_of_another_version_is_refused(checkpoint: Path, tmp_path: Path, more: int) -> None:
     figures = NUM_FIGURES + more
-    message = refusal(changed(checkpoint, tmp_path, **{"0.weight": torch.ones(16, figures)}))
+    message = refusal(changed(checkpoint, tmp_path, **{EVIDENCE_NET[0]: torch.ones(16, figures)}))
     assert f"reads {figures} figures of evidence, and this program computes {NUM_FIGURES}: use the" in message
 
 
 @pytest.mark.parametrize("name", EVIDENCE_NET)
 def test_evidence_that_is_incomplete_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     message = refusal(changed(checkpoint, tmp_path, **{name: None}))
-    assert f"lacks prompt_learner.evidence_net.{name}, of the network that reads evidence" in message
+    assert f"lacks prompt_learner.{name}, of the network that reads evidence" in message
     assert "whole checkpoint again" in message
 
 
 @pytest.mark.parametrize("name", EVIDENCE_NET[1:])
 def test_evidence_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     message = refusal(changed(checkpoint, tmp_path, **{name: torch.ones(7)}))
-    assert f"has prompt_learner.evidence_net.{name} of another shape ((7,) instead of" in message
+    assert f"has prompt_learner.{name} of another shape ((7,) instead of" in message
 
 
-def test_the_survey_says_so_and_counts_its_weights(checkpoint: Path, tiny_model: AnomalyGPT) -> None:
+def test_the_survey_says_so_and_counts_its_weights(
+    checkpoint: Path, tiny_model: AnomalyGPT, seeing_model: AnomalyGPT
+) -> None:
     said = describe_anomalygpt(open_tensors(checkpoint / "anomalygpt.safetensors"))
-    assert "its prompt learner reads evidence beside the map; setup: unknown" in said
+    assert "its prompt learner reads evidence and the picture beside the map; setup: unknown" in said
     config = open_checkpoint_folder(checkpoint).config
-    weights = 16 * (NUM_FIGURES + 1) + 64 * (16 + 1)
+    learner = seeing_model.prompt_learner
+    beside = (learner.evidence_net, learner.look_net, learner.look_words)
+    weights = sum(parameter.numel() for network in beside for parameter in network.parameters())
     assert needs_of(config).networks - needs_of(tiny_model.config).networks == 4 * weights
 
 
@@ -136,7 +173,7 @@ def test_the_survey_says_so_and_counts_its_weights(checkpoint: Path, tiny_model:
 
 def test_inputs_are_declared(bundle: Bundle, tiny_bundle: Path) -> None:
     components = bundle.manifest.components
-    assert components["prompt_learner"].inputs == [MAP, NUM_SAMPLES]
+    assert components["prompt_learner"].inputs == [MAP, NUM_SAMPLES, PIXELS]
     assert open_bundle(tiny_bundle).manifest.components["prompt_learner"].inputs == [MAP]
 
 
@@ -155,6 +192,11 @@ MAPS = {
 }
 
 
+PICTURES = np.random.default_rng(1).normal(size=(3, 3, 224, 224)).astype(np.float32)
+PICTURES[1] = PICTURES[1, :, ::56, ::56].repeat(56, 1).repeat(56, 2)  # a dark and a bright corner
+PICTURES[2] = 0  # nothing to see
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("kind", MAPS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -165,7 +207,7 @@ def test_equal_to_torch_at_any_batch(
     if precision == "fp16":
         learner = export_float16(path, tmp_path / "half.onnx")
         path = tmp_path / "half.onnx"
-    given = {"anomaly_map": MAPS[kind], "num_samples": np.array([0, 1, 4], np.float32)}
+    given = {"anomaly_map": MAPS[kind], "num_samples": np.array([0, 1, 4], np.float32), "pixels": PICTURES}
     given = {name: array[:batch] for name, array in given.items()}
     found = open_engine(path, learner).run(**given)["prompt_embeddings"]
     expected = seeing_model.prompt_learner(*map(torch.from_numpy, given.values()))
@@ -173,16 +215,18 @@ def test_equal_to_torch_at_any_batch(
     assert differ(expected[:, 0], found[:, 0]) < 1e-5  # evidence is in float32 throughout
 
 
-def test_a_graph_takes_both(bundle: Bundle) -> None:
+def test_a_graph_takes_all(bundle: Bundle) -> None:
     learner = bundle.manifest.components["prompt_learner"]
     engine = open_engine(bundle.component_file("prompt_learner"), learner)
     one = np.zeros((1, 224, 224), np.float32)
     with pytest.raises(ValueError, match=r"inputs are \['anomaly_map'\], not"):
         engine.run(anomaly_map=one)
     with pytest.raises(ValueError, match="num_samples is float32"):
-        engine.run(anomaly_map=one, num_samples=np.zeros(2, np.float32))
+        engine.run(anomaly_map=one, num_samples=np.zeros(2, np.float32), pixels=PICTURES[:1])
     with pytest.raises(ValueError, match="num_samples is int64"):
-        engine.run(anomaly_map=one, num_samples=np.zeros(1, np.int64))
+        engine.run(anomaly_map=one, num_samples=np.zeros(1, np.int64), pixels=PICTURES[:1])
+    with pytest.raises(ValueError, match="pixels is float32"):
+        engine.run(anomaly_map=one, num_samples=np.zeros(1, np.float32), pixels=PICTURES[:2])
 
 
 def test_what_tensorrt_cannot_parse_is_not_in_the_graph(bundle: Bundle) -> None:
@@ -198,22 +242,27 @@ def test_evidence_stays_float32_in_float16(bundle: Bundle, tmp_path: Path) -> No
     graph = onnx.load(tmp_path / "half.onnx").graph
     halves = {node.output[0] for node in graph.node if is_cast_to(node, onnx.TensorProto.FLOAT16)}
     readers = [node.op_type for node in graph.node if halves & set(node.input)]
-    assert readers == ["Conv"] * 6
+    assert readers == ["Conv"] * 9  # of the map and of the picture
 
 
 def test_evidence_stays_float32_in_int8(tmp_path: Path) -> None:
     """Its layers are large enough here that int8 would take them; of the last convolution it does."""
     torch.manual_seed(0)
-    config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64)
+    config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64, look_channels=(16, 64, 64))
     learner = PromptLearner(config).eval().requires_grad_(False)
-    example = {"anomaly_map": torch.zeros(2, 224, 224), "num_samples": torch.zeros(2)}
+    example = {
+        "anomaly_map": torch.zeros(2, 224, 224),
+        "num_samples": torch.zeros(2),
+        "pixels": torch.zeros(2, 3, 224, 224),
+    }
     graph = Graph("prompt_learner", learner, example, ("prompt_embeddings",))
     source = tmp_path / export_graph(graph, tmp_path).file
     quantised = [node for nodes in linears(load(source).graph).values() for node in nodes]
     assert ["meta_net.15" in str(node.inputs[1].name) for node in quantised] == [True]
-    given = {"anomaly_map": MAPS["spots"][:2], "num_samples": np.array([0, 4], np.float32)}
+    counts = np.array([0, 4], np.float32)
+    given = {"anomaly_map": MAPS["spots"][:2], "num_samples": counts, "pixels": PICTURES[:2]}
     component = to_int8(source, tmp_path / "int8.onnx", [{n: each[:1] for n, each in given.items()}])
-    assert component.inputs == [MAP, NUM_SAMPLES]
+    assert component.inputs == [MAP, NUM_SAMPLES, PIXELS]
     found = open_engine(tmp_path / "int8.onnx", component).run(**given)["prompt_embeddings"]
     expected = learner(*map(torch.from_numpy, given.values()))
     assert differ(expected[:, :9], found[:, :9]) < 1e-5
@@ -232,9 +281,10 @@ def reference(checkpoint: Path) -> Reference:
     return Reference(open_checkpoint_folder(checkpoint))
 
 
-def rows_of(model: AnomalyGPT, anomaly_map: Tensor, num_samples: int) -> Tensor:
+def rows_of(model: AnomalyGPT, anomaly_map: Tensor, num_samples: int, pixels: np.ndarray) -> Tensor:
     """torch's prompt embeddings, [B, 18, D]."""
-    return model.prompt_learner(anomaly_map, torch.full((len(anomaly_map),), float(num_samples)))
+    counts = torch.full((len(anomaly_map),), float(num_samples))
+    return model.prompt_learner(anomaly_map, counts, torch.from_numpy(pixels))
 
 
 def test_both_sides_of_the_gate_see_each_cases_own_evidence(
@@ -248,19 +298,23 @@ def test_both_sides_of_the_gate_see_each_cases_own_evidence(
         anomaly_map = torch.from_numpy(next(maps["few_shot_map" if case.normals else "zero_shot_map"]))
         number = len(case.normals)
         own, miscounted = (
-            rows_of(seeing_model, anomaly_map, count) for count in (number, 0 if number else 1)
+            rows_of(seeing_model, anomaly_map, count, pixels_of(bundle, case.frame))
+            for count in (number, 0 if number else 1)
         )
+        other = rows_of(seeing_model, anomaly_map, number, -pixels_of(bundle, case.frame))
         assert differ(own, found) < 1e-4
         assert differ(own, expected) < 1e-4
         assert differ(own, miscounted) > 1e-3
+        assert differ(own, other) > 1e-3
 
 
-def test_a_graph_that_does_not_read_evidence_fails(
-    bundle: Bundle, checkpoint: Path, reference: Reference, tmp_path: Path
+@pytest.mark.parametrize("name", ["evidence_net.2.weight", "look_words.2.weight"])
+def test_a_graph_that_does_not_read_all_fails(
+    bundle: Bundle, checkpoint: Path, reference: Reference, tmp_path: Path, name: str
 ) -> None:
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
     blind = load_model(open_checkpoint_folder(checkpoint), with_llama=False)
-    blind.prompt_learner.state_dict()["evidence_net.2.weight"].zero_()
+    blind.prompt_learner.state_dict()[name].zero_()
     export_graph(graphs(blind)[2], folder)
     results = Parity(reference, folder, bundle.manifest, sample_cases()[:1]).networks()
     assert [result.stage for result in results if not result.passed] == ["prompt_embeddings"]
@@ -281,7 +335,7 @@ def test_a_bundle_of_another_precision_passes_its_gate_and_inspects(
     stages = {result.stage: result for result in export_bundle(options).parity}
     assert 0 < stages[f"prompt_embeddings {name}"].error <= stages[f"prompt_embeddings {name}"].limit
     learner = open_bundle(options.out).manifest.components["prompt_learner"]
-    assert (learner.precision, learner.inputs) == (name, [MAP, NUM_SAMPLES])
+    assert (learner.precision, learner.inputs) == (name, [MAP, NUM_SAMPLES, PIXELS])
     with Inspector.open(options.out, threads=1) as inspector:
         verdict = inspector.inspect(draw_part(seed=7, scratched=True))
     assert verdict.sentence == "Yes, at the top left."
@@ -308,12 +362,14 @@ def test_int8_is_calibrated_on_each_map_with_its_evidence(
             batch["anomaly_map"], seeing_model.image_decoder(features, text), atol=1e-4
         )
     assert [batch["num_samples"].tolist() for batch in batches] == [[0.0]] * 3 + [[1.0]] * 3
+    for batch, pixels in zip(batches, samples * 2, strict=True):
+        np.testing.assert_array_equal(batch["pixels"], pixels)
 
 
 def test_samples_are_judged_by_their_own_evidence(bundle: Bundle, seeing_model: AnomalyGPT) -> None:
     pixels = [pixels_of(bundle, draw_part(seed, scratched=True)) for seed in range(2)]
-    for stages in precision.Samples(bundle, pixels).expected:
+    for shown, stages in zip(pixels, precision.Samples(bundle, pixels).expected, strict=True):
         for number, kind in enumerate(("zero_shot_map", "few_shot_map")):
             anomaly_map, found = torch.from_numpy(stages[kind]), stages["prompt_embeddings"][number]
-            assert differ(rows_of(seeing_model, anomaly_map, number)[0], found) < 1e-4
-            assert differ(rows_of(seeing_model, anomaly_map, 1 - number)[0], found) > 1e-3
+            assert differ(rows_of(seeing_model, anomaly_map, number, shown)[0], found) < 1e-4
+            assert differ(rows_of(seeing_model, anomaly_map, 1 - number, shown)[0], found) > 1e-3

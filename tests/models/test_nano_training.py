@@ -15,12 +15,14 @@ from numpy.random import default_rng
 
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.evidence import NUM_FIGURES
+from anomalygpt_edge.models.look import LOOKS, LookNet
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano import train as train_module
 from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
 from anomalygpt_edge.models.nano.data import mirror_defects, normalise
 from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
+    ARRAYS,
     ENTRIES,
     Gallery,
     Sureness,
@@ -38,6 +40,7 @@ from anomalygpt_edge.models.nano.initial import (
 from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
+from anomalygpt_edge.models.nano.train_look import SHARES, look_at, train_look, vary
 from anomalygpt_edge.models.nano.words import (
     CANNOT_KNOW,
     NOTHING,
@@ -45,6 +48,9 @@ from anomalygpt_edge.models.nano.words import (
     dialogue,
     look_answer,
     places,
+    shade_answer,
+    shade_of,
+    shade_seen,
     size_answer,
 )
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
@@ -57,6 +63,7 @@ TINY = Recipe(
     warmup_steps=1,  # so that the cosine is on the way too
     groups_per_step=1,
     gallery_groups=4,
+    look_steps=2,
     language_steps=4,
     language_batch=4,
     log_every=1,
@@ -170,6 +177,49 @@ def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
     assert len(loaded.kinds) == 2 * ENTRIES
 
 
+def test_a_gallery_is_the_same_from_several_processes(groups: Pool) -> None:
+    torch.manual_seed(0)
+    vision = train_vision.NanoVision(TINY).eval()
+    made = [
+        build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups, workers=workers)
+        for workers in (1, 2)
+    ]
+    for name in ARRAYS:
+        np.testing.assert_allclose(*(getattr(each, name).astype(np.float32) for each in made), atol=1e-3)
+    assert made[0].defects == made[1].defects
+    assert made[0].kinds == made[1].kinds
+
+
+def test_what_pictures_say_is_taught_once_and_kept(tmp_path: Path, maps, groups: Pool) -> None:
+    def taught(folder: Path) -> LookNet:
+        torch.manual_seed(0)
+        return train_look(TINY, LookNet((2, 2, 2)), maps.gallery, groups, folder, "cpu")
+
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    first = taught(tmp_path / "a")
+    assert np.allclose(_weights(first.state_dict()), _weights(taught(tmp_path / "b").state_dict()), atol=1e-6)
+    again = train_look(TINY, LookNet((2, 2, 2)), maps.gallery, groups, tmp_path / "a", "cpu")
+    assert np.array_equal(_weights(first.state_dict()), _weights(again.state_dict()))
+    looks = look_at(first, maps.gallery, groups)
+    assert looks.shape == (len(maps.gallery.kinds), len(SHARES), len(LOOKS))
+    with torch.no_grad():  # the entry's own picture under its own map, as the runtime looks at it
+        picture = torch.from_numpy(normalise(groups[1].pixels[NORMALS + 1 : NORMALS + 2]))
+        shown = maps.seen(np.array([ENTRIES + 1]), "few").maps
+        np.testing.assert_allclose(looks[ENTRIES + 1, 1], first(picture, shown)[0].numpy(), atol=2e-3)
+
+
+def test_a_negative_swaps_dark_and_bright() -> None:
+    contrasts, shade = torch.rand(3, 1, 8, 8), torch.arange(3)
+    seen = set()
+    for seed in range(12):
+        shown, maps, truth = vary(contrasts, contrasts, shade, default_rng(seed))
+        negative = bool((shown < 0).any())
+        assert torch.equal(-shown if negative else shown, maps)  # moved alike
+        assert truth.tolist() == ([1, 0, 2] if negative else [0, 1, 2])
+        seen.add(negative)
+    assert seen == {True, False}
+
+
 def test_the_gallery_s_banks_are_the_runtime_s(groups: Pool) -> None:
     vision = train_vision.NanoVision(TINY)
     load_start(vision, train_vision.CLASSES)
@@ -214,8 +264,11 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
     for index in range(30):
         group = draw_group(2, index)
         defects = group.defects[NORMALS + index % 3]
-        for question, reply in dialogue(rng, defects, group.kind, SURENESS[0]):
+        shade = LOOKS[index % 3]
+        for question, reply in dialogue(rng, defects, group.kind, SURENESS[0], shade):
             assert question.endswith(("?", "."))
+            if "than what is around" in reply:
+                assert shade in reply
             if reply.startswith(("Yes", "No,")):
                 assert reply == answer(places(defects))
             if not defects:
@@ -234,7 +287,28 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
 )
 def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -> None:
     assert f"It is {size}" in size_answer([defect])
-    assert look_answer([defect]) == f"It looks like {look}"
+    assert look_answer([defect], "neither") == f"It looks like {look}"
+
+
+def test_a_shade_is_said_where_it_can_be_seen() -> None:
+    hole = Defect("hole", (0.5, 0.5), 0.008, 0.1, -0.1)
+    assert look_answer([hole], "darker") == "It looks like a dark spot."
+    assert shade_answer([hole], "brighter") == "It is brighter than what is around it."
+    assert shade_answer([hole], "neither") == CANNOT_KNOW
+    assert look_answer([], "darker") == shade_answer([], "darker") == NOTHING
+
+
+@pytest.mark.parametrize(("shade", "name"), [(-0.1, "darker"), (0.07, "brighter"), (0.05, "neither"), (0, "neither")])
+def test_what_changes_in_both_directions_has_no_shade(shade: float, name: str) -> None:
+    assert shade_of(Defect("dent", (0.5, 0.5), 0.01, 0.1, shade)) == name
+
+
+def test_a_shade_is_seen_from_a_probability_on() -> None:
+    """Of the three shades; a line is something else."""
+    assert shade_seen(torch.tensor([1.2, 0.0, 0.0, 0.0])) == "darker"  # p = .62
+    assert shade_seen(torch.tensor([0.0, 1.2, 0.0, 9.0])) == "brighter"
+    assert shade_seen(torch.tensor([1.0, 0.0, 0.0, 0.0])) == "neither"  # p = .58
+    assert shade_seen(torch.tensor([0.0, 0.0, 5.0, 0.0])) == "neither"
 
 
 def test_rare_looks_are_drawn_more_often_but_not_as_often_as_common_ones() -> None:
@@ -266,7 +340,12 @@ def maps(groups: Pool) -> train_language.Maps:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     gallery = build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups)
-    return train_language.Maps(gallery)
+    return shown_maps(gallery)
+
+
+def shown_maps(gallery: Gallery) -> train_language.Maps:
+    """With what a network that sees nothing says of the pictures."""
+    return train_language.Maps(gallery, np.zeros((len(gallery.kinds), len(SHARES), len(LOOKS)), np.float32))
 
 
 def test_interrupted_words_end_where_uninterrupted_ones_do(
@@ -281,7 +360,7 @@ def test_interrupted_words_end_where_uninterrupted_ones_do(
     def train_in(folder: Path) -> np.ndarray:
         torch.manual_seed(1)
         model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-        trained = train_language.train_language(TINY, model, vision, maps.gallery, words, folder, "cpu")
+        trained = train_language.train_language(TINY, model, vision, maps, words, folder, "cpu")
         return _weights(trained.state_dict())
 
     expected = train_in(whole)
@@ -316,7 +395,7 @@ def test_the_zero_shot_map_is_the_decoder_s(groups: Pool) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     text = vision.text_features()[0].detach()
-    maps = train_language.Maps(build_gallery(vision.encoder, vision.decoder, text, groups))
+    maps = shown_maps(build_gallery(vision.encoder, vision.decoder, text, groups))
     with torch.no_grad():
         expected = vision.decoder(vision.encoder(torch.from_numpy(normalise(groups[0].pixels[NORMALS:])))[1], text)
     shown = maps.seen(np.arange(ENTRIES), "zero").maps

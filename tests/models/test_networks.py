@@ -123,7 +123,7 @@ def test_zero_shot_map_is_high_where_patches_look_abnormal() -> None:
 
 
 def test_prompt_rows_read_their_own_cell_of_the_map() -> None:
-    learner = PromptLearner(replace(nano_config().prompt_learner, evidence_width=0)).eval()
+    learner = PromptLearner(replace(nano_config().prompt_learner, evidence_width=0, look_channels=None)).eval()
     flat = torch.zeros(1, 224, 224)
     marked = flat.clone()
     marked[0, 214:, 214:] = 1.0  # beyond what the first cell sees
@@ -141,15 +141,28 @@ def test_evidence_changes_the_first_prompt_row_alone() -> None:
     assert torch.equal(change[1:], torch.zeros(17))
 
 
+@pytest.mark.parametrize(("evidence_width", "row"), [(8, 1), (0, 0)])
+def test_the_picture_changes_one_prompt_row_alone(evidence_width: int, row: int) -> None:
+    """The row behind the evidence's, where there is one."""
+    config = PromptLearnerConfig((4, 8, 8, 16, 16), 32, evidence_width, look_channels=(4, 4, 4))
+    learner, anomaly_map, pixels = PromptLearner(config).eval(), torch.rand(1, 224, 224), torch.randn(1, 3, 224, 224)
+    count = torch.ones(1) if evidence_width else None
+    change = (learner(anomaly_map, count, pixels) - learner(anomaly_map, count, -pixels)).abs().sum(dim=-1)[0]
+    assert change.nonzero().flatten().tolist() == [row]
+
+
 def test_a_prompt_learner_takes_what_it_reads() -> None:
-    anomaly_map, none = torch.zeros(1, 224, 224), torch.zeros(1)
+    anomaly_map, none, pixels = torch.zeros(1, 224, 224), torch.zeros(1), torch.zeros(1, 3, 224, 224)
     channels = (1, 1, 1, 1, 1)
     plain = PromptLearner(PromptLearnerConfig(channels, llm_width=4))
-    with pytest.raises(ValueError, match="reads the map alone"):
+    with pytest.raises(ValueError, match=r"reads \('anomaly_map',\), not \('anomaly_map', 'num_samples'\)"):
         plain(anomaly_map, none)
     learner = PromptLearner(PromptLearnerConfig(channels, llm_width=4, evidence_width=2))
-    with pytest.raises(ValueError, match="reads the map and the number of normal samples"):
+    with pytest.raises(ValueError, match=r"reads \('anomaly_map', 'num_samples'\), not \('anomaly_map',\)"):
         learner(anomaly_map)
+    looking = PromptLearner(PromptLearnerConfig(channels, llm_width=4, look_channels=(1, 1, 1)))
+    with pytest.raises(ValueError, match=r"reads \('anomaly_map', 'pixels'\), not"):
+        looking(anomaly_map, none, pixels)
 
 
 def test_llama_is_causal() -> None:

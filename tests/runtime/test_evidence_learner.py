@@ -1,4 +1,4 @@
-"""A prompt learner that reads evidence beside the map is told how many normal samples the maps come from."""
+"""A prompt learner that reads more than the map is told how many normal samples it comes from, and shown the picture."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.runtime.bundle import open_bundle
 from anomalygpt_edge.runtime.engines import learner_inputs, open_networks
@@ -19,7 +20,7 @@ from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.verdict import Status
 from anomalygpt_edge.runtime.views import WHOLE, FrameSize, Layout, RegionOfInterest, Tiles
 
-INPUTS = ["anomaly_map", "num_samples"]
+INPUTS = ["anomaly_map", "num_samples", "pixels"]
 SIZE = FrameSize(width=160, height=120)
 LAYOUTS = {
     "whole": WHOLE,
@@ -43,10 +44,19 @@ def frame(seed: int = 0) -> np.ndarray:
     return corners.repeat(30, 0).repeat(32, 1).astype(np.uint8)
 
 
-def rows_of(model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int) -> np.ndarray:
-    """torch's prompt embeddings [18, D] of one view's map [S, S]."""
+def rows_of(
+    model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int, pixels: np.ndarray
+) -> np.ndarray:
+    """torch's prompt embeddings [18, D] of one view's map [S, S] and pixels [3, S, S]."""
     counts = torch.full((1,), float(num_samples))
-    return model.prompt_learner(torch.tensor(anomaly_map)[None], counts)[0].numpy()
+    return model.prompt_learner(torch.tensor(anomaly_map)[None], counts, torch.tensor(pixels)[None])[0].numpy()
+
+
+def pixels_of(inspector: Inspector) -> np.ndarray:
+    """float32 [views, 3, S, S] of ``frame()`` in the present layout."""
+    spec, product = inspector.bundle.manifest.preprocess, inspector.product
+    boxes = [view.box for view in product.layout.views(frame().shape[:2])]
+    return preprocess(frame(), spec.size, product.resize, spec.mean, spec.std, boxes=boxes)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def look_at(inspector: Inspector, layout: str, few_shot: bool) -> None:
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompts_of_each_view_are_of_its_own_map_and_the_number_of_samples(
+def test_prompts_of_each_view_are_of_its_own_map_and_picture_and_the_number_of_samples(
     inspector: Inspector, seeing_model: AnomalyGPT, layout: str, few_shot: bool
 ) -> None:
     look_at(inspector, layout, few_shot)
@@ -79,10 +89,12 @@ def test_prompts_of_each_view_are_of_its_own_map_and_the_number_of_samples(
     maps = [view.anomaly_map for view in verdict.views] or [verdict.anomaly_map]
     parts = inspector.parts(frame())
     assert len(parts) == LAYOUTS[layout].num_views
-    for part, anomaly_map in zip(parts, maps, strict=True):
-        right, wrong = (2, 0) if few_shot else (0, 2)
-        assert np.abs(part.prompt_embeddings - rows_of(seeing_model, anomaly_map, right)).max() < 1e-4
-        assert np.abs(part.prompt_embeddings - rows_of(seeing_model, anomaly_map, wrong)).max() > 1e-3
+    right, wrong = (2, 0) if few_shot else (0, 2)
+    for part, anomaly_map, pixels in zip(parts, maps, pixels_of(inspector), strict=True):
+        found = part.prompt_embeddings
+        assert np.abs(found - rows_of(seeing_model, anomaly_map, right, pixels)).max() < 1e-4
+        assert np.abs(found - rows_of(seeing_model, anomaly_map, wrong, pixels)).max() > 1e-3
+        assert np.abs(found - rows_of(seeing_model, anomaly_map, right, -pixels)).max() > 1e-3
 
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
@@ -106,7 +118,7 @@ def test_every_way_to_the_model_tells_the_learner_how_many_samples_there_are(
 
 def test_a_trace_holds_what_its_prompts_are_of(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
     trace = inspector.trace(frame())
-    expected = rows_of(seeing_model, trace["anomaly_map"], 0)
+    expected = rows_of(seeing_model, trace["anomaly_map"], 0, trace["pixels"][0])
     np.testing.assert_allclose(trace["prompt_embeddings"], expected, atol=1e-4)
 
 
@@ -117,7 +129,7 @@ def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_
         inspector.use(inspector.make_bank([frame(1)] * count, copies="none") if count else None)
         trace = inspector.trace(frame())
         found[count] = trace["prompt_embeddings"]
-        expected = rows_of(seeing_model, trace["anomaly_map"], count)
+        expected = rows_of(seeing_model, trace["anomaly_map"], count, trace["pixels"][0])
         np.testing.assert_allclose(found[count], expected, atol=1e-4)
         part = inspector.part(frame())
         np.testing.assert_array_equal(part.prompt_embeddings, found[count])
@@ -146,18 +158,19 @@ def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch:
     )
     verdict = inspector.inspect(frame())
     assert verdict.status is Status.NO_RESULT
-    assert "inputs are ['anomaly_map'], not ['anomaly_map', 'num_samples']" in verdict.reason
+    assert "inputs are ['anomaly_map'], not ['anomaly_map', 'num_samples', 'pixels']" in verdict.reason
 
 
 def test_a_learner_gets_what_it_declares(seeing_bundle: Path, tiny_bundle: Path) -> None:
-    anomaly_map = np.zeros((3, 224, 224), np.float32)
+    anomaly_map, pixels = np.zeros((3, 224, 224), np.float32), np.zeros((3, 3, 224, 224), np.float32)
     for folder, names in ((tiny_bundle, INPUTS[:1]), (seeing_bundle, INPUTS)):
         learner = open_bundle(folder).manifest.components["prompt_learner"]
-        given = learner_inputs(learner, anomaly_map, 4)
+        given = learner_inputs(learner, anomaly_map, 4, pixels)
         assert list(given) == names
         assert given["anomaly_map"] is anomaly_map
     assert given["num_samples"].dtype == np.float32
     assert given["num_samples"].tolist() == [4, 4, 4]
+    assert given["pixels"] is pixels
 
 
 def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path) -> None:

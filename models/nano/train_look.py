@@ -1,0 +1,145 @@
+"""Between the halves: the network that looks at the picture where the map is raised (``models/look.py``).
+
+It is taught what the generator did, and is right only as often as the map shows the right spot: so its probabilities
+tell when an answer is worth giving, and the words learn to give it then alone.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator, default_rng
+from torch import Tensor, nn
+
+from ..anomalygpt import upsample_map
+from ..look import LOOKS, LookNet, contrast, raised
+from .config import Recipe
+from .data import normalise
+from .gallery import ENTRIES, SHOTS, Gallery, zero_shot_map
+from .pool import NORMALS, Pool
+from .train_vision import learning_rate, log_record, save_atomically
+from .words import is_line, shade_of, shade_seen
+
+BATCH = 24  # parts
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.05
+SHARES = (0.4, 0.3, 0.3)  # of maps with one normal sample, with few, with none
+NEGATIVE = torch.tensor([LOOKS.index(look) for look in ("brighter", "darker", "neither")])
+CHUNK = 64  # parts that are looked at together
+
+
+def map_of(gallery: Gallery, entries: np.ndarray, source: int) -> Tensor:
+    """The maps [B, 224, 224] as the runtime makes them; ``source`` counts ``SHOTS``, then the zero-shot one."""
+    if source == len(SHOTS):
+        return zero_shot_map(torch.from_numpy(gallery.margins[entries].astype(np.float32)))
+    return upsample_map(torch.from_numpy(gallery.few_shot[entries, source].astype(np.float32)))
+
+
+def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
+    """``contrast`` of these entries' pictures, float16 [B, surroundings, 112, 112]."""
+    found = []
+    for entry in entries.tolist():
+        number, query = divmod(entry, ENTRIES)
+        pixels = normalise(np.asarray(pool[number].pixels)[NORMALS + query : NORMALS + query + 1])
+        found.append(contrast(torch.from_numpy(pixels)).half())
+    return torch.cat(found)
+
+
+def train_look(
+    recipe: Recipe, look: LookNet, gallery: Gallery, pool: Pool, folder: Path, device: str
+) -> LookNet:
+    """Train ``look`` (or load it, if that was done), and log how often it is right of parts it never saw.
+
+    Args:
+        recipe: the numbers.
+        look: initial weights; trained in place.
+        gallery: maps of the pool's parts.
+        pool: the parts.
+        folder: where ``look.pt`` and ``look.jsonl`` go.
+        device: "cpu" or "cuda".
+    """
+    finished = folder / "look.pt"
+    if finished.exists():
+        look.load_state_dict(torch.load(finished, weights_only=True))
+        return look.eval()
+    single = np.array([i for i, defects in enumerate(gallery.defects) if len(defects) == 1])
+    contrasts = contrasts_of(pool, single)
+    defects = [gallery.defects[i][0] for i in single]
+    shade = torch.tensor([LOOKS.index(shade_of(d)) for d in defects])
+    line = torch.tensor([float(is_line(d)) for d in defects])
+    trained = np.flatnonzero(single < gallery.trained)
+    look.to(device).train()
+    optimizer = torch.optim.AdamW(look.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    began = time.monotonic()
+    with open(folder / "look.jsonl", "w", encoding="utf-8") as log:
+        for step in range(recipe.look_steps):
+            rng = default_rng([recipe.seed, 4, step])
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, recipe.look_steps, recipe.warmup_steps, LEARNING_RATE)
+            rows = rng.choice(trained, BATCH)
+            maps = raised(map_of(gallery, single[rows], int(rng.choice(len(SHARES), p=SHARES))))
+            shown, maps, truth = vary(contrasts[rows].float(), maps, shade[rows], rng)
+            logits = look.read(shown.to(device), maps.to(device)).cpu()
+            loss = F.cross_entropy(logits[:, :3], truth)
+            loss = loss + F.binary_cross_entropy_with_logits(logits[:, 3], line[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(look.parameters(), 1.0)
+            optimizer.step()
+            if (step + 1) % 100 == 0:
+                left = (time.monotonic() - began) / (step + 1) * (recipe.look_steps - step - 1) / 60
+                log_record(log, {"step": step + 1, "loss": loss.item(), "minutes_left": round(left, 1)})
+        look.eval()
+        unseen = np.flatnonzero(single >= gallery.trained)
+        if unseen.size:
+            log_record(log, evaluate_look(look, gallery, single[unseen], contrasts[unseen], shade[unseen], device))
+    save_atomically(look.cpu().state_dict(), finished)
+    return look
+
+
+def vary(
+    contrasts: Tensor, maps: Tensor, shade: Tensor, rng: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same mirror, turn and sign for all parts of a batch: in a negative, what was darker is brighter."""
+    if rng.random() < 0.5:
+        contrasts, maps = contrasts.flip(-1), maps.flip(-1)
+    if rng.random() < 0.5:
+        contrasts, maps = contrasts.transpose(-1, -2), maps.transpose(-1, -2)
+    if rng.random() < 0.5:
+        contrasts, shade = -contrasts, NEGATIVE[shade]
+    return contrasts, maps, shade
+
+
+@torch.no_grad()
+def evaluate_look(
+    look: LookNet, gallery: Gallery, entries: np.ndarray, contrasts: Tensor, shade: Tensor, device: str
+) -> dict[str, float]:
+    """With one normal sample: right shades of three; how often one is said (``shade_seen``), and then right, or the
+    opposite."""
+    logits = look.read(contrasts.float().to(device), raised(map_of(gallery, entries, 0)).to(device)).cpu()
+    said = [shade_seen(row) for row in logits]
+    named = np.array([each != "neither" for each in said])
+    truth = np.array([LOOKS[each] for each in shade.tolist()])
+    opposite = (truth != "neither") & (truth != np.array(said))
+    return {
+        "shade": float((logits[:, :3].argmax(dim=1) == shade).float().mean()),
+        "said": float(named.mean()),
+        "said_right": float((truth == np.array(said))[named].mean()) if named.any() else 0.0,
+        "said_opposite": float(opposite[named].mean()) if named.any() else 0.0,
+    }
+
+
+@torch.no_grad()
+def look_at(look: LookNet, gallery: Gallery, pool: Pool) -> np.ndarray:
+    """What it says of all entries' pictures under each of their maps: logits float32 [N, 3, LOOKS]."""
+    found = []
+    for start in range(0, len(gallery.defects), CHUNK):
+        entries = np.arange(start, min(start + CHUNK, len(gallery.defects)))
+        contrasts = contrasts_of(pool, entries).float()
+        sources = range(len(SHOTS) + 1)
+        found.append(torch.stack([look.read(contrasts, raised(map_of(gallery, entries, s))) for s in sources], 1))
+    return torch.cat(found).numpy()
