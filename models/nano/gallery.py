@@ -178,8 +178,14 @@ def _show_groups(
         if done % 250 == 0:
             left = (time.monotonic() - began) / done * (len(numbers) - done) / 60
             print(f"gallery {done}/{len(numbers)} groups, {left:.1f} minutes left", flush=True)
-    arrays = (np.concatenate(each) for each in (embedding, few_shot, margins, figures))
-    return Gallery(*arrays, defects, kinds)
+    return Gallery(
+        np.concatenate(embedding),
+        np.concatenate(few_shot),
+        np.concatenate(margins),
+        np.concatenate(figures),
+        defects,
+        kinds,
+    )
 
 
 def evidence_of(maps: torch.Tensor, num_samples: int) -> torch.Tensor:

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalygpt_edge.models.look import LOOKS, STRONGEST, LookNet, contrast, means_where, probabilities, raised
+from anomalygpt_edge.models.look import (
+    LOOKS,
+    STRONGEST,
+    LookNet,
+    contrast,
+    means_where,
+    probabilities,
+    raised,
+)
 
 SIZE = 224
 

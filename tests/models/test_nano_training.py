@@ -118,13 +118,16 @@ def test_interrupted_vision_training_ends_where_uninterrupted_does(
     assert np.allclose(_weights(resumed.state_dict()), _weights(expected.state_dict()), atol=1e-6)
 
 
-def test_whole_recipe_writes_a_checkpoint_and_a_curve(tmp_path: Path) -> None:
-    train(TINY, tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+@pytest.mark.parametrize("start", [True, False])
+def test_whole_recipe_writes_a_checkpoint_and_curves(tmp_path: Path, start: bool) -> None:
+    """From the weights of the runs before, and from constructed ones."""
+    recipe = dataclasses.replace(TINY, start=start)
+    train(recipe, tmp_path / "run", tmp_path / "checkpoint", "cpu", 1)
     assert (tmp_path / "checkpoint" / "imagebind.safetensors").exists()
     assert "one_shot_pixel" in (tmp_path / "run" / "vision.jsonl").read_text()
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
-        train(dataclasses.replace(TINY, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 0)
+        train(dataclasses.replace(recipe, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 1)
 
 
 def test_the_shipped_weights_are_of_this_recipe() -> None:

@@ -1,4 +1,4 @@
-"""A prompt learner that reads more than the map is told how many normal samples it comes from, and shown the picture."""
+"""A prompt learner that reads more than the map is told of how many normal samples it is, and shown the picture."""
 
 from __future__ import annotations
 
