@@ -67,8 +67,8 @@ class PromptLearner(nn.Module):
             pixels: float [B, 3, 224, 224], normalised; only of a learner that looks at the picture.
 
         Returns:
-            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says, the next
-            what the picture says.
+            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says, and rows 0
+            to 8 what the picture says: in one row the language model did not find it.
 
         Raises:
             ValueError: something that this learner reads is missing, or it is given what it does not read.
@@ -86,14 +86,10 @@ class PromptLearner(nn.Module):
         batch = anomaly_map.shape[0]
         cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
         base = self.base_prompts.expand(batch, -1, -1)
-        told = []
-        if figures is not None:
-            told.append(self.evidence_net(figures))
         if looks is not None:
-            told.append(self.look_words(probabilities(looks)))
-        if told:
-            moved = base[:, : len(told)] + torch.stack(told, dim=1)
-            base = torch.cat([moved, base[:, len(told) :]], dim=1)
+            base = base + self.look_words(probabilities(looks))[:, None]
+        if figures is not None:
+            base = torch.cat([base[:, :1] + self.evidence_net(figures)[:, None], base[:, 1:]], dim=1)
         return torch.cat([base, cells], dim=1)
 
 

@@ -61,7 +61,7 @@ class Recipe:
     copies: Copies = "none"  # of the normal samples, in the banks that the maps come from and at run time
     gallery_groups: int = 2000
     look_steps: int = 2500  # of the network that looks at the picture, 24 parts each
-    language_steps: int = 1600
+    language_steps: int = 1000
     language_batch: int = 24  # maps
     dialogues: int = 2  # about each
     language_lr: float = 3e-4

@@ -23,6 +23,7 @@ from .train_language import Maps, Vocabulary, train_language
 from .train_look import look_at, train_look
 from .train_vision import CLASSES, train_vision
 
+LOOK_LOUDNESS = 0.35
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
 
 
@@ -70,8 +71,10 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     torch.manual_seed(recipe.seed + 2)
     model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
     learner = model.prompt_learner
-    for unread in (*learner.evidence_net[2].parameters(), *learner.look_words[2].parameters()):
+    for unread in learner.evidence_net[2].parameters():
         torch.nn.init.zeros_(unread)  # at first a learner of the map alone
+    # as long as the row that it moves: less is not heard, and rarely asked for it would take long to grow
+    torch.nn.init.normal_(learner.look_words[2].weight, std=LOOK_LOUDNESS)
     if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())

@@ -58,6 +58,7 @@ from .words import (
 
 IGNORE = -100
 VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
+SHADES = ("dark", "bright", "darker", "brighter")
 CELL_WEIGHT = 0.5
 FEW_SHOT = ("one", "few")  # the maps of the gallery's ``SHOTS``
 
@@ -72,6 +73,7 @@ class Vocabulary:
         self.stop = tokenizer.piece_to_id(STOP_PIECE)
         self.affirmative = tokenizer.encode(AFFIRMATIVE)[0]
         self.negative = tokenizer.encode(NEGATIVE)[0]
+        self.shades = [tokenizer.encode(f"a {shade}")[-1] for shade in SHADES]
 
     @property
     def pieces(self) -> list[str]:
@@ -189,10 +191,11 @@ class Batch(NamedTuple):
         return Batch(self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device))
 
 
-def look_odds(defects: list[list[Defect]]) -> np.ndarray:
-    """How often to draw each of these parts: those of a rare look more often, by the root of how rare it is, or the
-    words learn to say "a spot" of everything."""
-    looks, number = np.unique([look_answer(each, "neither") for each in defects], return_inverse=True)
+def look_odds(defects: list[list[Defect]], shades: list[str]) -> np.ndarray:
+    """How often to draw each of these parts, of which these shades can be told: those of a rare look more often, by
+    the root of how rare it is, or the words learn to say "a spot" of everything."""
+    looks = [look_answer(*each) for each in zip(defects, shades, strict=True)]
+    looks, number = np.unique(looks, return_inverse=True)
     odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
     return odds / odds.sum()
 
@@ -243,17 +246,19 @@ def language_loss(
     logits = _logits(model, words, repeated, batch.ids)
     first = logits.shape[1] - batch.ids.shape[1] - 1  # the position that predicts ids[:, 0]
     flat = batch.labels.flatten()
-    losses = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
-    verdict = (flat == words.affirmative) | (flat == words.negative)
-    weight = torch.where(verdict, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
-    answers = (losses * weight).sum() / weight.sum()
+    losses_of = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
+    shades = torch.isin(flat, torch.tensor(words.shades, device=flat.device))
+    decisive = shades | (flat == words.affirmative) | (flat == words.negative)
+    weight = torch.where(decisive, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
+    answers = (losses_of * weight).sum() / weight.sum()
     told = cell_head(prompts)
     known = batch.truths[..., :1].expand_as(told).clone()
     known[..., 0] = 1  # of a cell without a defect only that
     losses = F.binary_cross_entropy_with_logits(told, batch.truths, reduction="none") * known
     cells = (losses.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp(min=1)).mean()
     loss = answers + CELL_WEIGHT * cells
-    return loss, {"answers": answers.item(), "cells": cells.item()}
+    told_shades = losses_of[shades].mean().nan_to_num()
+    return loss, {"answers": answers.item(), "cells": cells.item(), "shades": told_shades.item()}
 
 
 def _logits(model: AnomalyGPT, words: Vocabulary, injected: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
@@ -438,7 +443,8 @@ def train_language(
     kept = gallery.trained  # the others' families are for the calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
-    odds = look_odds([gallery.defects[i] for i in bad])
+    told = [shade_seen(torch.from_numpy(maps.looks[i, 0])) for i in bad]
+    odds = look_odds([gallery.defects[i] for i in bad], told)
     began = time.monotonic()
     with open(folder / "language.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.language_steps):

@@ -217,8 +217,12 @@ def dialogue(
     ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
-    others = list(follow_ups(rng, defects, kind, sureness, shade).values())
-    rng.shuffle(others)
+    kinds = follow_ups(rng, defects, kind, sureness, shade)
+    names = list(kinds)
+    rng.shuffle(names)
+    if shade != "neither" and rng.random() < 0.5:  # a shade can seldom be told: or it would seldom be asked for then
+        names = ["shade", *(name for name in names if name != "shade")]
+    others = [kinds[name] for name in names]
     turns = [ask_verdict, *others] if rng.random() < 0.5 else [*others[:1], ask_verdict, *others[1:]]
     if rng.random() < 0.4:
         turns[0] = (describe_product(rng, kind) + turns[0][0], turns[0][1])

@@ -212,7 +212,6 @@ def test_equal_to_torch_at_any_batch(
     found = open_engine(path, learner).run(**given)["prompt_embeddings"]
     expected = seeing_model.prompt_learner(*map(torch.from_numpy, given.values()))
     assert differ(expected, found) < (1e-5 if precision == "fp32" else 1e-3)
-    assert differ(expected[:, 0], found[:, 0]) < 1e-5  # evidence is in float32 throughout
 
 
 def test_a_graph_takes_all(bundle: Bundle) -> None:

@@ -169,6 +169,10 @@ def test_only_answers_are_learned(words) -> None:
     assert words.tokenizer.id_to_piece(words.stop) == STOP_PIECE
 
 
+def test_a_shade_is_one_token(words) -> None:
+    assert [words.tokenizer.id_to_piece(i) for i in words.shades] == ["▁dark", "▁bright", "▁darker", "▁brighter"]
+
+
 def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
@@ -316,9 +320,10 @@ def test_a_shade_is_seen_from_a_probability_on() -> None:
 
 def test_rare_looks_are_drawn_more_often_but_not_as_often_as_common_ones() -> None:
     spot, line = Defect("stain", (0.5, 0.5), 0.001, 0.1, 0.1), Defect("crack", (0.5, 0.5), 0.01, 0.1, -0.1)
-    odds = train_language.look_odds([[spot]] * 9 + [[line]])
+    odds = train_language.look_odds([[spot]] * 9 + [[line]] + [[spot]] * 4, ["neither"] * 10 + ["darker"] * 4)
     assert odds.sum() == pytest.approx(1)
     assert odds[9] == pytest.approx(3 * odds[0])
+    assert odds[13] == pytest.approx(1.5 * odds[0])  # a dark spot
 
 
 def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
