@@ -73,8 +73,8 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     learner = model.prompt_learner
     for unread in learner.evidence_net[2].parameters():
         torch.nn.init.zeros_(unread)  # at first a learner of the map alone
-    # as long as the row that it moves: less is not heard, and rarely asked for it would take long to grow
-    torch.nn.init.normal_(learner.look_words[2].weight, std=LOOK_LOUDNESS)
+    # as long as the rows that it moves: less is not heard, and rarely asked for it would take long to grow
+    torch.nn.init.normal_(learner.get_parameter("look_words.2.weight"), std=LOOK_LOUDNESS)
     if recipe.start:
         load_language_start(model, words.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())

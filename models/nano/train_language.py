@@ -194,8 +194,8 @@ class Batch(NamedTuple):
 def look_odds(defects: list[list[Defect]], shades: list[str]) -> np.ndarray:
     """How often to draw each of these parts, of which these shades can be told: those of a rare look more often, by
     the root of how rare it is, or the words learn to say "a spot" of everything."""
-    looks = [look_answer(*each) for each in zip(defects, shades, strict=True)]
-    looks, number = np.unique(looks, return_inverse=True)
+    answers = [look_answer(*each) for each in zip(defects, shades, strict=True)]
+    looks, number = np.unique(answers, return_inverse=True)
     odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
     return odds / odds.sum()
 
