@@ -36,5 +36,5 @@ def test_a_thousand_drafted_answers_are_plain_decodings() -> None:
             num_passes[drafted.num_passes] += 1
             num_settled += drafted.settled
     print(f"passes {dict(num_passes)}, {num_settled} ties settled")
-    assert num_passes[1] >= 0.9 * NUM_PARTS  # nano names two and three places now, which are seldom foreseen
+    assert num_passes[1] >= 0.97 * NUM_PARTS
     assert num_settled <= 0.02 * NUM_PARTS
