@@ -29,6 +29,7 @@ from rich.table import Table
 from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
 from anomalygpt_edge.models.nano.products import Family
+from anomalygpt_edge.models.nano.surfaces import SURFACES
 from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places, shade_of
 from anomalygpt_edge.models.prompts import DEFAULT_QUESTION, answer
 from anomalygpt_edge.runtime.evaluation import parse_shots
@@ -38,6 +39,7 @@ from anomalygpt_edge.runtime.verdict import Status
 NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many defective queries
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
+PLAIN = {"scratch", "hole", "stain"}  # what can be told without a normal sample, on a regular surface
 BINS = 10  # of p(anomaly)
 NUM_ASKED = 3  # parts of a family that are asked all questions
 
@@ -52,6 +54,8 @@ class Inspected:
     said_defective: bool
     p_anomaly: float
     place_right: bool | None  # None: not one defect, or not called defective
+    on_surface: bool  # a surface without an outline, not an object
+    plain: bool  # all its defects are ``PLAIN``
 
     @property
     def defective(self) -> bool:
@@ -70,8 +74,9 @@ def inspect_family(
         said = verdict.status == Status.FAIL
         right = verdict.sentence == answer(places(part.defects)) if said and len(part.defects) == 1 else None
         contrast = max((d.contrast for d in part.defects), default=0.0)
+        kind = part.kind in SURFACES, {d.name for d in part.defects} <= PLAIN
         found.append(
-            Inspected(part.mask.mean(), contrast, verdict.score, said, verdict.p_anomaly, right)  # type: ignore[arg-type]
+            Inspected(part.mask.mean(), contrast, verdict.score, said, verdict.p_anomaly, right, *kind)  # type: ignore[arg-type]
         )
         maps.append(verdict.anomaly_map)
     return found, pixel_auroc(np.stack(maps), np.stack([p.mask for p in good + bad]))  # type: ignore[arg-type]
@@ -159,6 +164,33 @@ def caught_by(families: list[list[Inspected]], name: str, edges: tuple[float, ..
     return rows
 
 
+def caught_by_kind(families: list[list[Inspected]]) -> list[dict]:
+    """Scratches, holes and stains, and all other defects, on surfaces and on objects: image AUROC against the good
+    parts of the same family (mean over families that have such parts), share caught, and false alarms."""
+    rows = []
+    for on_surface, plain in itertools.product((True, False), (True, False)):
+        aurocs, caught, alarms = [], [], []
+        for family in (f for f in families if f[0].on_surface == on_surface):
+            good = [p for p in family if not p.defective]
+            bad = [p for p in family if p.defective and p.plain == plain]
+            alarms += [p.said_defective for p in good]
+            caught += [p.said_defective for p in bad]
+            if bad:
+                scores = np.array([p.score for p in good + bad])
+                aurocs.append(auroc(scores, np.repeat([0.0, 1.0], [len(good), len(bad)])))
+        rows.append(
+            {
+                "on": "surfaces" if on_surface else "objects",
+                "defects": ", ".join(sorted(PLAIN)) if plain else "all others",
+                "parts": len(caught),
+                "image_auroc_top1": float(np.mean(aurocs)) if aurocs else None,
+                "caught": float(np.mean(caught)) if caught else None,
+                "false_alarms": float(np.mean(alarms)) if alarms else None,
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="the bundled model by default")
@@ -186,6 +218,7 @@ def main() -> None:
                 **figures(families, pixels),
                 "by_area": caught_by(families, "area", AREAS),
                 "by_contrast": caught_by(families, "contrast", CONTRASTS),
+                "by_kind": caught_by_kind(families),
             }
         answers = right_answers(inspector, products, samples) if 1 in shots else {}
     print_tables(results, "validation products" if options.validation else "held-out generated products")
@@ -215,6 +248,13 @@ def print_tables(results: dict[int, dict], title: str) -> None:
         table.add_row(str(k), *("–" if row[name] is None else f"{row[name]:.3f}" for name in names))
     console.print(table)
     for k, row in results.items():
+        table = Table("on", "defects", "parts", "image auroc top1", "caught", "false alarms", box=box.SIMPLE_HEAD)
+        table.title = f"{k} normal samples"
+        for line in row["by_kind"]:
+            figures = (line["image_auroc_top1"], line["caught"], line["false_alarms"])
+            cells = ("–" if value is None else f"{value:.3f}" for value in figures)
+            table.add_row(line["on"], line["defects"], str(line["parts"]), *cells)
+        console.print(table)
         if k == 0:
             continue
         for key, title in (("by_area", "defective share of the frame"), ("by_contrast", "contrast")):
