@@ -104,25 +104,25 @@ def right_answers(
             asked += 1
             shade = shade_of(part.defects[0])
             questions = follow_ups(rng, part.defects, family.kind, "", shade)
-            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "kind")}
+            wanted = {name: questions[name] for name in ("place", "count", "size", "look", "shade", "kind")}
             wanted["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)
                 dialogue.ask(DEFAULT_QUESTION)
                 said = dialogue.ask(question).text
+                if name == "shade":
+                    right.setdefault("shade: told", []).append(said != CANNOT_KNOW)
+                    if said != CANNOT_KNOW:
+                        right.setdefault("shade: right where told", []).append(said == reply)
+                        opposite = "brighter" if shade == "darker" else "darker"
+                        found = shade != "neither" and opposite in said
+                        right.setdefault("shade: opposite where told", []).append(found)
+                    continue
                 if name == "look":
                     form = reply.split(" ")[-1]
                     said, reply = said.split(" ")[-1], form
                     right.setdefault(f"look: {form.rstrip('.')}", []).append(said == form)
                 right.setdefault(name, []).append(said == reply)
-            dialogue = inspector.dialogue(part.pixels)
-            dialogue.ask(DEFAULT_QUESTION)
-            said = dialogue.ask(questions["shade"][0]).text
-            right.setdefault("shade: told", []).append(said != CANNOT_KNOW)
-            if said != CANNOT_KNOW:
-                opposite = {"darker": "brighter", "brighter": "darker"}.get(shade)
-                right.setdefault("shade: right where told", []).append(said == questions["shade"][1])
-                right.setdefault("shade: opposite where told", []).append(bool(opposite) and str(opposite) in said)
     return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
 
 

@@ -450,7 +450,8 @@ class Inspector:
         return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
 
     def _prompt(self, maps: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """→ prompt embeddings [views, num_prompts, D]."""
+        """Of the maps, and of what the encoder was given of the same views → prompt embeddings
+        [views, num_prompts, D]."""
         learner, bank = self.bundle.manifest.components["prompt_learner"], self.product.bank
         inputs = learner_inputs(learner, maps, 0 if bank is None else bank.num_samples, pixels)
         return self._networks["prompt_learner"].run(**inputs)["prompt_embeddings"]

@@ -29,6 +29,7 @@ from .words import SURENESS
 
 ENTRIES = GROUP - NORMALS  # of a group: its queries
 SHOTS = (1, NORMALS)  # normal samples in the banks
+SHARES = (0.4, 0.3, 0.3)  # of the trainings' draws: maps with one normal sample, with few, with none
 ARRAYS = ("embedding", "few_shot", "margins", "figures")  # of a gallery, first axis N
 
 
@@ -52,6 +53,12 @@ class Gallery:
     def trained(self) -> int:
         """Entries before this one are trained on; the last tenth's families are to measure with."""
         return len(self.defects) // ENTRIES * 9 // 10 * ENTRIES
+
+    def maps(self, entries: NDArray[np.intp], source: int) -> torch.Tensor:
+        """Float32 [B, 224, 224] as the runtime makes them; ``source`` counts ``SHOTS``, then the zero-shot one."""
+        if source == len(SHOTS):
+            return zero_shot_map(torch.from_numpy(self.margins[entries].astype(np.float32)))
+        return upsample_map(torch.from_numpy(self.few_shot[entries, source].astype(np.float32)))
 
     def save(self, path: Path) -> None:
         notes = json.dumps(

@@ -40,8 +40,7 @@ from ..prompts import (
 from .config import Recipe
 from .data import fixed_samples, mirror_defects, normalise, validation_families
 from .defects import Defect
-from .gallery import Gallery, Sureness, evidence_of, make_bank, map_statistics
-from .train_look import map_of
+from .gallery import SHARES, Gallery, Sureness, evidence_of, make_bank, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import (
     CANNOT_KNOW,
@@ -121,7 +120,7 @@ class Maps:
         looks: ``look_at``'s logits [N, 3, LOOKS].
     """
 
-    SOURCES, SHARES = (*FEW_SHOT, "zero"), (0.4, 0.3, 0.3)
+    SOURCES = (*FEW_SHOT, "zero")
 
     def __init__(self, gallery: Gallery, looks: np.ndarray) -> None:
         self.gallery, self.looks = gallery, looks
@@ -143,11 +142,11 @@ class Maps:
         embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
         figures = torch.from_numpy(self.gallery.figures[index, number])
         looks = torch.from_numpy(self.looks[index, number])
-        return Seen(map_of(self.gallery, index, number), embedding, figures, looks)
+        return Seen(self.gallery.maps(index, number), embedding, figures, looks)
 
     def draw(self, index: int, rng: Generator) -> tuple[Seen, str, str]:
         """One part, and the words for how sure its map is and for the shade that can be told."""
-        source = str(rng.choice(self.SOURCES, p=self.SHARES))
+        source = str(rng.choice(self.SOURCES, p=SHARES))
         seen = self.seen(np.array([index]), source)
         if source != "zero":
             seen = seen._replace(maps=seen.maps * float(rng.uniform(0.96, 1.04)))
@@ -246,18 +245,18 @@ def language_loss(
     logits = _logits(model, words, repeated, batch.ids)
     first = logits.shape[1] - batch.ids.shape[1] - 1  # the position that predicts ids[:, 0]
     flat = batch.labels.flatten()
-    losses_of = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
+    token_losses = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
     shades = torch.isin(flat, torch.tensor(words.shades, device=flat.device))
     decisive = shades | (flat == words.affirmative) | (flat == words.negative)
     weight = torch.where(decisive, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
-    answers = (losses_of * weight).sum() / weight.sum()
+    answers = (token_losses * weight).sum() / weight.sum()
     told = cell_head(prompts)
     known = batch.truths[..., :1].expand_as(told).clone()
     known[..., 0] = 1  # of a cell without a defect only that
     losses = F.binary_cross_entropy_with_logits(told, batch.truths, reduction="none") * known
     cells = (losses.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp(min=1)).mean()
     loss = answers + CELL_WEIGHT * cells
-    told_shades = losses_of[shades].mean().nan_to_num()
+    told_shades = token_losses[shades].mean().nan_to_num()
     return loss, {"answers": answers.item(), "cells": cells.item(), "shades": told_shades.item()}
 
 

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
-from ..anomalygpt import upsample_map
 from ..look import LOOKS, LookNet, contrast, raised
 from .config import Recipe
 from .data import normalise
-from .gallery import ENTRIES, SHOTS, Gallery, zero_shot_map
+from .gallery import ENTRIES, SHARES, SHOTS, Gallery
 from .pool import NORMALS, Pool
 from .train_vision import learning_rate, log_record, save_atomically
 from .words import is_line, shade_of, shade_seen
@@ -27,16 +26,8 @@ from .words import is_line, shade_of, shade_seen
 BATCH = 24  # parts
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
-SHARES = (0.4, 0.3, 0.3)  # of maps with one normal sample, with few, with none
 NEGATIVE = torch.tensor([LOOKS.index(look) for look in ("brighter", "darker", "neither")])
 CHUNK = 64  # parts that are looked at together
-
-
-def map_of(gallery: Gallery, entries: np.ndarray, source: int) -> Tensor:
-    """The maps [B, 224, 224] as the runtime makes them; ``source`` counts ``SHOTS``, then the zero-shot one."""
-    if source == len(SHOTS):
-        return zero_shot_map(torch.from_numpy(gallery.margins[entries].astype(np.float32)))
-    return upsample_map(torch.from_numpy(gallery.few_shot[entries, source].astype(np.float32)))
 
 
 def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
@@ -81,7 +72,7 @@ def train_look(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, recipe.look_steps, recipe.warmup_steps, LEARNING_RATE)
             rows = rng.choice(trained, BATCH)
-            maps = raised(map_of(gallery, single[rows], int(rng.choice(len(SHARES), p=SHARES))))
+            maps = raised(gallery.maps(single[rows], int(rng.choice(len(SHARES), p=SHARES))))
             shown, maps, truth = vary(contrasts[rows].float(), maps, shade[rows], rng)
             logits = look.read(shown.to(device), maps.to(device)).cpu()
             loss = F.cross_entropy(logits[:, :3], truth)
@@ -120,7 +111,7 @@ def evaluate_look(
 ) -> dict[str, float]:
     """With one normal sample: right shades of three; how often one is said (``shade_seen``), and then right, or the
     opposite."""
-    logits = look.read(contrasts.float().to(device), raised(map_of(gallery, entries, 0)).to(device)).cpu()
+    logits = look.read(contrasts.float().to(device), raised(gallery.maps(entries, 0)).to(device)).cpu()
     said = [shade_seen(row) for row in logits]
     named = np.array([each != "neither" for each in said])
     truth = np.array([LOOKS[each] for each in shade.tolist()])
@@ -141,5 +132,5 @@ def look_at(look: LookNet, gallery: Gallery, pool: Pool) -> np.ndarray:
         entries = np.arange(start, min(start + CHUNK, len(gallery.defects)))
         contrasts = contrasts_of(pool, entries).float()
         sources = range(len(SHOTS) + 1)
-        found.append(torch.stack([look.read(contrasts, raised(map_of(gallery, entries, s))) for s in sources], 1))
+        found.append(torch.stack([look.read(contrasts, raised(gallery.maps(entries, s))) for s in sources], 1))
     return torch.cat(found).numpy()

@@ -138,7 +138,7 @@ def learner_inputs(
         learner: the prompt learner as the manifest describes it.
         anomaly_map: float32 [B, S, S].
         num_samples: normal samples that the maps come from; 0: zero-shot.
-        pixels: float32 [B, 3, S, S], normalised.
+        pixels: float32 [B, 3, S, S]: what the encoder was given of the same views.
 
     Returns:
         Those of ``anomaly_map``, ``num_samples``, float32 [B], and ``pixels`` that are declared.

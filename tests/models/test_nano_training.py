@@ -24,6 +24,7 @@ from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
     ARRAYS,
     ENTRIES,
+    SHARES,
     Gallery,
     Sureness,
     build_gallery,
@@ -40,7 +41,7 @@ from anomalygpt_edge.models.nano.initial import (
 from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
-from anomalygpt_edge.models.nano.train_look import SHARES, look_at, train_look, vary
+from anomalygpt_edge.models.nano.train_look import look_at, train_look, vary
 from anomalygpt_edge.models.nano.words import (
     CANNOT_KNOW,
     NOTHING,

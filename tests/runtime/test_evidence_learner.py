@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,29 +90,36 @@ def test_prompts_of_each_view_are_of_its_own_map_and_picture_and_the_number_of_s
     parts = inspector.parts(frame())
     assert len(parts) == LAYOUTS[layout].num_views
     right, wrong = (2, 0) if few_shot else (0, 2)
-    for part, anomaly_map, pixels in zip(parts, maps, pixels_of(inspector), strict=True):
-        found = part.prompt_embeddings
+    shown = pixels_of(inspector)
+    for index, (part, anomaly_map) in enumerate(zip(parts, maps, strict=True)):
+        found, pixels = part.prompt_embeddings, shown[index]
         assert np.abs(found - rows_of(seeing_model, anomaly_map, right, pixels)).max() < 1e-4
         assert np.abs(found - rows_of(seeing_model, anomaly_map, wrong, pixels)).max() > 1e-3
-        assert np.abs(found - rows_of(seeing_model, anomaly_map, right, -pixels)).max() > 1e-3
+        for other in (-pixels, *np.delete(shown, index, axis=0)):
+            assert np.abs(found - rows_of(seeing_model, anomaly_map, right, other)).max() > 5e-4
 
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_the_model_tells_the_learner_how_many_samples_there_are(
+def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw_and_how_many_samples_there_are(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch, way: str, few_shot: bool
 ) -> None:
     layout = "whole" if way == "trace" else "tiles"
     look_at(inspector, layout, few_shot)
+    seen: dict[str, list[np.ndarray]] = {}
     counts: list[float] = []
-    run = inspector.networks["prompt_learner"].run
+    for name in ("encoder", "prompt_learner"):
+        run = inspector.networks[name].run
 
-    def watched(**inputs: np.ndarray) -> dict[str, np.ndarray]:
-        counts.extend(inputs["num_samples"])
-        return run(**inputs)
+        def watched(name: str = name, run: Callable = run, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            seen.setdefault(name, []).append(inputs["pixels"])
+            counts.extend(inputs.get("num_samples", ()))
+            return run(**inputs)
 
-    monkeypatch.setattr(inspector.networks["prompt_learner"], "run", watched)
+        monkeypatch.setattr(inspector.networks[name], "run", watched)
     WAYS[way](inspector)
+    assert len(seen["encoder"]) == len(seen["prompt_learner"]) == 1
+    assert seen["prompt_learner"][0] is seen["encoder"][0]
     assert counts == [2 if few_shot else 0] * LAYOUTS[layout].num_views
 
 
@@ -173,7 +180,8 @@ def test_a_learner_gets_what_it_declares(seeing_bundle: Path, tiny_bundle: Path)
     assert given["pixels"] is pixels
 
 
-def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path) -> None:
+@pytest.mark.parametrize("wrong", ["pixels", "num_samples"])
+def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path, wrong: str) -> None:
     bundle = open_bundle(seeing_bundle)
     networks = open_networks(bundle, "onnxruntime")
     assert all(error <= limit for _, error, limit in compare_with_cpu(bundle, "other", networks))
@@ -181,7 +189,8 @@ def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: 
 
     class Wrong:
         def run(self, **given: np.ndarray) -> dict[str, np.ndarray]:
-            return right.run(**given | {"num_samples": given["num_samples"] + 1})
+            other = {"pixels": -given["pixels"], "num_samples": given["num_samples"] + 1}
+            return right.run(**given | {wrong: other[wrong]})
 
         def close(self) -> None: ...
 

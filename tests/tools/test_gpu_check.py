@@ -122,7 +122,7 @@ def test_a_chain_keeps_everything_between_pixels_and_results_on_the_device(
     chain.close()
 
 
-def test_a_learner_that_reads_evidence_reads_the_number_of_normals(
+def test_a_learner_that_reads_more_reads_the_encoders_pixels_and_the_number_of_normals(
     jetson: Callable[[Path], Setting], gpu_machine, seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = jetson(seeing_bundle)
@@ -137,7 +137,7 @@ def test_a_learner_that_reads_evidence_reads_the_number_of_normals(
     for pixels in sample_pixels(setting.bundle)[:, None]:
         gpu_machine.cuda.copies.clear()
         found = chain.run(pixels)
-        assert gpu_machine.cuda.copies == ["htod", "dtoh", "dtoh", "dtoh"]
+        assert gpu_machine.cuda.copies == ["htod", "dtoh", "dtoh", "dtoh"]  # the pixels go up once
         expected = run_chain(setting.bundle, open_networks(setting.bundle, CPU), pixels, text)
         np.testing.assert_allclose(found["prompt_embeddings"], expected["prompt_embeddings"], atol=1e-3)
     chain.close()
