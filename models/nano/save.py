@@ -46,7 +46,9 @@ def save_checkpoint(
         folder: made if missing; files of an earlier checkpoint are overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(vision_tensors(model.encoder), folder / "imagebind.safetensors", vision_metadata(model.encoder))
+    vision = folder / "imagebind.safetensors"
+    save_file(vision_tensors(model.encoder), vision, vision_metadata(model.encoder))
+    sort_metadata(vision)
     save_llama(model.llama, tokenizer_model, folder / "vicuna")
     save_file(named_tensors(llama_proj=model.llama_proj), folder / "pandagpt.safetensors", {"lora": "none"})
     delta = named_tensors(image_decoder=model.image_decoder, prompt_learner=model.prompt_learner)
@@ -81,6 +83,22 @@ def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
         "shifts": config.shifts,
     }
     return {name: json.dumps(value) for name, value in told.items()}
+
+
+def sort_metadata(path: Path) -> None:
+    """Order a safetensors file's metadata by name, in place.
+
+    ``save_file`` writes them in an order of chance: the same weights would not be the same file.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(content) > size:
+            raise ValueError(f"{path}: its header does not fit where it was: is this safetensors' format?")
+        file.seek(8)
+        file.write(content.ljust(size))
 
 
 def save_llama(llama: Llama, tokenizer_model: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
+from safetensors import safe_open
 
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.evidence import NUM_FIGURES
@@ -39,6 +40,7 @@ from anomalygpt_edge.models.nano.initial import (
     save_start,
 )
 from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
+from anomalygpt_edge.models.nano.save import save_checkpoint, vision_metadata, vision_tensors
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
 from anomalygpt_edge.models.nano.train_look import look_at, train_look, vary
@@ -129,6 +131,29 @@ def test_whole_recipe_writes_a_checkpoint_and_curves(tmp_path: Path, start: bool
     assert "one_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
     with pytest.raises(SystemExit, match="another recipe"):
         train(dataclasses.replace(recipe, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 1)
+
+
+def test_the_same_weights_are_the_same_files(tmp_path: Path, words: train_language.Vocabulary) -> None:
+    torch.manual_seed(0)
+    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    (tmp_path / "tokenizer.model").write_bytes(words.tokenizer.serialized_model_proto())
+    features = {"object": np.eye(2, 64, dtype=np.float32)}
+    for folder in ("one", "other"):
+        save_checkpoint(model, tmp_path / "tokenizer.model", features, {"few_shot": 0.3}, tmp_path / folder)
+    files = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) == 10
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes(), path
+    vision = tmp_path / "one" / "imagebind.safetensors"
+    with safe_open(vision, "pt") as file:  # read as before, though its header was written again
+        assert file.metadata() == vision_metadata(model.encoder)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    expected = vision_tensors(model.encoder)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    header = vision.read_bytes()[8:]
+    places = [header.index(f'"{name}"'.encode()) for name in sorted(vision_metadata(model.encoder))]
+    assert places == sorted(places)  # two files alone could be alike by chance
 
 
 def test_the_shipped_weights_are_of_this_recipe() -> None:
