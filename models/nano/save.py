@@ -88,7 +88,11 @@ def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
 def sort_metadata(path: Path) -> None:
     """Order a safetensors file's metadata by name, in place.
 
-    ``save_file`` writes them in an order of chance: the same weights would not be the same file.
+    ``save_file`` writes them in an order of chance: the same weights would not be the same file. The header is JSON
+    behind its length (8 bytes, little-endian), padded with spaces: https://github.com/huggingface/safetensors#format
+
+    Raises:
+        ValueError: the header became longer, which would spoil what follows it; nothing is written then.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
