@@ -18,6 +18,7 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 FOLDERS = ("export", "kernels", "models", "runtime")
+ROOT_PACKAGE = "runtime.api"  # installed as anomalygpt_edge itself
 
 RUNTIME = [
     "numpy>=1.26,<3",
@@ -77,9 +78,10 @@ EXTRAS = {
 
 
 def package_folders() -> dict[str, str]:
-    """Import name -> folder, for every package under the top-level folders."""
+    """Import name -> folder: the root package, and every package under the top-level folders."""
     names = [name for top in FOLDERS for name in (top, *(f"{top}.{sub}" for sub in find_packages(top)))]
-    return {f"anomalygpt_edge.{name}": name.replace(".", "/") for name in names}
+    folders = {f"anomalygpt_edge.{name}": name.replace(".", "/") for name in names}
+    return {"anomalygpt_edge": folders.pop(f"anomalygpt_edge.{ROOT_PACKAGE}").replace(".", "/"), **folders}
 
 
 PACKAGES = package_folders()

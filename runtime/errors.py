@@ -33,5 +33,9 @@ class UnjudgedError(AgptError):
     """Parts came and not one of them got a verdict."""
 
 
+class ClosedError(AgptError):
+    """An inspector was used after it was closed."""
+
+
 class LateError(AgptError):
     """There was no time for a verdict before the part's deadline."""

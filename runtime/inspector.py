@@ -22,7 +22,7 @@ from .copies import COPIES_OF, Copies, check_copies, make_copies
 from .decide import decide_by_map, decide_views
 from .dialogue import Dialogue
 from .engines import AUTO, Engine, choose_engine, learner_inputs, open_networks
-from .errors import AgptError, BundleError, ConfigError, LateError, RecipeError
+from .errors import AgptError, BundleError, ClosedError, ConfigError, LateError, RecipeError
 from .images import check_frame
 from .language import LanguageModel
 from .localise import find_regions, find_regions_of_views, half_way_level, place_name, places_agree, read_map
@@ -243,6 +243,9 @@ class Inspector:
 
         Never raises on a frame: whatever goes wrong gives NO_RESULT with the reason, never a PASS.
 
+        Raises:
+            ClosedError: the inspector was closed.
+
         Args:
             deadline: seconds of ``time.perf_counter``; what would end later is left out, and ``rung`` says so:
                 first the sentence, then the verdict, then the map. Without a verdict it is NO_RESULT.
@@ -253,6 +256,8 @@ class Inspector:
         budget = Budget(costs, self._clock, deadline)
         try:
             self._climb(frame, stages, budget, found)
+        except ClosedError:
+            raise
         except Exception as error:
             found.update(status=Status.NO_RESULT, reason=_reason(error))
         size = frame.shape[:2] if isinstance(frame, np.ndarray) and frame.ndim >= 2 else (0, 0)

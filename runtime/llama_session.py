@@ -18,7 +18,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from .errors import BundleError
+from .errors import BundleError, ClosedError
 
 ERROR_LEVEL = 4  # ggml_log_level
 MAX_SEQUENCES = 64  # llama.cpp allows 256
@@ -91,14 +91,20 @@ class LlamaSession:
 
     def close(self) -> None:
         """Free the native memory; the session cannot be used afterwards."""
-        if self.context:
+        if self.context is not None:
             llama_cpp.llama_free(self.context)
             llama_cpp.llama_model_free(self.model)
-            self.context = self.model = None
+            self.context = self.model = self.vocab = self.memory = None
+
+    def _check_open(self) -> None:
+        """llama.cpp ends the process where it is given a null pointer."""
+        if self.context is None:
+            raise ClosedError("the language model is closed: open the inspector again")
 
     def tokenise(self, text: str) -> list[int]:
         """Ids of a piece of text on its own: no BOS, and special tokens typed in it stay plain text."""
-        data = text.encode()
+        self._check_open()
+        data = text.encode("utf-8", "replace")
         size = len(data) + 8
         ids = (llama_cpp.llama_token * size)()
         count = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, size, False, False)
@@ -106,6 +112,7 @@ class LlamaSession:
 
     def text(self, token_ids: list[int]) -> str:
         """What ids say, without special tokens and without the leading space."""
+        self._check_open()
         ids = (llama_cpp.llama_token * len(token_ids))(*token_ids)
         size = 64 * (len(token_ids) + 1)
         buffer = ctypes.create_string_buffer(size)
@@ -117,6 +124,7 @@ class LlamaSession:
 
     def find_piece(self, piece: str) -> int | None:
         """Id of the token that is spelt exactly so."""
+        self._check_open()
         wanted = piece.encode()
         for token in range(self.num_vocab):
             if llama_cpp.llama_vocab_get_text(self.vocab, token) == wanted:
@@ -147,7 +155,9 @@ class LlamaSession:
         Raises:
             ValueError: more rows, sequences or wanted logits than the session has room for.
             RuntimeError: llama.cpp failed.
+            ClosedError: the session was closed.
         """
+        self._check_open()
         count = len(positions)
         last_sequence = int(np.max(np.add(first_sequence, num_sequences)))
         if count > self.num_context or last_sequence > self.num_sequences or len(wanted) > self.max_outputs:
@@ -171,12 +181,15 @@ class LlamaSession:
 
     def forget(self, start: int, sequence: int = -1) -> None:
         """Drop positions from ``start`` on from one sequence, or from all (-1)."""
+        self._check_open()
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
     def share(self, source: int, target: int, start: int, end: int = -1) -> None:
         """Let ``target`` too have what ``source`` holds in positions [start, end)."""
+        self._check_open()
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, start, end)
 
     def set_threads(self, threads: int) -> None:
         """CPU threads of every later pass."""
+        self._check_open()
         llama_cpp.llama_set_n_threads(self.context, threads, threads)

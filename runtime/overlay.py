@@ -197,6 +197,7 @@ def _write(
     image: np.ndarray, origin: tuple[int, int], text: str, size: int, color: Color, bold: bool = False
 ) -> None:
     """Write a line; ``origin`` is the left end of its base line, ``size`` the letters' height in px."""
+    text = printable(text)  # OpenCV crashes on a lone surrogate
     if _font() is not None:
         cv2.putText(image, text, origin, color, _font(), size, 700 if bold else 400)
     else:
@@ -205,6 +206,7 @@ def _write(
 
 
 def _text_width(text: str, size: int, bold: bool = False) -> int:
+    text = printable(text)
     if _font() is not None:
         return int(cv2.getTextSize((0, 0), text, (0, 0), _font(), size, 700 if bold else 400)[2])
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size / 34, 2 if bold else 1)[0][0])

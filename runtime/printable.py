@@ -1,6 +1,12 @@
-"""Text from outside (file names, a model's answer) made safe for a terminal."""
+"""Text from outside (file names, a model's answer) made safe to keep and to show."""
 
 from __future__ import annotations
+
+
+def readable(text: str) -> str:
+    """Valid Unicode: Python keeps the bytes of a file name that are not UTF-8 as lone surrogates, which JSON cannot
+    hold and native code crashes on. Each becomes an escape, ``\\udce4``, so that different names stay different."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(text: str) -> str:

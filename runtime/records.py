@@ -9,6 +9,7 @@ import msgspec
 
 from .cameras.base import Frame, utc_now
 from .errors import AgptError
+from .printable import readable
 from .verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -110,12 +111,12 @@ def make_record(
         "recipe": recipe,
         "defects": frame.defects,
     }
-    return msgspec.convert({name: _utf8(value) for name, value in values.items()}, Record)
+    return msgspec.convert({name: _readable(value) for name, value in values.items()}, Record)
 
 
-def _utf8(value: object) -> object:
-    """File names may hold bytes that are no UTF-8; JSON may not."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+def _readable(value: object) -> object:
+    """A reason may name a file whose name is not UTF-8; JSON may not hold it."""
+    return readable(value) if isinstance(value, str) else value
 
 
 class RecordFile:

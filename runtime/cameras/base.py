@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ..printable import readable
+
 
 def utc_now() -> str:
     """The wall clock, as RFC 3339 UTC with microseconds."""
@@ -31,6 +33,10 @@ class Frame:
     defects: tuple[str, ...] | None = None  # what is truly wrong with the part, where the source knows it
     captured_ns: int = field(default_factory=time.monotonic_ns)
     captured_utc: str = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        for name in ("part_id", "source", "problem", "product"):
+            object.__setattr__(self, name, readable(getattr(self, name)))
 
 
 class Camera(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import cv2
@@ -39,6 +40,17 @@ def test_folder_gives_images_by_name_and_marks_the_broken_one(tmp_path):
     np.testing.assert_array_equal(frames[1].pixels, picture(1))
     assert frames[0].captured_ns < frames[1].captured_ns < frames[2].captured_ns
     assert frames[2].captured_utc.endswith("Z")
+
+
+def test_file_names_that_are_not_utf8_stay_apart(tmp_path):
+    for byte in (b"\xe4", b"\xe5"):
+        (tmp_path / os.fsdecode(b"teil_" + byte + b".png")).write_bytes(cv2.imencode(".png", picture(1))[1])
+    frames = list(open_camera(str(tmp_path)).frames())
+    names = [frame.part_id for frame in frames]
+    assert len(set(names)) == 2
+    assert all(frame.pixels is not None for frame in frames)
+    for text in (*names, *(frame.source for frame in frames)):
+        assert text.encode().decode() == text
 
 
 def test_one_image_is_a_source(tmp_path):

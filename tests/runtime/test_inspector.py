@@ -14,7 +14,7 @@ import torch
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, few_shot_distance, upsample_map
 from anomalygpt_edge.runtime.bundle import Manifest, open_bundle, read_manifest, seal
 from anomalygpt_edge.runtime.enroll import enroll
-from anomalygpt_edge.runtime.errors import BundleError, ConfigError, ImageError, RecipeError
+from anomalygpt_edge.runtime.errors import BundleError, ClosedError, ConfigError, ImageError, RecipeError
 from anomalygpt_edge.runtime.inspector import Inspector
 from anomalygpt_edge.runtime.recipe import Recipe, load_recipe
 from anomalygpt_edge.runtime.verdict import Status
@@ -245,3 +245,19 @@ def test_a_bundle_that_does_not_run_is_refused(altered: Callable[..., Path], tin
     vision = msgspec.structs.replace(read_manifest(tiny_bundle).preprocess, size=210)
     with pytest.raises(BundleError, match="does not run"):
         Inspector.open(altered(preprocess=vision), threads=1)
+
+
+@pytest.mark.parametrize("use", ["inspect", "ask", "dialogue", "earlier dialogue"])
+def test_use_after_close_is_an_error_in_words(tiny_bundle: Path, use: str) -> None:
+    inspector = Inspector.open(tiny_bundle, threads=1)
+    earlier = inspector.dialogue(frame())
+    inspector.close()
+    inspector.close()
+    calls = {
+        "inspect": lambda: inspector.inspect(frame()),
+        "ask": lambda: inspector.ask(frame(), "Is it good?"),
+        "dialogue": lambda: inspector.dialogue(frame()).ask(),
+        "earlier dialogue": lambda: earlier.ask(),
+    }
+    with pytest.raises(ClosedError, match="closed"):
+        calls[use]()
