@@ -180,5 +180,5 @@ setup(
     },
     install_requires=RUNTIME,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["agpt = anomalygpt_edge.runtime.cli:main"]},
+    entry_points={"console_scripts": ["agpt = anomalygpt_edge.runtime.cli.main:main"]},
 )

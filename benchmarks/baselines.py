@@ -22,13 +22,19 @@ from rich.console import Console
 from rich.table import Table
 
 from anomalygpt_edge.kernels import match, normalise, preprocess, upsample
-from anomalygpt_edge.runtime.datasets import Category, find_categories
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.evaluation import Figures, Scores, choose_normals, mask_as_seen, parse_shots
-from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.localise import top_mean
-from anomalygpt_edge.runtime.metrics import mean
-from anomalygpt_edge.runtime.verdict import Status, Verdict
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.evaluation.datasets import Category, find_categories
+from anomalygpt_edge.runtime.evaluation.evaluate import (
+    Figures,
+    Scores,
+    choose_normals,
+    mask_as_seen,
+    parse_shots,
+)
+from anomalygpt_edge.runtime.evaluation.metrics import mean
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.vision.images import read_image
+from anomalygpt_edge.runtime.vision.regions import top_mean
 
 SIZE, GRID = 224, 16
 CELL = SIZE // GRID

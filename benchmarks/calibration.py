@@ -24,12 +24,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from anomalygpt_edge.models.nano.data import Sample, draw, fixed_samples, held_out_families
-from anomalygpt_edge.models.nano.products import Family
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.evaluation import parse_shots
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.operating_point import choose_operating_point, num_above, num_normals_needed
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.enrolment.operating_point import (
+    choose_operating_point,
+    num_above,
+    num_normals_needed,
+)
+from anomalygpt_edge.runtime.evaluation.evaluate import parse_shots
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.synthetic.data import Sample, draw, fixed_samples, held_out_families
+from anomalygpt_edge.runtime.synthetic.products import Family
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "calibration.png"

@@ -33,12 +33,12 @@ from rich.table import Table
 
 from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.tensor_files import CheckpointError
-from anomalygpt_edge.runtime.answer import Part
-from anomalygpt_edge.runtime.bundle import Language, PromptLayout, open_bundle
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.gguf_header import read_header
-from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.bundles.bundle import Language, PromptLayout, open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.language.answer import Part
+from anomalygpt_edge.runtime.language.gguf_header import read_header
+from anomalygpt_edge.runtime.language.model import LanguageModel
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
 SOURCE = "f16"

@@ -22,7 +22,7 @@ import torch
 
 from anomalygpt_edge.export.onnx_graphs import describe
 from anomalygpt_edge.models.imagebind import VisionConfig, VisionEncoder
-from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.vision.engines import open_engine
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = 7

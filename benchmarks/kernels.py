@@ -56,7 +56,7 @@ from anomalygpt_edge import kernels
 from anomalygpt_edge.export.onnx_graphs import DecoderGraph, Graph, export_graph
 from anomalygpt_edge.kernels import Box
 from anomalygpt_edge.models.image_decoder import ImageDecoder
-from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.vision.engines import open_engine
 
 RESULTS = Path(__file__).parent / "results"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -30,11 +30,17 @@ from rich.progress import track
 from rich.table import Table
 
 from anomalygpt_edge.kernels import project, summarise, upsample
-from anomalygpt_edge.models.nano.data import Sample, draw, fixed_samples, num_defects, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.memory_bank import MemoryBank
-from anomalygpt_edge.runtime.views import Layout, Tiles
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.synthetic.data import (
+    Sample,
+    draw,
+    fixed_samples,
+    num_defects,
+    validation_families,
+)
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.vision.views import Layout, Tiles
 
 RESULTS = Path(__file__).parent / "results" / "memory_banks.json"
 NUM_NORMALS, NUM_QUERIES = 4, 4

@@ -26,15 +26,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from anomalygpt_edge.models.nano.data import Sample, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
-from anomalygpt_edge.models.nano.products import Family
-from anomalygpt_edge.models.nano.surfaces import SURFACES
 from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places, shade_of
 from anomalygpt_edge.models.prompts import DEFAULT_QUESTION, answer
-from anomalygpt_edge.runtime.evaluation import parse_shots
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.verdict import Status
+from anomalygpt_edge.runtime.evaluation.evaluate import parse_shots
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.synthetic.data import (
+    Sample,
+    fixed_samples,
+    held_out_families,
+    validation_families,
+)
+from anomalygpt_edge.runtime.synthetic.products import Family
+from anomalygpt_edge.runtime.synthetic.surfaces import SURFACES
 
 NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many defective queries
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame

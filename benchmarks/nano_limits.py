@@ -30,12 +30,12 @@ from rich.progress import track
 from rich.table import Table
 
 from anomalygpt_edge.kernels import normalise, upsample
-from anomalygpt_edge.models.nano.camera import photograph
-from anomalygpt_edge.models.nano.data import SIZE, draw, num_defects, validation_families
-from anomalygpt_edge.models.nano.defects import Defect, add_defects, plausible_defects
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc, top_share
-from anomalygpt_edge.models.nano.products import Family, render
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.synthetic.camera import photograph
+from anomalygpt_edge.runtime.synthetic.data import SIZE, draw, num_defects, validation_families
+from anomalygpt_edge.runtime.synthetic.defects import Defect, add_defects, plausible_defects
+from anomalygpt_edge.runtime.synthetic.products import Family, render
 
 NUM_QUERIES = 5  # good ones, and as many defective ones, of each family
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)

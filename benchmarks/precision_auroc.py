@@ -36,18 +36,18 @@ from rich.table import Table
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.kernels import preprocess, summarise, upsample
-from anomalygpt_edge.models.nano.data import draw, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
-from anomalygpt_edge.models.nano.products import Family
-from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
-from anomalygpt_edge.runtime.copies import make_copies
-from anomalygpt_edge.runtime.datasets import Category, find_categories
-from anomalygpt_edge.runtime.engines import Engine, open_engine
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.evaluation import choose_normals, mask_as_seen
-from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.inspector import default_threads
-from anomalygpt_edge.runtime.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.evaluation.datasets import Category, find_categories
+from anomalygpt_edge.runtime.evaluation.evaluate import choose_normals, mask_as_seen
+from anomalygpt_edge.runtime.inspection.inspector import default_threads
+from anomalygpt_edge.runtime.synthetic.data import draw, fixed_samples, held_out_families, validation_families
+from anomalygpt_edge.runtime.synthetic.products import Family
+from anomalygpt_edge.runtime.vision.augment import make_copies
+from anomalygpt_edge.runtime.vision.engines import Engine, open_engine
+from anomalygpt_edge.runtime.vision.images import read_image
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
 
 RESULTS = Path(__file__).parent / "results" / "precision_auroc.json"
 CHECKPOINT = Path(__file__).parents[1] / "models" / "nano" / "checkpoint"

@@ -25,9 +25,9 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 
-from anomalygpt_edge.runtime.bundle import Component, Language, open_bundle, seal
-from anomalygpt_edge.runtime.gguf_header import read_header
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import Component, Language, open_bundle, seal
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.language.gguf_header import read_header
 
 RESULTS = Path(__file__).parent / "results"
 GB = 1e9

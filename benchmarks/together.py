@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from anomalygpt_edge.runtime.answer import Part
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.language.answer import Part
+from anomalygpt_edge.runtime.language.model import LanguageModel
 
 COUNTS = (1, 2, 4, 8)
 WAYS = {"step by step": False, "with drafts": True}

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
-from ..runtime import cli
-from ..runtime.bundle import NETWORKS
-from ..runtime.errors import ConfigError, Interrupted
+from ..runtime.bundles.bundle import NETWORKS
+from ..runtime.cli import main as cli
+from ..runtime.common.errors import ConfigError, Interrupted
 from .options import ENGINES, LLM_PRECISIONS, PRECISIONS, RESIZE_MODES, ExportOptions, parse_size
 from .tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 

@@ -8,7 +8,7 @@ import msgspec
 
 from ..models import prompts
 from ..models.prompt_learner import NUM_PROMPTS
-from ..runtime.bundle import (
+from ..runtime.bundles.bundle import (
     AnswerForms,
     Component,
     Language,
@@ -18,8 +18,8 @@ from ..runtime.bundle import (
     RegionLevel,
     Vision,
 )
-from ..runtime.copies import Copies
-from ..runtime.errors import ConfigError
+from ..runtime.common.errors import ConfigError
+from ..runtime.vision.augment import Copies
 from .checkpoints import Checkpoints
 from .options import ExportOptions
 from .staging import tool_versions

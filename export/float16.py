@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..runtime.bundle import Component
+from ..runtime.bundles.bundle import Component
 from .onnx_graphs import describe
 
 HEADROOM = 16.0

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..runtime.bundle import Component
+from ..runtime.bundles.bundle import Component
 from .onnx_graphs import describe
 from .rounding import LEVELS, TINY, Quantised
 from .unfold import unfold_convolutions

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..models.anomalygpt import AnomalyGPT
 from ..models.image_decoder import ImageDecoder
-from ..runtime.bundle import Component, TensorSpec
+from ..runtime.bundles.bundle import Component, TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses; nothing newer is used by these graphs
 EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GiB

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..runtime.bundle import MANIFEST_FILE
-from ..runtime.errors import ConfigError
+from ..runtime.bundles.bundle import MANIFEST_FILE
+from ..runtime.common.errors import ConfigError
 from .tensorrt_plan import PlanOptions
 
 ENGINES = ("onnx", "tensorrt", "tensorrt-rtx")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..kernels import localise, match, preprocess, upsample
-from ..runtime.bundle import Bundle, Manifest
-from ..runtime.engines import learner_inputs, open_engine
-from ..runtime.errors import AgptError
-from ..runtime.language import LanguageModel
+from ..runtime.bundles.bundle import Bundle, Manifest
+from ..runtime.common.errors import AgptError
+from ..runtime.language.model import LanguageModel
+from ..runtime.vision.engines import learner_inputs, open_engine
 from .reference import Reference
 from .samples import draw_part, draw_poster, draw_texture
 from .tolerances import TOLERANCES, Tolerance, error_of

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..runtime.bundle import Component
-from ..runtime.engines import Engine
+from ..runtime.bundles.bundle import Component
+from ..runtime.vision.engines import Engine
 from .int8_graph import TWICE, Name, remove, write
 from .progress import Reach, nowhere, watched
 from .rounding import Quantised

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from ..models.clip_tokens import ClipTokenizer, open_tokenizer
-from ..runtime.bundle import (
+from ..runtime.bundles.bundle import (
     NETWORKS,
     TEXT_FEATURES_FILE,
     Bundle,
@@ -33,7 +33,6 @@ from .calibration import calibration_images, calibration_pixels, sample_pixels
 from .checkpoints import Checkpoints, open_checkpoints
 from .description import GGUF_FILE, choose_classes, describe, read_about
 from .gguf_llm import quantise, write_gguf
-from .journal import Journal
 from .onnx_graphs import export_graph, graphs
 from .options import ExportOptions
 from .parity import MAX_ANSWER_TOKENS, Parity, StageResult, require, sample_cases, summary
@@ -41,6 +40,7 @@ from .precision import convert, remove_originals
 from .progress import SHARES, Step, Steps
 from .reference import Reference
 from .report import Report
+from .resume import Journal
 from .staging import check_disk, check_memory, staging
 from .survey import llm_share
 from .tensorrt_plan import build_plans, check_can_build, merge, prove_plans

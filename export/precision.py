@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ..kernels import localise, match, upsample
-from ..runtime.bundle import NETWORKS, Bundle, Component, Manifest
-from ..runtime.engines import Engine, learner_inputs, open_engine
-from ..runtime.inspector import default_threads
+from ..runtime.bundles.bundle import NETWORKS, Bundle, Component, Manifest
+from ..runtime.inspection.inspector import default_threads
+from ..runtime.vision.engines import Engine, learner_inputs, open_engine
 from .float16 import export_float16
 from .progress import Reach, nowhere
 from .quantize import to_int8

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..runtime.bundle import Component
-from ..runtime.engines.onnxruntime import open_session
-from ..runtime.inspector import default_threads
+from ..runtime.bundles.bundle import Component
+from ..runtime.inspection.inspector import default_threads
+from ..runtime.vision.engines.onnxruntime import open_session
 from .int8_graph import Group, Name, linears, load, remove, write
 from .passes import Trial, choose_passes
 from .progress import Reach, nowhere, watched

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..runtime.bundle import Manifest
+from ..runtime.bundles.bundle import Manifest
 from .parity import StageResult
 
 

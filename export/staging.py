@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..runtime.errors import AgptError, ConfigError
+from ..runtime.common.errors import AgptError, ConfigError
 from .checkpoints import Checkpoints
-from .journal import Journal
 from .options import ExportOptions
+from .resume import Journal
 from .survey import needs_of
 
 GB = 1e9

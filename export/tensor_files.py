@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..runtime.errors import AgptError
+from ..runtime.common.errors import AgptError
 
 MAX_INDEX_BYTES = 64 << 20
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..runtime.bundle import (
+from ..runtime.bundles.bundle import (
     NETWORKS,
     Bundle,
     Component,
@@ -31,10 +31,11 @@ from ..runtime.bundle import (
     read_manifest,
     seal,
 )
-from ..runtime.engines import BACKENDS, open_networks
-from ..runtime.engines.agreement import compare_with_cpu
-from ..runtime.engines.gpu import Gpu, find_gpu, missing_driver
-from ..runtime.engines.plans import (
+from ..runtime.common.errors import AgptError, ConfigError
+from ..runtime.vision.engines import BACKENDS, open_networks
+from ..runtime.vision.engines.agreement import compare_with_cpu
+from ..runtime.vision.engines.gpu import Gpu, find_gpu, missing_driver
+from ..runtime.vision.engines.plans import (
     AHEAD_OF_TIME,
     HARDWARE_COMPATIBLE,
     PRODUCTS,
@@ -43,7 +44,6 @@ from ..runtime.engines.plans import (
     open_api,
     this_platform,
 )
-from ..runtime.errors import AgptError, ConfigError
 
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
 # What TensorRT-RTX builds for without being told: GeForce RTX 30, 40 and 50.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.bundle import TEXT_FEATURES_FILE
+from ..runtime.bundles.bundle import TEXT_FEATURES_FILE
 from .tensor_files import CheckpointError
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..runtime.errors import ConfigError
+from ..runtime.common.errors import ConfigError
 
 PACKAGE, FILE = "open_clip", "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "67603cfda2e032ad77b5f8808af37789d590db664b26df8705d2bf8b3c553fc8"  # of the text within

@@ -21,9 +21,9 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import Llama, LlamaConfig
 from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
-from anomalygpt_edge.runtime.engines import plans, tensorrt
-from anomalygpt_edge.runtime.engines.device import Device
-from anomalygpt_edge.runtime.engines.gpu import Gpu
+from anomalygpt_edge.runtime.vision.engines import plans, tensorrt
+from anomalygpt_edge.runtime.vision.engines.device import Device
+from anomalygpt_edge.runtime.vision.engines.gpu import Gpu
 
 # The networks here are small, and on a busy machine torch's threads mostly wait for each other.
 torch.set_num_threads(1)

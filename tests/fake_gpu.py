@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, Plan, open_bundle, read_manifest, seal
-from anomalygpt_edge.runtime.engines.plans import this_platform
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, Plan, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.vision.engines.plans import this_platform
 
 OK, NOT_PERMITTED = 0, 800
 MAX_BATCH = 2

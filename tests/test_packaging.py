@@ -45,7 +45,7 @@ sys.modules.update(dict.fromkeys({HEAVY}))  # None: importing one raises
 
 IMPORT_THE_RUNTIME = f"""{WITHOUT_HEAVY}
 import importlib, pkgutil
-import anomalygpt_edge.kernels, anomalygpt_edge.runtime, anomalygpt_edge.models.nano.line
+import anomalygpt_edge.kernels, anomalygpt_edge.runtime, anomalygpt_edge.runtime.synthetic.line
 for package in (anomalygpt_edge.kernels, anomalygpt_edge.runtime):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
@@ -187,7 +187,7 @@ print(kernels.available(), len(caught), caught[0].message)
 
 def test_the_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile, metadata: Message) -> None:
     info = "anomalygpt_edge-0.1.0.dist-info"
-    assert "agpt = anomalygpt_edge.runtime.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "agpt = anomalygpt_edge.runtime.cli.main:main" in wheel.read(f"{info}/entry_points.txt").decode()
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"} <= set(wheel.namelist())
     assert metadata["License-Expression"] == "Apache-2.0"
 
@@ -275,7 +275,7 @@ def test_importing_the_runtime_needs_no_torch(tmp_path: Path) -> None:
 def test_running_the_runtime_needs_no_torch(tmp_path: Path, tiny_bundle: Path) -> None:
     """The demo line, few-shot, with overlays: every import that waits inside a function is reached."""
     arguments = ["agpt", "run", "--bundle", str(tiny_bundle), "--parts", "3", "--out", str(tmp_path / "out")]
-    code = WITHOUT_HEAVY + f"sys.argv = {arguments}\nfrom anomalygpt_edge.runtime.cli import main\nmain()"
+    code = WITHOUT_HEAVY + f"sys.argv = {arguments}\nfrom anomalygpt_edge.runtime.cli.main import main\nmain()"
     result = run_python(code, tmp_path)
     assert result.returncode == 0, result.stderr
     records = (tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()

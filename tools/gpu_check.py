@@ -33,14 +33,19 @@ from anomalygpt_edge import kernels
 from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 from anomalygpt_edge.kernels import cuda
 from anomalygpt_edge.kernels.cuda.driver import Driver, PycudaDriver
-from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, open_bundle
-from anomalygpt_edge.runtime.engines import BACKENDS, Engine, learner_inputs, open_networks
-from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu, difference, run_chain, sample_pixels
-from anomalygpt_edge.runtime.engines.chain import RESULTS, Chain, few_shot, zero_shot
-from anomalygpt_edge.runtime.engines.device import Device, open_device
-from anomalygpt_edge.runtime.engines.gpu import Graph, find_gpu, missing_driver
-from anomalygpt_edge.runtime.engines.tensorrt import TensorRtEngine
-from anomalygpt_edge.runtime.errors import AgptError
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.vision.engines import BACKENDS, Engine, learner_inputs, open_networks
+from anomalygpt_edge.runtime.vision.engines.agreement import (
+    compare_with_cpu,
+    difference,
+    run_chain,
+    sample_pixels,
+)
+from anomalygpt_edge.runtime.vision.engines.chain import RESULTS, Chain, few_shot, zero_shot
+from anomalygpt_edge.runtime.vision.engines.device import Device, open_device
+from anomalygpt_edge.runtime.vision.engines.gpu import Graph, find_gpu, missing_driver
+from anomalygpt_edge.runtime.vision.engines.tensorrt import TensorRtEngine
 
 from . import gpu_kernels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...runtime.copies import Copies
+from ...runtime.vision.augment import Copies
 from ..anomalygpt import AnomalyGPTConfig
 from ..imagebind import VisionConfig
 from ..llama import LlamaConfig

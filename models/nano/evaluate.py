@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...runtime.synthetic.data import fixed_samples, normalise, validation_families
 from ..anomalygpt import few_shot_distance, upsample_map
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
-from .data import fixed_samples, normalise, validation_families
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:

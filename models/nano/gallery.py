@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ...runtime.copies import Copies, make_copies
-from ...runtime.coverage import cover
+from ...runtime.synthetic.data import normalise
+from ...runtime.synthetic.defects import Defect
+from ...runtime.vision.augment import Copies, make_copies
+from ...runtime.vision.subsample import cover
 from ..anomalygpt import few_shot_distance, upsample_map
 from ..evidence import evidence
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
-from .data import normalise
-from .defects import Defect
 from .pool import GROUP, NORMALS, Pool
 from .words import SURENESS
 

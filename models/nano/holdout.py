@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .data import Sample, fixed_samples, held_out_families
+from ...runtime.synthetic.data import Sample, fixed_samples, held_out_families
 
 
 def write_holdout(

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...runtime.synthetic.data import normalise
 from ..imagebind import Block, VisionEncoder
-from .data import normalise
 from .pool import NORMALS, draw_group
 
 NUM_ANCHORS = 4

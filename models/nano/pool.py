@@ -19,9 +19,9 @@ import numpy as np
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
-from .data import SIZE, TRAINING_FAMILY_SEEDS, draw, num_defects
-from .defects import Defect
-from .products import GENERATOR_VERSION, TRAINED_KINDS, Family
+from ...runtime.synthetic.data import SIZE, TRAINING_FAMILY_SEEDS, draw, num_defects
+from ...runtime.synthetic.defects import Defect
+from ...runtime.synthetic.products import GENERATOR_VERSION, TRAINED_KINDS, Family
 
 NORMALS, QUERIES = 3, 3  # good parts to match with, then queries: defective, defective or good, good
 GROUP = NORMALS + QUERIES

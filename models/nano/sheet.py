@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.random import default_rng
 
-from .camera import photograph
-from .data import draw
-from .defects import DEFECTS, add_defects, plausible_defects
-from .products import KINDS, Family, render
+from ...runtime.synthetic.camera import photograph
+from ...runtime.synthetic.data import draw
+from ...runtime.synthetic.defects import DEFECTS, add_defects, plausible_defects
+from ...runtime.synthetic.products import KINDS, Family, render
 
 CELL = 150
 

@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
-from ...runtime.copies import Copies, make_copies
+from ...runtime.synthetic.data import fixed_samples, mirror_defects, normalise, validation_families
+from ...runtime.synthetic.defects import Defect
+from ...runtime.vision.augment import Copies, make_copies
 from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
 from ..look import LookNet
 from ..prompt_learner import NUM_BASE_PROMPTS
@@ -38,8 +40,6 @@ from ..prompts import (
     place_number,
 )
 from .config import Recipe
-from .data import fixed_samples, mirror_defects, normalise, validation_families
-from .defects import Defect
 from .gallery import SHARES, Gallery, Sureness, evidence_of, make_bank, map_statistics
 from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 from .words import (

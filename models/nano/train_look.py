@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
+from ...runtime.synthetic.data import normalise
 from ..look import LOOKS, LookNet, contrast, raised
 from .config import Recipe
-from .data import normalise
 from .gallery import ENTRIES, SHARES, SHOTS, Gallery
 from .pool import NORMALS, Pool
 from .train_vision import learning_rate, log_record, save_atomically

@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
+from ...runtime.synthetic.data import normalise, patch_coverage
+from ...runtime.synthetic.products import TRAINED_KINDS
 from ..image_decoder import LOGIT_SCALE, ImageDecoder
 from ..imagebind import VisionEncoder
 from .config import Recipe
-from .data import normalise, patch_coverage
 from .evaluate import evaluate_vision
 from .initial import construct, load_start
 from .pool import GROUP, NORMALS, Pool
-from .products import TRAINED_KINDS
 
 POSITIVE_COVERAGE = 0.06  # share of a patch that must be defective to count; between 0 and this it is ignored
 OBJECT = "object"

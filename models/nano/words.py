@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from numpy.random import Generator, default_rng
 from torch import Tensor
 
+from ...runtime.synthetic.defects import Defect
+from ...runtime.synthetic.products import KINDS
 from ..look import LOOKS, probabilities
 from ..prompts import DEFAULT_QUESTION, answer, place_name, place_number
-from .defects import Defect
-from .products import KINDS
 
 ANOMALY_QUESTIONS = (
     DEFAULT_QUESTION,

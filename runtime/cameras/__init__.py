@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import CameraError
-from ..images import read_image
+from ..common.errors import CameraError
+from ..vision.images import read_image
 from .base import Camera, Frame
 
 __all__ = ["Camera", "Frame", "open_camera"]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..printable import readable
+from ..common.printable import readable
 
 
 def utc_now() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...models.nano import line
+from ..synthetic import line
 from .base import Frame
 
 NUM_PARTS = 60

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CameraError
+from ..common.errors import CameraError
 from .base import Frame
 from .capture import open_capture
 

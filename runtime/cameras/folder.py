@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CameraError, ImageError
-from ..images import SUFFIXES, read_image
+from ..common.errors import CameraError, ImageError
+from ..vision.images import SUFFIXES, read_image
 from .base import Frame
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 
-from ..errors import CameraError
+from ..common.errors import CameraError
 from .base import Frame
 from .capture import open_capture
 

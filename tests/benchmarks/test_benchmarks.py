@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import default_bundle
+from anomalygpt_edge.runtime.bundles.bundle import default_bundle
 from tools.random_gguf import write_random_gguf
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

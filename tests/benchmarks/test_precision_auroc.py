@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.models.nano.data import validation_families
-from anomalygpt_edge.runtime.bundle import default_bundle
+from anomalygpt_edge.runtime.bundles.bundle import default_bundle
+from anomalygpt_edge.runtime.synthetic.data import validation_families
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NUM_FAMILIES, NUM_CHOICES = 35, 3  # of the gate: every kind of product once

@@ -25,7 +25,7 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import LlamaConfig
 from anomalygpt_edge.models.nano.save import llama_config_json, save_checkpoint, vision_tensors
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
-from anomalygpt_edge.runtime.bundle import Component
+from anomalygpt_edge.runtime.bundles.bundle import Component
 
 LORA_RANK = 8
 NUM_PIECES = 400

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from anomalygpt_edge.export import journal, pipeline
-from anomalygpt_edge.runtime import cli
-from anomalygpt_edge.runtime.bundle import Component, open_bundle
+from anomalygpt_edge.export import pipeline
+from anomalygpt_edge.export import resume as journal
+from anomalygpt_edge.runtime.bundles.bundle import Component, open_bundle
+from anomalygpt_edge.runtime.cli import main as cli
 
 torch.set_num_threads(1)
 

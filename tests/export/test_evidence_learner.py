@@ -32,9 +32,9 @@ from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.models.evidence import NUM_FIGURES
 from anomalygpt_edge.models.prompt_learner import PromptLearner, PromptLearnerConfig
-from anomalygpt_edge.runtime.bundle import Bundle, TensorSpec, open_bundle
-from anomalygpt_edge.runtime.engines import open_engine
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import Bundle, TensorSpec, open_bundle
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.vision.engines import open_engine
 
 MAP = TensorSpec("anomaly_map", "float32", ["B", 224, 224])
 NUM_SAMPLES = TensorSpec("num_samples", "float32", ["B"])

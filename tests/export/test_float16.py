@@ -16,8 +16,8 @@ from anomalygpt_edge.export import onnx_graphs
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.onnx_graphs import export_graph, graphs
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
-from anomalygpt_edge.runtime.bundle import NETWORKS, Component, open_bundle
-from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Component, open_bundle
+from anomalygpt_edge.runtime.vision.engines import open_engine
 
 HALF_MAX = 65504
 

@@ -14,7 +14,7 @@ import torch
 from anomalygpt_edge.export.checkpoints import open_checkpoint_folder, open_checkpoints
 from anomalygpt_edge.export.gguf_llm import permute_rows, quantise, read_vocabulary, write_gguf
 from anomalygpt_edge.export.tensor_files import CheckpointError
-from anomalygpt_edge.runtime.gguf_header import read_header
+from anomalygpt_edge.runtime.language.gguf_header import read_header
 
 
 @pytest.fixture(scope="module")

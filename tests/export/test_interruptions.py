@@ -17,8 +17,8 @@ import pytest
 from anomalygpt_edge.export import pipeline
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import ConfigError
 
 ROLES = ("imagebind", "vicuna", "pandagpt", "anomalygpt", "text-features")
 # In their order; those of the journal, and between them what makes no files.

@@ -12,7 +12,7 @@ from anomalygpt_edge.export.checkpoints import load_model, open_checkpoints
 from anomalygpt_edge.export.onnx_graphs import export_graph, graphs
 from anomalygpt_edge.kernels import localise
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
-from anomalygpt_edge.runtime.engines import open_engine
+from anomalygpt_edge.runtime.vision.engines import open_engine
 
 TAPS, PATCHES, WIDTH, EMBED, LLM = 4, 256, 64, 32, 64
 

@@ -20,9 +20,9 @@ from anomalygpt_edge.export.parity import ParityError
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.samples import draw_part
 from anomalygpt_edge.export.tensor_files import CheckpointError
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.errors import AgptError, ConfigError
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError, ConfigError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 
 
 @pytest.fixture

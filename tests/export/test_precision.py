@@ -13,7 +13,7 @@ from anomalygpt_edge.export.calibration import calibration_pixels, sample_pixels
 from anomalygpt_edge.export.parity import sample_cases
 from anomalygpt_edge.export.precision import Samples, SamplesTrial, convert
 from anomalygpt_edge.kernels import preprocess
-from anomalygpt_edge.runtime.bundle import NETWORKS, open_bundle
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, open_bundle
 
 NANO = Path(__file__).parents[2] / "models" / "nano" / "bundle"
 

@@ -22,10 +22,10 @@ from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.quantize import to_int8
 from anomalygpt_edge.export.samples import draw_part
 from anomalygpt_edge.models.imagebind import Block
-from anomalygpt_edge.runtime.bundle import Component, Preprocess, open_bundle
-from anomalygpt_edge.runtime.engines import Engine, open_engine
-from anomalygpt_edge.runtime.errors import ConfigError
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import Component, Preprocess, open_bundle
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.vision.engines import Engine, open_engine
 
 WIDTH, TOKENS = 64, 33
 SETTINGS = Preprocess(224, "crop", [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])

@@ -22,11 +22,11 @@ from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.tensorrt_plan import PlanOptions, build, rebuild
-from anomalygpt_edge.runtime import doctor
-from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, open_bundle, read_manifest, seal
-from anomalygpt_edge.runtime.engines import Backend, Engine, onnxruntime
-from anomalygpt_edge.runtime.engines.gpu import Gpu
-from anomalygpt_edge.runtime.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.cli import doctor
+from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.vision.engines import Backend, Engine, onnxruntime
+from anomalygpt_edge.runtime.vision.engines.gpu import Gpu
 
 rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
@@ -171,7 +171,7 @@ def test_command_needs_neither_checkpoints_nor_torch(tiny_bundle: Path, tmp_path
     program = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'safetensors', 'gguf'): sys.modules[name] = None\n"
-        "from anomalygpt_edge.runtime.cli import main\n"
+        "from anomalygpt_edge.runtime.cli.main import main\n"
         f"sys.argv = ['agpt', 'export', '--resume', '--engine', 'tensorrt-rtx', {str(folder)!r}]\n"
         "main()"
     )

@@ -30,8 +30,8 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.original_names import TEXT_MASK, TEXT_SCALE, original_text_name
 from anomalygpt_edge.models.prompts import ENSEMBLE_CLASSES, ensemble
 from anomalygpt_edge.models.text_tower import TextConfig, TextEncoder
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import ConfigError
 
 TOWER = TextConfig(vocab_size=514, width=64, depth=2, heads=16, mlp_width=96, embed_dim=32)
 

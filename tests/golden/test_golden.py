@@ -33,10 +33,10 @@ from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebu
 from anomalygpt_edge.export.tolerances import TOLERANCES as GATE
 from anomalygpt_edge.export.tolerances import error_of
 from anomalygpt_edge.kernels import INJECTED
-from anomalygpt_edge.runtime.bundle import Component, Manifest, open_bundle, seal
-from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.trace import TraceOptions, trace_frame, trace_image
+from anomalygpt_edge.runtime.bundles.bundle import Component, Manifest, open_bundle, seal
+from anomalygpt_edge.runtime.evaluation.trace import TraceOptions, trace_frame, trace_image
+from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.vision.images import read_image
 
 pytestmark = pytest.mark.golden
 

@@ -17,9 +17,9 @@ from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.parity import ANSWER_LIMITS
 from anomalygpt_edge.export.tolerances import TOLERANCES
 from anomalygpt_edge.kernels import INJECTED, preprocess
-from anomalygpt_edge.runtime.bundle import Language
-from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.bundles.bundle import Language
+from anomalygpt_edge.runtime.language.model import LanguageModel
+from anomalygpt_edge.runtime.vision.images import read_image
 
 HERE = Path(__file__).parent
 INDEX = json.loads((HERE / "golden.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 
 from anomalygpt_edge.models import clip_tokens, prompts
 from anomalygpt_edge.models.clip_tokens import CONTEXT_LENGTH, ClipTokenizer, open_tokenizer
-from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.common.errors import ConfigError
 
 ORIGINAL = json.loads((Path(__file__).parent / "clip_tokens.json").read_text())
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.nano.data import draw, held_out_families
-from anomalygpt_edge.runtime.bundle import default_bundle, open_bundle
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import default_bundle, open_bundle
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.synthetic.data import draw, held_out_families
 
 NUM_FAMILIES, NUM_EACH = 16, 3  # good and as many defective parts of each product
 REPOSITORY = Path(__file__).parents[2]

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.nano import line, pool
-from anomalygpt_edge.models.nano.data import (
+from anomalygpt_edge.models.nano import pool
+from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
+from anomalygpt_edge.runtime.synthetic import line
+from anomalygpt_edge.runtime.synthetic.data import (
     HELD_OUT_FAMILY_SEEDS,
     TRAINING_FAMILY_SEEDS,
     VALIDATION_FAMILY_SEEDS,
@@ -21,7 +23,7 @@ from anomalygpt_edge.models.nano.data import (
     patch_coverage,
     validation_families,
 )
-from anomalygpt_edge.models.nano.defects import (
+from anomalygpt_edge.runtime.synthetic.defects import (
     DEFECTS,
     MIN_CHANGE,
     VISIBLE_CHANGE,
@@ -29,8 +31,7 @@ from anomalygpt_edge.models.nano.defects import (
     add_defects,
     plausible_defects,
 )
-from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_group
-from anomalygpt_edge.models.nano.products import (
+from anomalygpt_edge.runtime.synthetic.products import (
     GENERATOR_VERSION,
     HELD_OUT_KINDS,
     KINDS,

@@ -20,8 +20,6 @@ from anomalygpt_edge.models.look import LOOKS, LookNet
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano import train as train_module
 from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
-from anomalygpt_edge.models.nano.data import mirror_defects, normalise
-from anomalygpt_edge.models.nano.defects import Defect
 from anomalygpt_edge.models.nano.gallery import (
     ARRAYS,
     ENTRIES,
@@ -57,8 +55,10 @@ from anomalygpt_edge.models.nano.words import (
     size_answer,
 )
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
-from anomalygpt_edge.runtime.copies import make_copies
-from anomalygpt_edge.runtime.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.synthetic.data import mirror_defects, normalise
+from anomalygpt_edge.runtime.synthetic.defects import Defect
+from anomalygpt_edge.runtime.vision.augment import make_copies
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
 
 TINY = Recipe(
     pool_groups=2,

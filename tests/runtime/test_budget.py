@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.runtime.budget import Budget, CostsOfViews, StageCosts
-from anomalygpt_edge.runtime.decoding import Noise
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.recipe import Recipe
-from anomalygpt_edge.runtime.verdict import Status
-from anomalygpt_edge.runtime.views import FrameSize, Tiles
+from anomalygpt_edge.runtime.inspection.budget import Budget, CostsOfViews, StageCosts
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.language.decoding import Noise
+from anomalygpt_edge.runtime.recipes.recipe import Recipe
+from anomalygpt_edge.runtime.vision.views import FrameSize, Tiles
 
 FRAME = np.full((64, 64, 3), 128, np.uint8)
 NUM_STEPS = 8  # the tiny model's answer: a first pass, then one for each further token

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime import bundle as bundle_module
-from anomalygpt_edge.runtime.bundle import (
+from anomalygpt_edge.runtime.bundles import bundle as bundle_module
+from anomalygpt_edge.runtime.bundles.bundle import (
     MANIFEST_FILE,
     TEXT_FEATURES_FILE,
     default_bundle,
@@ -23,7 +23,7 @@ from anomalygpt_edge.runtime.bundle import (
     read_manifest,
     seal,
 )
-from anomalygpt_edge.runtime.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
 
 
 @pytest.fixture

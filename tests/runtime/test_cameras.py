@@ -11,7 +11,7 @@ import pytest
 
 from anomalygpt_edge.runtime.cameras import open_camera
 from anomalygpt_edge.runtime.cameras.demo import PRODUCTS, normal_samples
-from anomalygpt_edge.runtime.errors import CameraError
+from anomalygpt_edge.runtime.common.errors import CameraError
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime import cli
+from anomalygpt_edge.runtime.cli import main as cli
 
-IN_BATCH = "import sys; from anomalygpt_edge.runtime.cli import main; main()"
+IN_BATCH = "import sys; from anomalygpt_edge.runtime.cli.main import main; main()"
 
 
 def agpt(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ def test_help_answers_at_once():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"
-        "from anomalygpt_edge.runtime.cli import main\n"
+        "from anomalygpt_edge.runtime.cli.main import main\n"
         "sys.argv = ['agpt', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'numpy', 'cv2', 'onnxruntime', 'llama_cpp', 'torch', 'rich'} & set(sys.modules)\n"
@@ -309,12 +309,12 @@ def test_a_terminal_of_few_letters_is_no_crash(parts):
 
 
 def test_doctor_names_what_is_there_and_how_to_get_the_rest(call, monkeypatch, tiny_bundle, tmp_path):
-    monkeypatch.setattr("anomalygpt_edge.runtime.doctor.default_bundle", lambda: tiny_bundle)
+    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tiny_bundle)
     status, said, _ = call("doctor")
     assert status == 0
     assert "onnxruntime" in said
     assert "shipped bundle" in said
-    monkeypatch.setattr("anomalygpt_edge.runtime.doctor.default_bundle", lambda: tmp_path / "absent")
+    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tmp_path / "absent")
     status, said, _ = call("doctor")
     assert status == 1
     assert "MISS" in said

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.datasets import find_categories
-from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.evaluation.datasets import find_categories
 
 
 def put(path: Path, value: int = 0) -> Path:

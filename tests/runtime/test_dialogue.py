@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.errors import ConfigError
-from anomalygpt_edge.runtime.language import LanguageModel
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.language.model import LanguageModel
 
 QUESTIONS = ("", "Where is the anomaly?", "How many anomalies are there?", "What is in the image?")
 

@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from anomalygpt_edge.runtime.cameras import Frame
-from anomalygpt_edge.runtime.display import LiveTable, PlainLines, open_display
-from anomalygpt_edge.runtime.tally import Tally
-from anomalygpt_edge.runtime.verdict import Status, Verdict
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.outputs.display import LiveTable, PlainLines, open_display
+from anomalygpt_edge.runtime.outputs.tally import Tally
 
 SENTENCE = "Yes, there is an anomaly in the image, at the top left of the image."
 

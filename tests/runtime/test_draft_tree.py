@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.runtime.draft_tree import NO_DRAFT, PrefixTree
-from anomalygpt_edge.runtime.pass_cost import SIZES, WORTH_PADDING, PassCosts, fixed_costs, measure_costs
+from anomalygpt_edge.runtime.language.draft_tree import NO_DRAFT, PrefixTree
+from anomalygpt_edge.runtime.language.pass_cost import (
+    SIZES,
+    WORTH_PADDING,
+    PassCosts,
+    fixed_costs,
+    measure_costs,
+)
 
 PATHS = st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=8)
 

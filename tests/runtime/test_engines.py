@@ -9,11 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import NETWORKS, Bundle, Component, TensorSpec, open_bundle
-from anomalygpt_edge.runtime.engines import BACKENDS, Backend, choose_engine, open_engine, open_networks
-from anomalygpt_edge.runtime.engines import onnxruntime as backend
-from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu
-from anomalygpt_edge.runtime.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, Component, TensorSpec, open_bundle
+from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.vision.engines import (
+    BACKENDS,
+    Backend,
+    choose_engine,
+    open_engine,
+    open_networks,
+)
+from anomalygpt_edge.runtime.vision.engines import onnxruntime as backend
+from anomalygpt_edge.runtime.vision.engines.agreement import compare_with_cpu
 
 
 @pytest.fixture(scope="module")

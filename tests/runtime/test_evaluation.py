@@ -15,9 +15,9 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from anomalygpt_edge.kernels import preprocess
-from anomalygpt_edge.runtime.datasets import Sample, find_categories
-from anomalygpt_edge.runtime.errors import ConfigError
-from anomalygpt_edge.runtime.evaluation import (
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.evaluation.datasets import Sample, find_categories
+from anomalygpt_edge.runtime.evaluation.evaluate import (
     Evaluation,
     class_of,
     encode_once,
@@ -28,10 +28,10 @@ from anomalygpt_edge.runtime.evaluation import (
     print_table,
     write_json,
 )
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.memory_bank import MemoryBank
-from anomalygpt_edge.runtime.verdict import Status, Verdict
-from anomalygpt_edge.runtime.views import Layout, Tiles
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.vision.views import Layout, Tiles
 
 SIZE = 32
 

@@ -12,13 +12,13 @@ import torch
 
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.engines import learner_inputs, open_networks
-from anomalygpt_edge.runtime.engines.agreement import compare_with_cpu
-from anomalygpt_edge.runtime.errors import BundleError
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.verdict import Status
-from anomalygpt_edge.runtime.views import WHOLE, FrameSize, Layout, RegionOfInterest, Tiles
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.common.errors import BundleError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.vision.engines import learner_inputs, open_networks
+from anomalygpt_edge.runtime.vision.engines.agreement import compare_with_cpu
+from anomalygpt_edge.runtime.vision.views import WHOLE, FrameSize, Layout, RegionOfInterest, Tiles
 
 INPUTS = ["anomaly_map", "num_samples", "pixels"]
 SIZE = FrameSize(width=160, height=120)
@@ -160,7 +160,7 @@ def test_a_banks_number_is_its_samples_not_its_patches(inspector: Inspector) -> 
 def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspector.inspect(frame()).status is Status.FAIL
     monkeypatch.setattr(
-        "anomalygpt_edge.runtime.inspector.learner_inputs",
+        "anomalygpt_edge.runtime.inspection.inspector.learner_inputs",
         lambda learner, maps, *_: {"anomaly_map": maps},
     )
     verdict = inspector.inspect(frame())

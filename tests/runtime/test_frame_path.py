@@ -13,11 +13,11 @@ import pytest
 
 from anomalygpt_edge import kernels
 from anomalygpt_edge.kernels import choice, cuda
-from anomalygpt_edge.runtime import inspector as inspector_module
-from anomalygpt_edge.runtime import memory_bank
-from anomalygpt_edge.runtime.inspector import Inspector, Product
-from anomalygpt_edge.runtime.verdict import Status, Verdict
-from anomalygpt_edge.runtime.views import FrameSize, Layout, Tiles
+from anomalygpt_edge.runtime.inspection import inspector as inspector_module
+from anomalygpt_edge.runtime.inspection.inspector import Inspector, Product
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.vision import memory_bank
+from anomalygpt_edge.runtime.vision.views import FrameSize, Layout, Tiles
 from tools.cuda_shim import ShimDriver
 
 HEIGHT, WIDTH = 120, 160

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.runtime.bundle import Language
-from anomalygpt_edge.runtime.errors import BundleError
-from anomalygpt_edge.runtime.gguf_header import TokenEmbeddings, check_language_model, read_header
+from anomalygpt_edge.runtime.bundles.bundle import Language
+from anomalygpt_edge.runtime.common.errors import BundleError
+from anomalygpt_edge.runtime.language.gguf_header import TokenEmbeddings, check_language_model, read_header
 
 WIDTH, VOCAB = 64, 40
 EXPECTED = Language(width=WIDTH, vocab_size=VOCAB, layers=2, context_length=128)

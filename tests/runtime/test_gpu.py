@@ -6,9 +6,9 @@ import ctypes
 
 import pytest
 
-from anomalygpt_edge.runtime.engines import gpu
-from anomalygpt_edge.runtime.engines.gpu import Gpu, Graph, find_gpu, query_gpu
-from anomalygpt_edge.runtime.errors import ConfigError
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.vision.engines import gpu
+from anomalygpt_edge.runtime.vision.engines.gpu import Gpu, Graph, find_gpu, query_gpu
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anomalygpt_edge.runtime.errors import ImageError
-from anomalygpt_edge.runtime.images import check_frame, decode_image, read_image
+from anomalygpt_edge.runtime.common.errors import ImageError
+from anomalygpt_edge.runtime.vision.images import check_frame, decode_image, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
 
@@ -97,7 +97,7 @@ def encoded(extension: str) -> bytes:
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".bmp", ".tif", ".webp"])
 def test_the_header_is_read_as_the_decoder_reads_it(extension: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomalygpt_edge.runtime import images
+    from anomalygpt_edge.runtime.vision import images
 
     assert images._size_in_header(encoded(extension), "x") == (31, 23)
 

@@ -12,12 +12,18 @@ import pytest
 import torch
 
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT, few_shot_distance, upsample_map
-from anomalygpt_edge.runtime.bundle import Manifest, open_bundle, read_manifest, seal
-from anomalygpt_edge.runtime.enroll import enroll
-from anomalygpt_edge.runtime.errors import BundleError, ClosedError, ConfigError, ImageError, RecipeError
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.recipe import Recipe, load_recipe
-from anomalygpt_edge.runtime.verdict import Status
+from anomalygpt_edge.runtime.bundles.bundle import Manifest, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.common.errors import (
+    BundleError,
+    ClosedError,
+    ConfigError,
+    ImageError,
+    RecipeError,
+)
+from anomalygpt_edge.runtime.enrolment.enroll import enroll
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.recipes.recipe import Recipe, load_recipe
 
 STAGES = ["preprocess", "encode", "localise", "prompt", "judge", "decide"]
 

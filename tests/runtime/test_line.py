@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.runtime.cameras import Frame
-from anomalygpt_edge.runtime.errors import AgptError, CameraError
-from anomalygpt_edge.runtime.line import Line, no_result
-from anomalygpt_edge.runtime.overlay import OverlayFolder
-from anomalygpt_edge.runtime.records import Identity, RecordFile
-from anomalygpt_edge.runtime.verdict import Status, Verdict
+from anomalygpt_edge.runtime.common.errors import AgptError, CameraError
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.outputs.overlay import OverlayFolder
+from anomalygpt_edge.runtime.outputs.records import Identity, RecordFile
+from anomalygpt_edge.runtime.station.line import Line, no_result
 
 IDENTITY = Identity(bundle="fake", bundle_sha256="00" * 32)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from anomalygpt_edge.runtime.metrics import accuracy, auroc, mean
+from anomalygpt_edge.runtime.evaluation.metrics import accuracy, auroc, mean
 
 
 @settings(max_examples=60, deadline=None)

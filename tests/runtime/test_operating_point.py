@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.runtime.enroll import enroll
-from anomalygpt_edge.runtime.errors import ConfigError, RecipeError
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.operating_point import (
+from anomalygpt_edge.runtime.common.errors import ConfigError, RecipeError
+from anomalygpt_edge.runtime.enrolment.enroll import enroll
+from anomalygpt_edge.runtime.enrolment.operating_point import (
     check_rate,
     choose_operating_point,
     num_normals_needed,
     rate_limit,
 )
-from anomalygpt_edge.runtime.overlay import said
-from anomalygpt_edge.runtime.recipe import OperatingPoint, Recipe, load_recipe
-from anomalygpt_edge.runtime.records import Record
-from anomalygpt_edge.runtime.verdict import Status, Verdict
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
+from anomalygpt_edge.runtime.outputs.overlay import said
+from anomalygpt_edge.runtime.outputs.records import Record
+from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe
 
 
 def frame(seed: int = 0) -> np.ndarray:

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.overlay import (
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.inspection.verdict import Region, Status, Verdict
+from anomalygpt_edge.runtime.outputs.overlay import (
     MARGIN,
     PANE_SIDE,
     STATUS_COLORS,
@@ -15,7 +16,6 @@ from anomalygpt_edge.runtime.overlay import (
     draw_overlay,
     overlay_name,
 )
-from anomalygpt_edge.runtime.verdict import Region, Status, Verdict
 
 LEVEL = 0.2
 

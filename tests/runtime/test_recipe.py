@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anomalygpt_edge.kernels import normalise
-from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
-from anomalygpt_edge.runtime.errors import RecipeError
-from anomalygpt_edge.runtime.memory_bank import MemoryBank, load_bank
-from anomalygpt_edge.runtime.recipe import MemoryBankRecord, Recipe, load_recipe, save_recipe
+from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
+from anomalygpt_edge.runtime.common.errors import RecipeError
+from anomalygpt_edge.runtime.recipes.recipe import MemoryBankRecord, Recipe, load_recipe, save_recipe
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
 
 DIGEST = "0" * 64
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=60)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.runtime.cameras import Frame
-from anomalygpt_edge.runtime.errors import AgptError
-from anomalygpt_edge.runtime.records import Identity, Record, RecordFile, make_record
-from anomalygpt_edge.runtime.verdict import Region, Status, Verdict
+from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.inspection.verdict import Region, Status, Verdict
+from anomalygpt_edge.runtime.outputs.records import Identity, Record, RecordFile, make_record
 
 IDENTITY = Identity(bundle="nano", bundle_sha256="ab" * 32)
 

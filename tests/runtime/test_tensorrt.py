@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import Bundle, open_bundle, read_manifest, seal
-from anomalygpt_edge.runtime.engines import choose_engine, open_networks, tensorrt
-from anomalygpt_edge.runtime.engines.device import Device
-from anomalygpt_edge.runtime.engines.gpu import Gpu
-from anomalygpt_edge.runtime.engines.plans import misfit
-from anomalygpt_edge.runtime.errors import BundleError, ConfigError
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.vision.engines import choose_engine, open_networks, tensorrt
+from anomalygpt_edge.runtime.vision.engines.device import Device
+from anomalygpt_edge.runtime.vision.engines.gpu import Gpu
+from anomalygpt_edge.runtime.vision.engines.plans import misfit
 
 ORIN = Gpu("Orin", "8.7", integrated=True)
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", integrated=False)

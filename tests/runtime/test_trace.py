@@ -11,11 +11,11 @@ import pytest
 
 from anomalygpt_edge.kernels import INJECTED
 from anomalygpt_edge.models import prompts
-from anomalygpt_edge.runtime import cli
-from anomalygpt_edge.runtime.bundle import open_bundle
-from anomalygpt_edge.runtime.images import read_image
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.trace import trace_frame
+from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.cli import main as cli
+from anomalygpt_edge.runtime.evaluation.trace import trace_frame
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.vision.images import read_image
 
 KEYS = {
     "pixels", "image_embedding", "patch_features", "text_features", "anomaly_map", "prompt_embeddings",

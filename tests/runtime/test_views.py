@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalygpt_edge.kernels import Box, normalise, split_grid
-from anomalygpt_edge.runtime.bundle import read_manifest, seal
+from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
-from anomalygpt_edge.runtime.decide import decide, decide_views
-from anomalygpt_edge.runtime.enroll import enroll
-from anomalygpt_edge.runtime.errors import ConfigError, ImageError, RecipeError
-from anomalygpt_edge.runtime.inspector import Inspector
-from anomalygpt_edge.runtime.localise import find_regions_of_views
-from anomalygpt_edge.runtime.memory_bank import MemoryBank, load_bank
-from anomalygpt_edge.runtime.overlay import draw_overlay
-from anomalygpt_edge.runtime.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
-from anomalygpt_edge.runtime.records import Identity, make_record
-from anomalygpt_edge.runtime.verdict import Status
-from anomalygpt_edge.runtime.views import (
+from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, RecipeError
+from anomalygpt_edge.runtime.enrolment.enroll import enroll
+from anomalygpt_edge.runtime.inspection.decide import decide, decide_views
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.outputs.overlay import draw_overlay
+from anomalygpt_edge.runtime.outputs.records import Identity, make_record
+from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
+from anomalygpt_edge.runtime.vision.regions import find_regions_of_views
+from anomalygpt_edge.runtime.vision.views import (
     FrameSize,
     Layout,
     RegionOfInterest,

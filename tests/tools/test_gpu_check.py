@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundle import Bundle, open_bundle
-from anomalygpt_edge.runtime.engines import BACKENDS, open_networks
-from anomalygpt_edge.runtime.engines.agreement import run_chain, sample_pixels
-from anomalygpt_edge.runtime.engines.chain import Chain, few_shot, zero_shot
-from anomalygpt_edge.runtime.engines.gpu import Graph, find_gpu
-from anomalygpt_edge.runtime.errors import AgptError, ConfigError
+from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
+from anomalygpt_edge.runtime.common.errors import AgptError, ConfigError
+from anomalygpt_edge.runtime.vision.engines import BACKENDS, open_networks
+from anomalygpt_edge.runtime.vision.engines.agreement import run_chain, sample_pixels
+from anomalygpt_edge.runtime.vision.engines.chain import Chain, few_shot, zero_shot
+from anomalygpt_edge.runtime.vision.engines.gpu import Graph, find_gpu
 from tools import gpu_check
 from tools.cuda_shim import ShimDriver
 from tools.gpu_check import CPU, Check, Report, Setting, run_checks

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.models import prompts
-from anomalygpt_edge.runtime.answer import Answer, Part
-from anomalygpt_edge.runtime.bundle import Language, PromptLayout
-from anomalygpt_edge.runtime.draft_tree import PrefixTree
-from anomalygpt_edge.runtime.gguf_header import check_language_model, read_header
-from anomalygpt_edge.runtime.language import LanguageModel
-from anomalygpt_edge.runtime.pass_cost import fixed_costs
+from anomalygpt_edge.runtime.bundles.bundle import Language, PromptLayout
+from anomalygpt_edge.runtime.language.answer import Answer, Part
+from anomalygpt_edge.runtime.language.draft_tree import PrefixTree
+from anomalygpt_edge.runtime.language.gguf_header import check_language_model, read_header
+from anomalygpt_edge.runtime.language.model import LanguageModel
+from anomalygpt_edge.runtime.language.pass_cost import fixed_costs
 from tools.random_gguf import WIDTH, write_random_gguf
 
 VOCABULARY = 2400

@@ -367,7 +367,7 @@ def add_times(result: Result, case: Case, times_us: np.ndarray, ceilings: dict[s
 
 def check_graph(driver: PycudaDriver) -> str:
     """A frame's stages captured in one CUDA graph: the same figures as launch by launch, and both times."""
-    from anomalygpt_edge.runtime.engines.gpu import Graph
+    from anomalygpt_edge.runtime.vision.engines.gpu import Graph
 
     parts = list(_preprocess_cases(driver, (1080, 1920), 224))[:1] + list(
         _map_cases(driver, 224, (1080, 1920))

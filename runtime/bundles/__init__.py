@@ -1,0 +1,1 @@
+"""Bundles: the one signed folder that export makes and the runtime opens."""

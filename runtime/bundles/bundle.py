@@ -1,0 +1,447 @@
+"""The bundle: one folder that describes itself, written by export and opened by the runtime.
+
+This file is the schema's only home. ``manifest.json`` names every other file with its size and sha256, and it
+holds everything about the model: a dimension, a name, a prompt, a class is written down nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from ..common.errors import BundleError, ConfigError
+from ..vision.augment import Copies
+
+SCHEMA_VERSION = 2  # 2: the decoder ends in logits, kernels.localise makes the map; until 1 it made the map itself
+MANIFEST_FILE = "manifest.json"
+TEXT_FEATURES_FILE = "text_features.npz"
+NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's life
+COMPONENTS = (*NETWORKS, "language_model")
+MAX_MANIFEST_BYTES = 4 << 20
+HASH_CHUNK_BYTES = 1 << 20
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
+FIX = "copy the bundle again or re-run agpt export"
+
+Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Strict and immutable: an unknown key is an error, not a setting that is silently dropped."""
+
+
+class Preprocess(Schema, frozen=True):
+    """How frames become pixels: ``(x / 255 - mean) / std``, channels in RGB order."""
+
+    size: Count
+    resize: Literal["crop", "stretch"]
+    mean: Annotated[list[float], Meta(min_length=3, max_length=3)]
+    std: Annotated[list[float], Meta(min_length=3, max_length=3)]
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, [*self.mean, *self.std])) or min(self.std) <= 0:
+            raise ValueError("preprocess needs finite means and positive standard deviations")
+
+
+class Vision(Schema, frozen=True):
+    """The encoder: width V of its taps, patches per side, width E of the text features, and how many patches begin
+    within one, per side (1: none overlap)."""
+
+    width: Count
+    tap_layers: Annotated[list[int], Meta(min_length=1)]
+    grid: Count
+    embed_dim: Count
+    shifts: Count = 1
+
+    @property
+    def num_distinct(self) -> int:
+        """Patches of a view that do not overlap."""
+        return ((self.grid - 1) // self.shifts + 1) ** 2
+
+
+class Language(Schema, frozen=True):
+    """The language model: width D, and what the GGUF's header must say."""
+
+    width: Count
+    vocab_size: Count
+    layers: Count
+    context_length: Count
+
+
+class RegionLevel(Schema, frozen=True):
+    """Map value at and above which a pixel belongs to a region; None when none was chosen at training."""
+
+    few_shot: float | None = None
+    zero_shot: float | None = None
+
+
+class AnswerForms(Schema, frozen=True):
+    """The sentences that the model was taught, as templates: no anomaly, one with its ``{place}``, several with
+    their ``{count}`` and ``{places}`` ("left, center and right"); ``places`` in reading order."""
+
+    none: Annotated[list[Name], Meta(min_length=1)]
+    one: Annotated[list[Name], Meta(min_length=1)]
+    several: list[Name]
+    places: Annotated[list[Name], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        needed = [("one", "{place}"), ("several", "{count}"), ("several", "{places}")]
+        for forms, field in needed:
+            for form in getattr(self, forms):
+                if field not in form:
+                    raise ValueError(f"answer form {form!r} has no {field}")
+
+
+class PromptLayout(Schema, frozen=True):
+    """``<bos> before_image [image] after_image [num_prompts rows] question+assistant``; the answer's words.
+
+    Each piece is tokenised on its own. ``stop_piece`` ends an answer when its token appears; ``turn_end`` is
+    the text that closes a turn ("\\n###") and is cut from the answer. ``answers`` are what to expect, for speed
+    and for p(anomaly); without them everything is slower and the same.
+    """
+
+    before_image: str
+    after_image: str
+    num_prompts: Count
+    assistant: str
+    question: Name
+    affirmative: Name
+    negative: Name
+    stop_piece: Name
+    turn_end: Name
+    answers: AnswerForms | None = None
+
+
+class TensorSpec(Schema, frozen=True):
+    """One tensor of a component. A string in ``shape`` is a dynamic axis, for example "B"."""
+
+    name: Name
+    dtype: Name
+    shape: list[int | str]
+
+
+class Component(Schema, frozen=True):
+    """One network: its file, its precision ("f32", "f16", "q4_k_m" …), its tensors."""
+
+    file: Name
+    precision: Name
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+
+
+class Plan(Schema, frozen=True, kw_only=True):
+    """A TensorRT engine built from a component's graph: native code, which runs where it was built for only."""
+
+    file: Name
+    engine: Literal["tensorrt", "tensorrt-rtx"]
+    version: Name  # of the TensorRT that built it
+    compute_capabilities: Annotated[list[Name], Meta(min_length=1)]  # of the GPUs it was built for, "8.9"
+    gpu: str = ""  # the model it is tied to; "" when it is not
+    platform: Name  # "linux-x86_64"
+    flags: list[Name] = []
+    max_batch: Count
+    graph_sha256: Sha256  # the graph it was built from
+
+    @property
+    def built_for(self) -> str:
+        """The machine it runs on, in words."""
+        gpu = f"{self.gpu}, " if self.gpu else ""
+        capabilities = " or ".join(self.compute_capabilities)
+        product = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[self.engine]
+        return f"{gpu}compute capability {capabilities}, {product} {self.version}, {self.platform}"
+
+
+class FileRecord(Schema, frozen=True):
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class Manifest(Schema, frozen=True, kw_only=True):
+    schema_version: int = SCHEMA_VERSION
+    name: Name
+    notices: list[str]
+    preprocess: Preprocess
+    vision: Vision
+    language: Language
+    classes: Annotated[list[Name], Meta(min_length=1)]
+    default_class: Name
+    region_level: RegionLevel
+    copies: Copies = "none"  # of normal samples, that a memory bank holds too
+    prompt: PromptLayout
+    components: dict[str, Component]
+    plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine
+    files: dict[str, FileRecord] = {}
+    parity: dict = {}
+    tools: dict[str, str] = {}
+    sources: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if missing := [name for name in COMPONENTS if name not in self.components]:
+            raise ValueError(f"component {missing[0]!r} is missing")
+        if self.default_class not in self.classes:
+            raise ValueError(f"default_class {self.default_class!r} is not among the classes")
+        if unknown := sorted(self.plans.keys() - set(NETWORKS)):
+            raise ValueError(f"there are plans of {unknown[0]!r}, which is no network")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file was there, whole, with the digest the manifest gives."""
+
+    folder: Path
+    manifest: Manifest
+
+    def component_file(self, component: str) -> Path:
+        """Path of a component's file ("encoder", "decoder", "prompt_learner", "language_model")."""
+        return self.folder / self.manifest.components[component].file
+
+    def plan(self, component: str, engine: str) -> Plan | None:
+        """A component's plan for an engine ("tensorrt", "tensorrt-rtx"), if there is one."""
+        plans = self.manifest.plans.get(component, [])
+        return next((plan for plan in plans if plan.engine == engine), None)
+
+    def graph_sha256(self, component: str) -> str:
+        """Identifies a component's graph with its weights."""
+        return graph_digest(self.manifest.components[component].file, self.manifest.files)
+
+    @property
+    def encoder_sha256(self) -> str:
+        """Identifies the features a memory bank holds."""
+        return self.graph_sha256("encoder")
+
+    def text_features(self, class_name: str | None = None) -> np.ndarray:
+        """Normal (row 0) and abnormal (row 1) text features of a class: float32 [2, E], unit norm.
+
+        Raises:
+            ConfigError: the bundle does not know the class.
+            BundleError: the file does not hold what the manifest promises.
+        """
+        manifest = self.manifest
+        class_name = manifest.default_class if class_name is None else class_name
+        if class_name not in manifest.classes:
+            known = ", ".join(manifest.classes)
+            raise ConfigError(f"unknown class name {class_name!r}: choose one of {known}")
+        try:
+            with np.load(self.folder / TEXT_FEATURES_FILE, allow_pickle=False) as arrays:
+                features = np.asarray(arrays[class_name], np.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(
+                f"{TEXT_FEATURES_FILE} has no readable features for {class_name!r}: re-run agpt export"
+            ) from error
+        if features.shape != (2, manifest.vision.embed_dim) or not np.isfinite(features).all():
+            raise BundleError(
+                f"{TEXT_FEATURES_FILE}: {class_name!r} is {features.shape}, not finite [2, "
+                f"{manifest.vision.embed_dim}]: re-run agpt export"
+            )
+        return features
+
+
+def default_bundle() -> Path:
+    """Folder of the nano bundle that ships with the package."""
+    return Path(str(resources.files("anomalygpt_edge.models.nano") / "bundle"))
+
+
+def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bundle:
+    """Open a bundle folder (the shipped nano bundle when None) after checking every byte of it.
+
+    Args:
+        with_plans: False forgets the plans, in whatever state they are: they can be built again.
+
+    Raises:
+        BundleError: no folder, no or a malformed manifest, another schema version, a file missing, unlisted,
+            altered, or not a regular file.
+    """
+    folder = default_bundle() if path is None else Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: give a folder made by agpt export")
+    manifest = read_manifest(folder)
+    _check_names(folder, manifest)
+    plans = {plan.file: plan for plans in manifest.plans.values() for plan in plans}
+    if not with_plans:
+        files = {name: record for name, record in manifest.files.items() if name not in plans}
+        manifest = msgspec.structs.replace(manifest, plans={}, files=files)
+    for name, record in manifest.files.items():
+        _check_file(folder / name, record, rebuild_hint(folder, plans[name]) if name in plans else FIX)
+    return Bundle(folder, manifest)
+
+
+def graph_digest(name: str, files: dict[str, FileRecord]) -> str:
+    """sha256 of a graph file with its weights, which lie in a file of their own beside it when they are large."""
+    weights = files.get(f"{name}.data")
+    if weights is None:
+        return files[name].sha256
+    return hashlib.sha256(f"{files[name].sha256} {weights.sha256}".encode()).hexdigest()
+
+
+def rebuild_hint(folder: Path, plan: Plan) -> str:
+    """What a plan was built for, and the command that builds it anew."""
+    return (
+        f"it was built for {plan.built_for}; build it on this machine: {rebuild_command(folder, plan.engine)}"
+    )
+
+
+def rebuild_command(folder: Path, engine: str) -> str:
+    return f"agpt export --resume --engine {engine} {folder}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse and validate ``manifest.json`` without looking at the other files."""
+    path = folder / MANIFEST_FILE
+    if not _is_plain_file(path):
+        raise BundleError(
+            f"{folder} has no {MANIFEST_FILE}: it is not a bundle; give a folder made by agpt export"
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{path} is over {MAX_MANIFEST_BYTES >> 20} MiB: it is not a manifest of agpt export"
+        )
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path} has schema version {version} and this program reads {SCHEMA_VERSION}: "
+                "re-run agpt export with this version"
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is malformed ({error}): {FIX}") from error
+
+
+def read_plan(folder: Path, manifest: Manifest, plan: Plan) -> bytes:
+    """A plan's bytes, whose digest is checked: the bytes that are hashed are the bytes that will run.
+
+    Raises:
+        BundleError: the file is not there or was altered.
+    """
+    path, record = folder / plan.file, manifest.files[plan.file]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): {rebuild_hint(folder, plan)}"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise BundleError(f"{path} was altered: {rebuild_hint(folder, plan)}")
+    return data
+
+
+def digest_file(path: Path, progress: Callable[[int], None] = lambda num_bytes: None) -> FileRecord:
+    """Size in bytes and sha256 of a file's content; ``progress`` is told of every chunk's bytes."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            progress(len(chunk))
+    return FileRecord(sha256=digest.hexdigest(), bytes=size)
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Record every file of ``folder`` in the manifest, write ``manifest.json``, and flush all to the disk.
+
+    Returns:
+        The manifest as written, with ``files`` filled in.
+
+    Raises:
+        BundleError: what was sealed does not open (a name, link or component that a bundle must not have).
+    """
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name != MANIFEST_FILE)
+    sealed = msgspec.structs.replace(manifest, files={name: digest_file(folder / name) for name in names})
+    (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
+    for entry in folder.iterdir():
+        _flush(entry)
+    _flush(folder)
+    return open_bundle(folder).manifest
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Move a sealed bundle to its place by one rename: it is whole or absent. An older bundle, which is there until
+    the new one is, is replaced.
+
+    Both folders must be on one file system.
+
+    Raises:
+        BundleError: ``target`` exists and is not a bundle.
+    """
+    if target.exists() and not (target / MANIFEST_FILE).is_file() and any(target.iterdir()):
+        raise BundleError(f"{target} exists and is not a bundle: choose another folder or empty it")
+    if target.exists():
+        _exchange(staging, target)
+        shutil.rmtree(staging, ignore_errors=True)  # the new one is in its place
+    else:
+        staging.rename(target)
+    _flush(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names in one step (Linux, renameat2); where the file system cannot, in three."""
+    here = ctypes.c_int(AT_FDCWD)
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2") and not libc.renameat2(here, names[0], here, names[1], RENAME_EXCHANGE):
+        return
+    aside = other.with_name(f".{other.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Names are basenames, nothing needed is unlisted, and nothing unlisted lies in the folder."""
+    for name in manifest.files:
+        if name in ("", ".", "..", MANIFEST_FILE) or Path(name).name != name or "\\" in name or "\0" in name:
+            raise BundleError(f"{folder / MANIFEST_FILE} lists {name!r}, which is not a plain file name")
+    plans = [plan.file for plans in manifest.plans.values() for plan in plans]
+    needed = [TEXT_FEATURES_FILE, *(component.file for component in manifest.components.values()), *plans]
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST_FILE} does not list {name!r}: re-run agpt export")
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST_FILE}
+    if unknown := sorted(present - manifest.files.keys()):
+        raise BundleError(f"{folder / unknown[0]} is not part of the bundle: remove it")
+
+
+def _check_file(path: Path, record: FileRecord, fix: str) -> None:
+    if not path.exists():
+        raise BundleError(f"{path} is missing: {fix}")
+    if not _is_plain_file(path):
+        raise BundleError(f"{path} is a link or not a regular file: copy the file itself into the bundle")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BundleError(f"{path} was altered: {size} bytes instead of {record.bytes}; {fix}")
+    found = digest_file(path).sha256
+    if found != record.sha256:
+        raise BundleError(f"{path} was altered: sha256 {found[:12]}… instead of {record.sha256[:12]}…; {fix}")
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The command ``agpt``, one file a command."""

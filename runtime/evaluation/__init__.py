@@ -1,0 +1,1 @@
+"""Evaluation: accuracy on labelled image sets, and traces of every intermediate result."""

@@ -1,0 +1,345 @@
+"""``agpt eval``: what a bundle gets right on labelled images, through the same inspector that runs a line."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import msgspec
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ...kernels import Window, resize_window
+from ..bundles.bundle import MANIFEST_FILE, digest_file
+from ..common.errors import ConfigError, ImageError
+from ..inspection.inspector import Inspector
+from ..inspection.verdict import Status, Verdict
+from ..recipes.recipe import write_whole
+from ..vision.engines import AUTO, Engine
+from ..vision.images import read_image
+from ..vision.memory_bank import MemoryBank
+from ..vision.views import WHOLE, Layout, Tiles, describe_tiles
+from .datasets import Category, Sample, find_categories
+from .metrics import accuracy, auroc, mean
+
+MAX_SHOTS = 1000
+MAX_FRAME_SIDE = 512  # pixels of the longer side at which frames of several views are scored
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """One category at one number of shots. None where a figure is not defined (no good image, no mask)."""
+
+    image_auroc_max: float | None  # image score = the map's maximum, as in the original
+    image_auroc_top1: float | None  # image score = mean of the map's highest 1 %
+    pixel_auroc: float | None
+    accuracy: float | None  # of the verdicts; NO_RESULT counts as wrong
+    num_good: int
+    num_anomalous: int
+    num_without_mask: int  # anomalous images left out of pixel_auroc
+    num_no_result: int
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures by category name and number of shots, and their means over the categories."""
+
+    bundle: str
+    bundle_sha256: str
+    folder: str
+    shots: list[int]
+    seed: int
+    tiles: Tiles | None = None
+    seconds: float
+    categories: dict[str, dict[str, Figures]]
+    mean: dict[str, dict[str, float | None]]
+
+
+MEASURES = ("image_auroc_max", "image_auroc_top1", "pixel_auroc", "accuracy")
+
+
+def parse_shots(text: str) -> list[int]:
+    """ "0,1,4" → [0, 1, 4].
+
+    Raises:
+        ConfigError: not a list of whole numbers from 0.
+    """
+    try:
+        shots = [int(part) for part in text.split(",")]
+    except ValueError:
+        shots = [-1]
+    if min(shots) < 0 or max(shots) > MAX_SHOTS:
+        raise ConfigError(f"--shots {text!r} is not a list like 0,1,2,4 (0 to {MAX_SHOTS})")
+    return sorted(set(shots))
+
+
+def evaluate_folder(
+    bundle: Path | None,
+    folder: Path,
+    shots: list[int],
+    class_name: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    engine: str = AUTO,
+    tiles: Tiles | None = None,
+) -> Evaluation:
+    """Evaluate every category under a folder.
+
+    Args:
+        bundle: folder; the shipped bundle when None.
+        folder: one category or many, MVTec-AD or VisA layout.
+        shots: numbers of normal samples; 0 is zero-shot.
+        class_name: for all categories; from each category's name when None.
+        seed: which normal samples; those for k shots are among those for more.
+        tiles: look at tiles; maps and masks are then compared over the whole frame, not as a centre crop sees it.
+
+    Raises:
+        AgptError: the bundle, the folder or the class name cannot be used.
+    """
+    started = time.monotonic()
+    categories = find_categories(folder)
+    with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
+        encode_once(inspector)
+        found = {}
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for category in categories:
+                steps = progress.track(category.tests, description=category.name)
+                found[category.name] = evaluate_category(
+                    inspector, category, shots, class_name, seed, steps, Layout(tiles=tiles)
+                )
+        return Evaluation(
+            bundle=inspector.bundle.manifest.name,
+            bundle_sha256=digest_file(inspector.bundle.folder / MANIFEST_FILE).sha256,
+            folder=folder.resolve().name,
+            shots=shots,
+            seed=seed,
+            tiles=tiles,
+            seconds=round(time.monotonic() - started, 1),
+            categories=found,
+            mean=_means(found),
+        )
+
+
+def evaluate_category(
+    inspector: Inspector,
+    category: Category,
+    shots: list[int],
+    class_name: str | None,
+    seed: int,
+    samples: Iterable[Sample] | None = None,
+    layout: Layout = WHOLE,
+) -> dict[str, Figures]:
+    """Figures by number of shots. More shots than the category has normal samples are left out."""
+    manifest = inspector.bundle.manifest
+    class_name = class_name or class_of(category.name, manifest.classes) or manifest.default_class
+    zero_shot = inspector.prepare(class_name=class_name)
+    if not layout.is_whole:
+        zero_shot = replace(zero_shot, layout=layout, resize="stretch")
+    inspector.use(zero_shot)
+    banks = _banks(inspector, category, shots, seed)
+    scores = {k: Scores() for k in shots if k == 0 or k in banks}
+    for sample in category.tests if samples is None else samples:
+        try:
+            frame = read_image(sample.image)
+        except ImageError:
+            for kept in scores.values():
+                kept.miss(sample)
+            continue
+        if layout.is_whole:
+            size = manifest.preprocess.size, manifest.preprocess.size
+        else:
+            size = frame_map_size(frame.shape[:2])
+        mask = mask_as_seen(sample, frame.shape[:2], size, zero_shot.resize)
+        for k, kept in scores.items():
+            inspector.use(replace(zero_shot, bank=banks.get(k)))
+            kept.add(sample, inspector.inspect(frame), mask)
+    return {str(k): kept.figures() for k, kept in scores.items()}
+
+
+def class_of(category: str, classes: list[str]) -> str | None:
+    """The class a category stands for: "metal_nut" is "metal nut", "pcb3" is "pcb"; None if none does."""
+    plain = re.sub(r"\d+$", "", category.lower().replace("_", " ")).strip()
+    return plain if plain in classes else None
+
+
+def encode_once(inspector: Inspector) -> None:
+    """Let an inspector reuse the encoder's outputs while the same image comes again: once for all shots."""
+    networks = inspector._networks
+    networks["encoder"] = _RememberLast(networks["encoder"])
+
+
+class _RememberLast:
+    """An engine that does not repeat itself for the input it has just seen."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inputs: dict[str, np.ndarray] = {}
+        self._outputs: dict[str, np.ndarray] = {}
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        same = self._inputs.keys() == inputs.keys() and all(
+            np.array_equal(self._inputs[name], array) for name, array in inputs.items()
+        )
+        if not same:
+            self._outputs = self._engine.run(**inputs)
+            self._inputs = inputs
+        return self._outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Scores:
+    """What one category's images gave at one number of shots."""
+
+    def __init__(self) -> None:
+        self.labels: list[bool] = []
+        self.peaks: list[float] = []
+        self.tops: list[float] = []
+        self.judged: list[tuple[bool, bool]] = []  # anomalous, verdict right
+        self.maps: list[np.ndarray] = []
+        self.masks: list[np.ndarray] = []
+        self.num_without_mask = 0
+        self.num_no_result = 0
+
+    def miss(self, sample: Sample) -> None:
+        """An image that could not be read: no score, and no right verdict."""
+        self.num_no_result += 1
+        self.judged.append((sample.anomalous, False))
+
+    def add(self, sample: Sample, verdict: Verdict, mask: np.ndarray | None) -> None:
+        right = Status.FAIL if sample.anomalous else Status.PASS
+        self.judged.append((sample.anomalous, verdict.status == right))
+        self.num_no_result += verdict.status == Status.NO_RESULT
+        if verdict.anomaly_map is None or verdict.peak is None or verdict.score is None:
+            return
+        self.labels.append(sample.anomalous)
+        self.peaks.append(verdict.peak)
+        self.tops.append(verdict.score)
+        if mask is None:
+            self.num_without_mask += 1
+        else:
+            whole = verdict.map_in_frame(size=mask.shape) if verdict.views else verdict.anomaly_map
+            self.maps.append(whole.ravel())
+            self.masks.append(mask.ravel())
+
+    def figures(self) -> Figures:
+        anomalous = [label for label, _ in self.judged]
+        return Figures(
+            image_auroc_max=auroc(self.labels, self.peaks),
+            image_auroc_top1=auroc(self.labels, self.tops),
+            pixel_auroc=auroc(np.concatenate(self.masks), np.concatenate(self.maps)) if self.maps else None,
+            accuracy=accuracy([True] * len(self.judged), [right for _, right in self.judged]),
+            num_good=anomalous.count(False),
+            num_anomalous=anomalous.count(True),
+            num_without_mask=self.num_without_mask,
+            num_no_result=self.num_no_result,
+        )
+
+
+def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int) -> dict[int, MemoryBank]:
+    """Memory banks by number of shots; each holds the first samples of one shuffled order."""
+    possible = [k for k in shots if 0 < k <= len(category.normals)]
+    if not possible:
+        return {}
+    normals = [read_image(path) for path in choose_normals(category, max(possible), seed)]
+    return {k: inspector.make_bank(normals[:k]) for k in possible}
+
+
+def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
+    """The first ``count`` normal images of one shuffled order: few shots are among more."""
+    order = np.random.default_rng(seed).permutation(len(category.normals))
+    return [category.normals[index] for index in order[:count]]
+
+
+def mask_as_seen(
+    sample: Sample, frame_size: tuple[int, int], size: tuple[int, int], resize: Literal["crop", "stretch"]
+) -> np.ndarray | None:
+    """The truth in the map's geometry, bool [h, w] of ``size``: as the pixels went, but with the nearest neighbour.
+
+    None for an anomalous image without a mask.
+
+    Raises:
+        ImageError, ConfigError: the mask cannot be read or does not fit the image.
+    """
+    if sample.mask is None:
+        return None if sample.anomalous else np.zeros(size, bool)
+    mask = read_image(sample.mask).max(axis=2)
+    if mask.shape != tuple(frame_size):
+        raise ConfigError(
+            f"{sample.mask} is {mask.shape} and its image {tuple(frame_size)}: give masks that fit"
+        )
+    height, width = size
+    window = resize_window(*frame_size, height, "crop") if resize == "crop" else Window(height, width, 0, 0)
+    # EXACT takes the pixel whose centre is nearest, as Pillow does; plain INTER_NEAREST is half a pixel off.
+    fitted = cv2.resize(mask, (window.width, window.height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return fitted[window.top : window.top + height, window.left : window.left + width] > 0
+
+
+def frame_map_size(frame_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which a whole frame is scored: its own shape, the longer side at most 512 pixels."""
+    scale = min(1, MAX_FRAME_SIDE / max(frame_size))
+    return max(1, round(scale * frame_size[0])), max(1, round(scale * frame_size[1]))
+
+
+def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | None]]:
+    """Mean of each measure over the categories where it is defined, by number of shots."""
+    shots = dict.fromkeys(k for figures in found.values() for k in figures)
+    return {
+        k: {
+            name: mean([getattr(figures[k], name) for figures in found.values() if k in figures])
+            for name in MEASURES
+        }
+        for k in shots
+    }
+
+
+def print_table(results: Evaluation, console: Console | None = None) -> None:
+    """One row per category and number of shots, then the means."""
+    title = f"{results.bundle} on {results.folder}, seed {results.seed}"
+    if results.tiles:
+        title += f", tiles {describe_tiles(results.tiles)}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("category")
+    for name in ("shots", "image AUROC max", "image AUROC top 1 %", "pixel AUROC", "accuracy", "images"):
+        table.add_column(name, justify="right")
+    for category, by_shots in results.categories.items():
+        for k, figures in by_shots.items():
+            counts = f"{figures.num_good} + {figures.num_anomalous}"
+            table.add_row(category, k, *(_cell(getattr(figures, name)) for name in MEASURES), counts)
+        table.add_section()
+    for k, means in results.mean.items() if len(results.categories) > 1 else ():
+        table.add_row("mean", k, *(_cell(means[name]) for name in MEASURES), style="bold")
+    console = console or Console()
+    console.print(table)
+    for sentence in _remarks(results):
+        console.print(sentence)
+
+
+def _remarks(results: Evaluation) -> list[str]:
+    """What the figures leave out."""
+    remarks = []
+    for name, by_shots in results.categories.items():
+        if absent := [str(k) for k in results.shots if str(k) not in by_shots]:
+            remarks.append(f"{name}: too few normal images for {', '.join(absent)} shots")
+        if unmasked := max((f.num_without_mask for f in by_shots.values()), default=0):
+            remarks.append(f"{name}: {unmasked} anomalous images have no mask and are not in the pixel AUROC")
+        if failed := max((f.num_no_result for f in by_shots.values()), default=0):
+            remarks.append(f"{name}: {failed} images gave NO_RESULT, which counts as wrong")
+    return remarks
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def write_json(results: Evaluation, path: Path) -> None:
+    """Raises AgptError when the file cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")

@@ -1,0 +1,78 @@
+"""``agpt trace``: what a bundle computes for one image, stage by stage, in one npz file.
+
+The keys and shapes are those of ``Inspector.trace``. Two programs that claim to be the same model are compared by
+them: the first stage that differs is where to look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..cli.run import image_paths
+from ..common.errors import ConfigError
+from ..inspection.inspector import Inspector
+from ..vision.engines import AUTO
+from ..vision.images import read_image
+
+RESIZE_MODES = ("crop", "stretch")
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """The options of ``agpt trace``; see its help."""
+
+    bundle: Path
+    image: Path
+    normals: tuple[Path, ...] = ()
+    class_name: str | None = None
+    resize: str | None = None
+    question: str = ""
+    threads: int | None = None
+    engine: str = AUTO
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize not in RESIZE_MODES:
+            raise ConfigError(f"--resize {self.resize!r} is not known: choose {' or '.join(RESIZE_MODES)}")
+
+
+def trace_image(options: TraceOptions, out: Path) -> None:
+    """Trace one image and write the arrays to ``out``, whole or not at all.
+
+    Raises:
+        AgptError: the bundle, an image or an option cannot be used.
+        OSError: ``out`` cannot be written.
+    """
+    frame = read_image(options.image)
+    normals = [read_image(path) for path in image_paths(options.normals)]
+    with Inspector.open(
+        options.bundle, class_name=options.class_name, threads=options.threads, engine=options.engine
+    ) as inspector:
+        arrays = trace_frame(inspector, frame, normals, options.resize, options.question)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with open(partial, "wb") as file:  # a path would get ".npz" appended
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def trace_frame(
+    inspector: Inspector,
+    frame: np.ndarray,
+    normals: list[np.ndarray],
+    resize: str | None = None,
+    question: str = "",
+) -> dict[str, np.ndarray]:
+    """Trace with the inspector's product, resized another way or compared with normal frames if asked for.
+
+    Normal samples are resized as the frame is: one crop serves both.
+    """
+    product = replace(inspector.product, resize=resize or inspector.product.resize)  # type: ignore[arg-type]
+    inspector.use(product)
+    if normals:
+        inspector.use(inspector.make_bank(normals))
+    return inspector.trace(frame, question)

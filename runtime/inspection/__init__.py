@@ -1,0 +1,1 @@
+"""The frame's path: from a frame to a verdict, inside a latency budget."""

@@ -1,0 +1,1 @@
+"""Embeddings to words: the language model, its prompt and its answers, on llama.cpp."""

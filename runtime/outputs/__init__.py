@@ -1,0 +1,1 @@
+"""Where results go: records, overlay pictures, the operator's terminal."""

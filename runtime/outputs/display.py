@@ -1,0 +1,141 @@
+"""What the operator sees: a live table on a terminal, one plain line a part anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..cameras.base import Frame
+from ..common.printable import printable
+from ..inspection.verdict import Status, Verdict
+from .overlay import said
+from .tally import Tally, outcome
+
+REFRESH_SECONDS = 0.1
+MAX_ROWS = 18
+CHROME_ROWS = 8  # the table's title, head, rules and a caption of up to three lines
+SENTENCE_LINES = (
+    (140, 1),
+    (100, 2),
+    (0, 3),
+)  # columns of the terminal from which a sentence takes so many lines
+STATUS_STYLES = {Status.PASS: "bold green", Status.FAIL: "bold red", Status.NO_RESULT: "bold yellow"}
+OUTCOME_STYLES = {"caught": "green", "good": "dim", "missed": "bold red", "false alarm": "bold yellow"}
+
+
+class Display(Protocol):
+    def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_display(title: str, console: Console | None = None) -> Display:
+    """The live table when standard output is a terminal, else plain lines."""
+    console = console or Console()
+    return LiveTable(title, console) if console.is_terminal else PlainLines(title, console)
+
+
+def probability(verdict: Verdict) -> str:
+    p = verdict.p_anomaly
+    return "–" if p is None or p != p else f"{p:.3f}"
+
+
+class LiveTable:
+    """The last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title = title
+        self._console = console
+        self._rows: deque[tuple[Frame, Verdict, float]] = deque(maxlen=MAX_ROWS)
+        self._tally = Tally()
+        self._drawn = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
+        self._rows.append((frame, verdict, latency_ms))
+        self._tally = tally
+        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._draw()
+
+    def close(self) -> None:
+        if self._rows:
+            self._draw()
+        self._live.stop()
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        rows = list(self._rows)[-self._num_rows() :]
+        knows_product = any(row[0].product for row in rows)
+        knows_truth = any(row[0].defects is not None for row in rows)
+        table = Table(
+            title=self._title, title_style="bold", caption=self._caption(), box=box.SIMPLE_HEAD, expand=True
+        )
+        table.add_column("part", no_wrap=True, overflow="ellipsis", max_width=24)
+        if knows_product:
+            table.add_column("product", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("sentence", ratio=1)
+        table.add_column("ms", justify="right", no_wrap=True)
+        if knows_truth:
+            table.add_column("truth", no_wrap=True)
+        for frame, verdict, latency_ms in rows:
+            truth = outcome(frame, verdict.status)
+            table.add_row(
+                Text(printable(frame.part_id)),
+                *([Text(frame.product)] if knows_product else []),
+                Text(verdict.status.value, STATUS_STYLES[verdict.status]),
+                probability(verdict),
+                Text(said(verdict)),
+                f"{latency_ms:.1f}",
+                *([Text(truth, OUTCOME_STYLES.get(truth, ""))] if knows_truth else []),
+            )
+        return table
+
+    def _num_rows(self) -> int:
+        """Parts that fit on the terminal."""
+        lines = next(lines for columns, lines in SENTENCE_LINES if self._console.width >= columns)
+        return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
+
+    def _caption(self) -> str:
+        return " · ".join(filter(None, (self._tally.counts(), self._tally.catches(), self._tally.latency())))
+
+
+class PlainLines:
+    """One line a part, for pipes and logs; nothing is cut."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._console = console
+        self._print(title)
+
+    def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
+        fields = [
+            f"{tally.num_parts:>5}",
+            f"{printable(frame.part_id):<12}",
+            f"{frame.product:<12}" if frame.product else "",
+            f"{verdict.status.value:<9}",
+            f"p={probability(verdict):<5}",
+            f"{latency_ms:6.1f} ms",
+            f"(p50 {tally.percentile(50):.1f}, p99 {tally.percentile(99):.1f})",
+            said(verdict),
+            f"[{truth}]" if (truth := outcome(frame, verdict.status)) else "",
+        ]
+        self._print("  ".join(filter(None, fields)))
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, text: str) -> None:
+        self._console.file.write(text + "\n")
+        self._console.file.flush()

@@ -1,0 +1,88 @@
+"""Running figures of a line: verdicts, latency percentiles, and what was caught where the truth is known."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..cameras.base import Frame
+from ..inspection.verdict import Status
+
+WINDOW = 10_000  # latencies kept for the percentiles: hours of a line, and a bounded memory
+
+
+def outcome(frame: Frame, status: Status) -> str:
+    """How a verdict compares with the truth: caught, missed, false alarm, good, or "" where unknown."""
+    if frame.defects is None or status == Status.NO_RESULT:
+        return ""
+    if frame.defects:
+        return "caught" if status == Status.FAIL else "missed"
+    return "false alarm" if status == Status.FAIL else "good"
+
+
+@dataclass
+class Tally:
+    """Counts what passes. ``latencies_ms`` are from the frame's arrival at the inspector to its verdict."""
+
+    statuses: Counter[Status] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    num_defective: int = 0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, frame: Frame, status: Status, latency_ms: float) -> None:
+        self.statuses[status] += 1
+        self.outcomes[outcome(frame, status)] += 1
+        self.num_defective += bool(frame.defects)
+        if frame.pixels is not None:
+            self.latencies_ms.append(latency_ms)
+
+    @property
+    def num_parts(self) -> int:
+        return self.statuses.total()
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether parts came and none got a verdict."""
+        return 0 < self.num_parts == self.statuses[Status.NO_RESULT]
+
+    def percentile(self, share: float) -> float:
+        """Latency in ms that ``share`` percent of the parts did not exceed; 0 before the first."""
+        return float(np.percentile(self.latencies_ms, share)) if self.latencies_ms else 0.0
+
+    @property
+    def inspections_per_second(self) -> float:
+        """What the inspector could take, were there always a frame waiting."""
+        return 1e3 * len(self.latencies_ms) / max(sum(self.latencies_ms), 1e-9)
+
+    @property
+    def parts_per_second(self) -> float:
+        """Pace of the whole line: frames are waited for (or drawn, for the demo) and results written."""
+        return self.num_parts / max(time.monotonic() - self.started, 1e-9)
+
+    def counts(self) -> str:
+        return (
+            f"{self.num_parts} parts: {self.statuses[Status.PASS]} PASS, {self.statuses[Status.FAIL]} FAIL, "
+            f"{self.statuses[Status.NO_RESULT]} NO_RESULT"
+        )
+
+    def latency(self) -> str:
+        return f"p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms"
+
+    def pace(self) -> str:
+        return (
+            f"{self.inspections_per_second:.1f} inspections/s, whole line {self.parts_per_second:.1f} parts/s"
+        )
+
+    def catches(self) -> str:
+        """One line on the truth; empty where no frame knew it."""
+        num_good = self.outcomes["good"] + self.outcomes["false alarm"]
+        if not self.num_defective and not num_good:
+            return ""
+        return (
+            f"{self.outcomes['caught']} of {self.num_defective} defective parts caught, "
+            f"{self.outcomes['false alarm']} false alarms on {num_good} good parts"
+        )

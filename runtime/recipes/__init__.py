@@ -1,0 +1,1 @@
+"""Recipes: what a product is called, how it is looked at, what decides."""

@@ -1,0 +1,133 @@
+"""A recipe: what a product is called, what is asked about it, the normal samples it is compared with."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from ..bundles.bundle import Name, Sha256
+from ..common.errors import RecipeError
+from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA_VERSION = 1
+MAX_RECIPE_BYTES = 1 << 20
+MAX_FALSE_REJECT_RATE = 0.5
+
+# Operator text is data and goes into the prompt: bounded, so that the prompt always fits the context.
+PromptText = Annotated[str, Meta(max_length=500)]
+WithoutVerdict = Literal["no_result", "map"]
+
+
+class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The recipe's memory bank: a file beside the recipe, its digest, and the encoder it was made with."""
+
+    file: Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,200}$")]
+    sha256: Sha256
+    num_samples: Annotated[int, Meta(ge=1)]
+    encoder_sha256: Sha256
+
+    def __post_init__(self) -> None:
+        if self.file in (".", ".."):
+            raise ValueError(f"{self.file!r} is not a file name")
+
+
+class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a part is rejected instead of where the answer is yes: above ``p_anomaly``; above ``score`` where the map
+    decides. Chosen on ``num_normals`` good parts for ``false_reject_rate``."""
+
+    false_reject_rate: Annotated[float, Meta(gt=0, le=MAX_FALSE_REJECT_RATE)]
+    num_normals: Annotated[int, Meta(ge=1)]
+    p_anomaly: Annotated[float, Meta(ge=0, le=1)]
+    score: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise ValueError(f"the operating point's score is {self.score}")
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Product settings; None and empty mean the bundle's own.
+
+    ``frame`` belongs to ``tiles`` and ``regions``: without these frames are looked at as a whole.
+    """
+
+    name: Name
+    schema_version: int = SCHEMA_VERSION
+    class_name: Name | None = None
+    description: PromptText = ""
+    question: PromptText = ""
+    resize: Literal["crop", "stretch"] | None = None
+    memory_bank: MemoryBankRecord | None = None
+    operating_point: OperatingPoint | None = None  # None: the greedy answer decides
+    without_verdict: WithoutVerdict = "no_result"  # what a part is for whose answer there was no time
+    created: str = ""
+    frame: FrameSize | None = None
+    tiles: Tiles | None = None
+    regions: tuple[RegionOfInterest, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """What is looked at of a frame."""
+        return Layout(frame=self.frame, tiles=self.tiles, regions=self.regions)
+
+    def __post_init__(self) -> None:
+        if (self.frame is None) != self.layout.is_whole:
+            raise ValueError("[frame], the size of the frames, goes with tiles or regions and they with it")
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {self.schema_version}, and this program reads {SCHEMA_VERSION}")
+        if self.without_verdict == "map" and self.operating_point is None:
+            raise ValueError("without_verdict is 'map' and there is no operating_point for it to decide by")
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """Read a recipe from TOML; unknown keys are refused.
+
+    Raises:
+        RecipeError: no file, not TOML, or not a recipe.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path} is over {MAX_RECIPE_BYTES >> 20} MiB: it is not a recipe")
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Recipe)
+    except OSError as error:
+        raise RecipeError(f"no recipe at {path} ({error.strerror}): make one with agpt enroll") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path} is not TOML ({error}): correct it or run agpt enroll again") from error
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path} is not a recipe ({error}): correct it or run agpt enroll again") from error
+
+
+def save_recipe(recipe: Recipe, path: Path | str) -> None:
+    """Write a recipe as TOML: by rename, so that the file is whole or the old one."""
+    path = Path(path)
+    text = tomli_w.dumps({"schema_version": recipe.schema_version, **msgspec.to_builtins(recipe)})
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside ``path``, flush to the disk, rename."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(staging, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise RecipeError(
+            f"cannot write {path} ({error.strerror}): choose a folder you can write to"
+        ) from error

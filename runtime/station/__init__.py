@@ -1,0 +1,1 @@
+"""The line: frames from a camera through the inspector to the outputs."""

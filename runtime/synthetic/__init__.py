@@ -1,0 +1,1 @@
+"""The generator of parts and defects, NumPy and OpenCV only: demo line, training, calibration."""

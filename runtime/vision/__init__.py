@@ -1,0 +1,1 @@
+"""Pixels to anomaly maps: images, views, memory banks, regions."""

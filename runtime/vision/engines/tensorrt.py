@@ -1,0 +1,237 @@
+"""TensorRT and TensorRT-RTX: one engine over the API that both share, with buffers allocated once.
+
+Source: TensorRT's Python API (10.3 to 11: ``IExecutionContext.set_tensor_address``, ``execute_async_v3``) and
+TensorRT-RTX's (1.4 on: the same, and ``IRuntimeCache`` for the kernels that it compiles on the device).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...bundles.bundle import Bundle, Component, Plan, TensorSpec, read_plan, rebuild_hint
+from ...common.cache import cache_folder
+from ...common.errors import BundleError
+from ...recipes.recipe import write_whole
+from . import check_inputs, shape_of
+from .device import Buffer, Device, open_device
+from .gpu import Gpu, find_gpu, missing_driver
+from .plans import (
+    PRODUCTS,
+    VERSION_COMPATIBLE,
+    how_to_get,
+    is_installed,
+    make_log,
+    misfit,
+    missing_plans,
+    open_api,
+)
+
+
+class TensorRtEngine:
+    """One network on the GPU.
+
+    Attributes:
+        buffers: of every input and output, for the largest batch that the plan was built for.
+        stream: everything is enqueued on it.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        component: Component,
+        plan: Plan,
+        device: Device,
+        cache: RuntimeCache | None = None,
+    ) -> None:
+        """
+        Args:
+            context: TensorRT's execution context of the deserialised plan.
+        """
+        self._context = context
+        self._component = component
+        self._plan = plan
+        self._device = device
+        self._cache = cache
+        self._seen: set[int] = set()  # batches that have run: their kernels are compiled
+        self._batch = 0  # that the context is set to
+        with device.current():
+            self.stream = device.stream()
+            self.buffers = {
+                spec.name: device.buffer(shape_of(spec, plan.max_batch), spec.dtype)
+                for spec in (*component.inputs, *component.outputs)
+            }
+        for name, buffer in self.buffers.items():
+            self._bind(name, buffer)
+
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """See ``Engine.run``. A batch larger than the plan's runs in parts."""
+        batch = check_inputs(self._component.inputs, inputs)
+        largest = self._plan.max_batch
+        parts = [self._run(inputs, start, min(largest, batch - start)) for start in range(0, batch, largest)]
+        return {
+            spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self._component.outputs
+        }
+
+    def enqueue(self, batch: int, stream: Any) -> None:
+        """Run on what lies in ``buffers``; nothing is copied, nothing waits.
+
+        Raises:
+            BundleError: TensorRT refuses.
+        """
+        if (
+            batch != self._batch
+        ):  # setting shapes has work done at the next run, which a capture would not repeat
+            for spec in self._component.inputs:
+                if not self._context.set_input_shape(spec.name, shape_of(spec, batch)):
+                    raise BundleError(
+                        f"{self._plan.file} takes no batch of {batch} for {spec.name}: build it again"
+                    )
+            self._batch = batch
+        if not self._context.execute_async_v3(stream.handle):
+            raise BundleError(f"{PRODUCTS[self._plan.engine]} cannot run {self._plan.file}: build it again")
+
+    def share(self, name: str, buffer: Buffer) -> None:
+        """Take another engine's buffer for one of this one's: what lies there for that, this reads, on the device.
+
+        Raises:
+            BundleError: they declare it differently.
+        """
+        own, other = (
+            f"{each.host.dtype} {list(each.host.shape[1:])}" for each in (self.buffers[name], buffer)
+        )
+        if own != other:
+            raise BundleError(
+                f"{self._plan.file} takes {name} as {own}, and it comes as {other}: re-run agpt export"
+            )
+        with self._device.current():
+            self.buffers[name].free()
+        self.buffers[name] = buffer
+        self._bind(name, buffer)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self._context = None
+
+    def _run(self, inputs: dict[str, np.ndarray], start: int, batch: int) -> dict[str, np.ndarray]:
+        outputs = {}
+        with self._device.current():
+            for spec in self._component.inputs:
+                self.buffers[spec.name].upload(part(spec, inputs[spec.name], start, batch), self.stream)
+            self.enqueue(batch, self.stream)
+            for spec in self._component.outputs:
+                outputs[spec.name] = self.buffers[spec.name].download(shape_of(spec, batch), self.stream)
+            self.stream.synchronize()
+            if self._cache and batch not in self._seen:
+                self._cache.save()
+        self._seen.add(batch)
+        return {name: array.copy() for name, array in outputs.items()}
+
+    def _bind(self, name: str, buffer: Buffer) -> None:
+        if not self._context.set_tensor_address(name, buffer.address):
+            raise BundleError(f"{self._plan.file} has no tensor {name}: build it again")
+
+
+class RuntimeCache:
+    """Kernels that TensorRT-RTX compiled on this device, kept in its cache folder so that the next start is quick."""
+
+    def __init__(self, cache: Any, path: Path) -> None:
+        """
+        Args:
+            cache: TensorRT-RTX's ``IRuntimeCache``; it checks itself whether what it reads fits this machine.
+        """
+        self._cache = cache
+        self._path = path
+        if path.is_file() and not path.is_symlink():
+            cache.deserialize(path.read_bytes())
+
+    def save(self) -> None:
+        write_whole(self._path, bytes(memoryview(self._cache.serialize())))
+
+
+def obstacle(variant: str, bundle: Bundle | None) -> str:
+    """See ``Backend.obstacle``."""
+    gpu = find_gpu()
+    if gpu is None:
+        return missing_driver()
+    if not is_installed(variant):
+        return f"{PRODUCTS[variant]} is not installed: {how_to_get(variant)}"
+    if find_spec("pycuda") is None:
+        return f"pycuda is not installed: pip install 'anomalygpt-edge[{variant}]'"
+    if bundle is None:
+        return ""
+    return missing_plans(bundle, variant) or misfits(variant, bundle, gpu)
+
+
+def misfits(variant: str, bundle: Bundle, gpu: Gpu) -> str:
+    """The first plan that must not be loaded here, and why; "" when all may."""
+    version = open_api(variant).__version__
+    plans = {name: plan for name in bundle.manifest.plans if (plan := bundle.plan(name, variant))}
+    reasons = (misfit(bundle, name, plan, gpu, version) for name, plan in plans.items())
+    return next(filter(None, reasons), "")
+
+
+def load(bundle: Bundle, name: str, variant: str, threads: int) -> TensorRtEngine:
+    """See ``open_networks``; ``obstacle`` has found none. Threads are the GPU's own."""
+    plan = bundle.plan(name, variant)
+    assert plan is not None
+    data = read_plan(bundle.folder, bundle.manifest, plan)
+    api, device = open_api(variant), open_device()
+    with device.current():
+        engine = deserialise(api, data, plan, bundle.folder)
+        context, cache = open_context(api, engine, plan, data)
+    component = bundle.manifest.components[name]
+    return TensorRtEngine(context, component, plan, device, cache)
+
+
+def deserialise(api: Any, data: bytes, plan: Plan, folder: Path) -> Any:
+    """A checked plan's engine.
+
+    Raises:
+        BundleError: TensorRT does not take it.
+    """
+    log = make_log(api)
+    runtime = api.Runtime(log)
+    if VERSION_COMPATIBLE in plan.flags:
+        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its digest was checked
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        product = PRODUCTS[plan.engine]
+        raise BundleError(f"{product} cannot load {plan.file} ({log.said()}): {rebuild_hint(folder, plan)}")
+    return engine
+
+
+def open_context(api: Any, engine: Any, plan: Plan, data: bytes) -> tuple[Any, RuntimeCache | None]:
+    """The execution context, with a runtime cache where the engine compiles on the device.
+
+    Raises:
+        BundleError: there is no context, usually for want of memory.
+    """
+    cache = None
+    if plan.engine == "tensorrt-rtx":
+        config = engine.create_runtime_config()
+        # Kernels for a shape are compiled when it is first seen, in the warm-up, not meanwhile.
+        config.dynamic_shapes_kernel_specialization_strategy = (
+            api.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        native = config.create_runtime_cache()
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        cache = RuntimeCache(native, cache_folder("tensorrt-rtx") / f"{digest}-{api.__version__}.cache")
+        config.set_runtime_cache(native)
+        context = engine.create_execution_context(config)
+    else:
+        context = engine.create_execution_context()
+    if context is None:
+        raise BundleError(
+            f"{plan.file} does not fit into the GPU's memory: free some, or use --engine onnxruntime"
+        )
+    return context, cache
+
+
+def part(spec: TensorSpec, array: np.ndarray, start: int, batch: int) -> np.ndarray:
+    """Rows ``start`` to ``start + batch`` of a tensor with a batch axis; a tensor without one whole."""
+    return array[start : start + batch] if isinstance(spec.shape[0], str) else array

@@ -1,0 +1,204 @@
+"""Where a product is looked at: the whole frame, regions of interest, or tiles that let small defects survive."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from ...kernels import Box, split_grid, tile_grid
+from ...kernels.geometry import MAX_SIDE, check_box
+from ..bundles.bundle import Name, Schema
+from ..common.errors import ConfigError, ImageError
+
+MAX_VIEWS = 256  # of a frame: each is a pass of the networks
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
+Pixels = Annotated[float, Meta(ge=-MAX_SIDE, le=MAX_SIDE)]
+
+
+class FrameSize(Schema, frozen=True):
+    """Pixels of the frames that regions and tiles are meant for."""
+
+    width: Side
+    height: Side
+
+
+class RegionOfInterest(Schema, frozen=True, omit_defaults=True):
+    """A box of the frame that is looked at on its own, in frame pixels; ``kernels.Box`` says how it lies."""
+
+    name: Name
+    x: Pixels
+    y: Pixels
+    width: Pixels
+    height: Pixels
+    angle: Annotated[float, Meta(ge=-360, le=360)] = 0.0  # degrees clockwise about the centre
+
+    @property
+    def box(self) -> Box:
+        return Box(self.x, self.y, self.width, self.height, self.angle)
+
+
+class Tiles(Schema, frozen=True, omit_defaults=True):
+    """Tiles over the whole frame: a grid of ``rows`` × ``columns``, or as many of ``side`` pixels as it takes."""
+
+    rows: Annotated[int, Meta(ge=1, le=MAX_VIEWS)] | None = None
+    columns: Annotated[int, Meta(ge=1, le=MAX_VIEWS)] | None = None
+    side: Side | None = None
+    overlap: Annotated[float, Meta(ge=0, le=0.9)] = 0.0  # share of a tile that the next one shows too
+
+    def __post_init__(self) -> None:
+        grid = self.rows is not None and self.columns is not None
+        if grid == (self.side is not None) or (self.rows is None) != (self.columns is None):
+            raise ValueError("tiles have either rows and columns or a side")
+
+
+class View(NamedTuple):
+    """One box of a frame that goes through the networks."""
+
+    name: str  # of the region or tile; "" for the whole frame
+    box: Box
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """The views of a product's frames: regions, tiles, or neither.
+
+    Attributes:
+        frame: the size that frames must have; None: any.
+        tiles: share one memory bank: what is normal in one place is normal in another.
+        regions: have a memory bank each.
+    """
+
+    frame: FrameSize | None = None
+    tiles: Tiles | None = None
+    regions: tuple[RegionOfInterest, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.tiles and self.regions:
+            raise ValueError("there are either regions or tiles, not both: leave one out")
+        names = [region.name for region in self.regions]
+        if len(set(names)) < len(names):
+            raise ValueError("two regions have the same name: give each its own")
+        if self.frame:
+            self.views((self.frame.height, self.frame.width))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether frames are looked at as a whole, of whatever size they are."""
+        return self.tiles is None and not self.regions
+
+    @property
+    def num_views(self) -> int:
+        """Of a frame; 1 where that depends on its size."""
+        return len(self.views((self.frame.height, self.frame.width))) if self.frame else 1
+
+    def views(self, frame_size: tuple[int, int]) -> tuple[View, ...]:
+        """The boxes of a frame of (height, width) pixels.
+
+        Raises:
+            ImageError: the layout is for frames of another size.
+            ValueError: a region does not lie in the frame, or there are too many tiles.
+        """
+        height, width = frame_size
+        if self.frame and (self.frame.height, self.frame.width) != (height, width):
+            raise ImageError(
+                f"the frame has {width} x {height} pixels and the recipe's {'tiles' if self.tiles else 'regions'} "
+                f"are for {self.frame.width} x {self.frame.height}: set the camera, or run agpt enroll again"
+            )
+        return _views(self, height, width)
+
+
+WHOLE = Layout()
+
+
+@lru_cache(maxsize=64)
+def _views(layout: Layout, height: int, width: int) -> tuple[View, ...]:
+    if layout.regions:
+        return tuple(View(region.name, _checked_box(region, height, width)) for region in layout.regions)
+    if layout.tiles is None:
+        return (View("", Box(0, 0, width, height)),)
+    tiles = layout.tiles
+    if tiles.side is not None:
+        if (width // tiles.side) * (height // tiles.side) > MAX_VIEWS:
+            raise ValueError(f"tiles of {tiles.side} pixels are more than {MAX_VIEWS}: make them larger")
+        boxes = tile_grid(height, width, tiles.side, tiles.overlap)
+    else:
+        boxes = split_grid(height, width, tiles.rows or 1, tiles.columns or 1, tiles.overlap)
+    if len(boxes) > MAX_VIEWS:
+        raise ValueError(f"{len(boxes)} tiles are more than {MAX_VIEWS}: make them larger")
+    num_columns = sum(box.y == boxes[0].y for box in boxes)
+    return tuple(View(_tile_name(index, num_columns), box) for index, box in enumerate(boxes))
+
+
+def _checked_box(region: RegionOfInterest, height: int, width: int) -> Box:
+    try:
+        return check_box(region.box, height, width)
+    except ValueError as error:
+        raise ValueError(f"region {region.name!r}: {error}") from error
+
+
+def _tile_name(index: int, num_columns: int) -> str:
+    return f"row {index // num_columns + 1} column {index % num_columns + 1}"
+
+
+def parse_tiles(text: str, overlap: float) -> Tiles:
+    """ "3x4" → 3 rows of 4 columns; "448" → tiles of 448 pixels.
+
+    Raises:
+        ConfigError: neither of them.
+    """
+    found = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
+    if not found:
+        raise ConfigError(f"--tiles {text!r} is not ROWSxCOLUMNS like 3x3, nor a side in pixels like 448")
+    first, second = found.groups()
+    values = {"side": int(first)} if second is None else {"rows": int(first), "columns": int(second)}
+    try:
+        return msgspec.convert({**values, "overlap": overlap}, Tiles)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"--tiles {text!r} --overlap {overlap} are not tiles ({error}): correct them"
+        ) from error
+
+
+def describe_tiles(tiles: Tiles) -> str:
+    """As on the command line, with the overlap."""
+    size = f"of {tiles.side} pixels" if tiles.side is not None else f"{tiles.rows}x{tiles.columns}"
+    return f"{size}, overlap {tiles.overlap:g}"
+
+
+def parse_region(text: str) -> RegionOfInterest:
+    """ "NAME=x,y,width,height" or "NAME=x,y,width,height,angle", in pixels of the frame and degrees clockwise.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    name, _, numbers = text.rpartition("=")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+        if len(values) not in (4, 5):
+            raise ValueError(f"{len(values)} numbers")
+        fields = dict(zip(("x", "y", "width", "height", "angle"), values, strict=False))
+        return msgspec.convert({"name": name.strip(), **fields}, RegionOfInterest)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            f"--region {text!r} is not NAME=x,y,width,height or NAME=x,y,width,height,angle ({error})"
+        ) from error
+
+
+def make_layout(
+    tiles: Tiles | None, regions: tuple[RegionOfInterest, ...], frame_size: tuple[int, int]
+) -> Layout:
+    """The layout of frames of (height, width) pixels.
+
+    Raises:
+        ConfigError: both tiles and regions, two regions of one name, a region outside the frame, too many tiles.
+    """
+    if not tiles and not regions:
+        return WHOLE
+    height, width = frame_size
+    try:
+        return Layout(frame=FrameSize(width=width, height=height), tiles=tiles, regions=regions)
+    except ValueError as error:
+        raise ConfigError(f"--tiles or --region: {error}") from error

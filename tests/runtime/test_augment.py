@@ -1,0 +1,197 @@
+"""Copies of normal samples: what they show, and that a bank with them knows more and costs the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from anomalygpt_edge.kernels import coreset, normalise
+from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.enrolment.enroll import enroll
+from anomalygpt_edge.runtime.inspection import inspector as inspector_module
+from anomalygpt_edge.runtime.inspection.inspector import MAX_COPIED_PATCHES, Inspector
+from anomalygpt_edge.runtime.recipes.recipe import load_recipe
+from anomalygpt_edge.runtime.synthetic.data import fixed_samples, validation_families
+from anomalygpt_edge.runtime.vision.augment import COPIES_OF, make_copies
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
+from anomalygpt_edge.runtime.vision.subsample import cover
+from anomalygpt_edge.runtime.vision.views import RegionOfInterest, Tiles
+
+GRID, PATCH = 4, 6
+PIXELS = np.random.default_rng(0).random((2, 3, GRID * PATCH, GRID * PATCH), np.float32)
+
+
+@pytest.fixture(scope="module")
+def inspector():
+    with Inspector.open(threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def nothing_enrolled(inspector: Inspector):
+    inspector.use(None)
+
+
+@pytest.fixture(scope="module")
+def part() -> np.ndarray:
+    return fixed_samples(validation_families(3)[2], 1, 0, 0)[0][0].pixels
+
+
+def patch(pixels: np.ndarray, number: int) -> np.ndarray:
+    row, column = divmod(int(number), GRID)
+    return pixels[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+
+
+@pytest.mark.parametrize("copies", COPIES_OF)
+def test_the_sample_comes_first_and_as_many_as_are_said(copies) -> None:
+    made = make_copies(PIXELS, copies, GRID)
+    assert len(made) == COPIES_OF[copies]
+    np.testing.assert_array_equal(made[0][0], PIXELS)
+    for pixels, patches in made:
+        assert pixels.shape == PIXELS.shape
+        assert pixels.flags.c_contiguous
+        assert sorted(patches) == list(range(GRID**2))
+
+
+def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -> None:
+    for turns, (pixels, patches) in enumerate(make_copies(PIXELS, "turned", GRID)):
+        for place, number in enumerate(patches):
+            np.testing.assert_array_equal(
+                patch(pixels, place), np.rot90(patch(PIXELS, number), turns, (2, 3))
+            )
+
+
+def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
+    half = PATCH // 2
+    _, (right, _), (down, _), (both, _) = make_copies(PIXELS, "moved", GRID)
+    np.testing.assert_array_equal(right[..., :-half], PIXELS[..., half:])
+    np.testing.assert_array_equal(down[:, :, :-half], PIXELS[:, :, half:])
+    np.testing.assert_array_equal(both[:, :, :-half, :-half], PIXELS[:, :, half:, half:])
+    np.testing.assert_array_equal(right[..., -half:], PIXELS[..., : -half - 1 : -1])  # the edge mirrored
+
+
+@pytest.mark.parametrize(
+    ("copies", "seen_as"),
+    [("moved", lambda part: np.roll(part, -3, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
+)
+def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
+    copies, seen_as, inspector: Inspector, part: np.ndarray
+) -> None:
+    plain, copied = (inspector.make_bank([part], copies=each) for each in ("none", copies))
+    assert copied.features.shape == plain.features.shape
+    scores = []
+    for bank in (plain, copied):
+        inspector.use(bank)
+        scores.append(inspector.inspect(seen_as(part)).score)
+    assert scores[1] < 0.9 * scores[0]
+
+
+def test_every_row_says_which_patch_of_the_samples_it_shows(
+    inspector: Inspector, part: np.ndarray
+) -> None:
+    bank = inspector.make_bank([part, part[::-1].copy()], "float32", 300, "both")
+    assert bank.features.shape[2] == 300
+    assert bank.origins is not None
+    assert bank.origins.min() >= 0
+    assert 2 * 256 <= bank.origins.max() < 2 * 961
+    views = inspector._views(part)
+    made = make_copies(inspector._preprocess(part, views), "both", 31)
+    shown = np.concatenate([patches for _, patches in made])
+    taps = np.concatenate([inspector._encode(pixels)[1] for pixels, _ in made], axis=2)[0]
+    own = bank.origins[0, 0] < 961
+    for row, origin in zip(bank.features[0, 0][own], bank.origins[0, 0][own], strict=True):
+        unit = taps[0] / np.linalg.norm(taps[0], axis=1, keepdims=True)
+        nearest = np.flatnonzero(unit @ row > 1 - 1e-5)
+        assert origin in shown[nearest]
+
+
+def test_the_bundle_says_which_copies_and_many_samples_need_none(
+    inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = msgspec.structs.replace(inspector.bundle.manifest, copies="moved")
+    monkeypatch.setattr(inspector, "bundle", replace(inspector.bundle, manifest=manifest))
+    few = MAX_COPIED_PATCHES // (4 * 961)
+    assert inspector._default_copies(few) == "moved"
+    assert inspector._default_copies(few + 1) == "none"
+    expected = inspector.make_bank([part], copies="moved")
+    np.testing.assert_array_equal(inspector.make_bank([part]).features, expected.features)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"tiles": Tiles(rows=2, columns=2)},
+        {"regions": [RegionOfInterest("a", 0, 0, 100, 100), RegionOfInterest("b", 90, 60, 120, 80)]},
+    ],
+    ids=["whole", "tiles", "regions"],
+)
+def test_a_recipe_with_copies_is_enrolled_and_opened_again(
+    layout, inspector: Inspector, part: np.ndarray, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "part.toml"
+    enroll(inspector, [part, part[:, ::-1].copy()], recipe, name="part", copies="both", **layout)
+    inspector.use(recipe)
+    bank = inspector.product.bank
+    assert bank is not None
+    assert bank.origins is not None
+    record = load_recipe(recipe).memory_bank
+    assert record is not None
+    again = load_bank(record, tmp_path, inspector.bundle, inspector.product.layout)
+    np.testing.assert_array_equal(again.origins, bank.origins)
+    assert inspector.inspect(part).score is not None
+
+
+def test_overlapping_patches_make_a_bank_no_larger(inspector: Inspector, part: np.ndarray) -> None:
+    bank = inspector.make_bank([part, part[::-1].copy()])
+    assert bank.features.shape[2] == 2 * 256
+    assert bank.origins is not None
+    assert bank.origins.max() >= 2 * 256  # of all 961 of each sample
+    inspector.use(bank)
+    known = inspector.inspect(part).score
+    inspector.use(inspector.make_bank([part[::-1].copy()]))
+    assert known < inspector.inspect(part).score
+
+
+def test_of_many_samples_the_bank_holds_what_does_not_overlap(
+    inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(inspector_module, "MAX_COPIED_PATCHES", 961)
+    bank = inspector.make_bank([part, part[::-1].copy()], "float32")
+    pixels = inspector._preprocess(part, inspector._views(part))
+    taps = inspector._encode(pixels)[1][0].reshape(4, 31, 31, -1)[:, ::2, ::2].reshape(4, 256, -1)
+    np.testing.assert_allclose(bank.features[0, :, :256], normalise(taps), atol=1e-6)
+    assert bank.origins is not None
+    rows, columns = np.divmod(bank.origins[0, 0] % 961, 31)
+    assert (rows % 2 == 0).all()
+    assert (columns % 2 == 0).all()
+    assert bank.origins[0, 0, 256] == 961
+    record = bank.save(tmp_path / "bank.npz")
+    loaded = load_bank(record, tmp_path, inspector.bundle)
+    np.testing.assert_array_equal(loaded.origins, bank.origins)
+
+
+def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="none, moved, turned, both"):
+        inspector.make_bank([part], copies="mirrored")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("max_patches", "size"), [(None, 32), (20, 20), (100, 32)])
+def test_a_bank_with_copies_keeps_what_covers_them_and_one_without_a_coreset(
+    max_patches: int | None, size: int
+) -> None:
+    """As large as without copies, or as ``max_patches`` says if that is less."""
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(size=(1, 3, 4 * 16, 8)).astype(np.float32) for _ in range(2)]
+    shown = np.tile(np.arange(16, dtype=np.int32), 4)
+    rows = normalise(np.concatenate([sample[0] for sample in samples], axis=1))
+    copied = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown, distinct=16)
+    chosen = cover(rows, size)
+    np.testing.assert_allclose(copied.features[0], np.take_along_axis(rows, chosen[..., None], 1), atol=1e-6)
+    np.testing.assert_array_equal(copied.origins, [chosen // 64 * 16 + shown[chosen % 64]])
+    plain = MemoryBank.from_features(samples, "", max_patches=size)
+    np.testing.assert_array_equal(plain.origins, [np.sort(coreset(rows, size), axis=1)])
