@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from ...kernels import Box, split_grid, tile_grid
-from ...kernels.geometry import MAX_SIDE, check_box
+from ...kernels.geometry import check_box
+from ...kernels.types import MAX_SIDE
 from ..bundles.bundle import Name, Schema
 from ..common.errors import ConfigError, ImageError
 
