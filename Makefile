@@ -47,7 +47,7 @@ gpu-check: venv-dev  ## engines, CUDA graphs and latencies on this machine's GPU
 lint: venv-dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	@mkdir -p $(TYPED) && for package in export kernels models runtime; do \
-	  ln -sfn ../../../$$package $(TYPED)/$$package; done
+	  ln -sfn ../../../$$package $(TYPED)/$$package; done; ln -sfn ../../../runtime/api/__init__.py $(TYPED)/__init__.py
 	MYPYPATH=.mypy_cache/tree $(BIN)/python -m mypy --explicit-package-bases -p anomalygpt_edge -p tools \
 	  | sed 's|$(TYPED)/||'
 

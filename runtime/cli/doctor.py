@@ -15,6 +15,7 @@ import numpy as np
 from ..bundles.bundle import Bundle, default_bundle, open_bundle
 from ..cameras.device import present_cameras
 from ..common.errors import AgptError, BundleError
+from ..common.machine import memory_gib
 from ..common.printable import printable
 from ..inspection.verdict import Status
 from ..vision.engines import AUTO, BACKENDS
@@ -88,7 +89,7 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
             )
         milliseconds = (time.perf_counter() - started) * 1e3
         print(f"  one inspection by {inspector.engine:<23} {milliseconds:>8.1f} ms     ok")
-        for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.networks):
+        for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.vision.networks):
             print(f"  {stage:<32} {error:.1e} from onnxruntime on the CPU, {limit:.0e} allowed  ok")
 
 
@@ -113,14 +114,6 @@ def _gpu() -> Finding:
 def _machine() -> Finding:
     found = f"{platform.machine()}, {os.cpu_count()} CPU threads, {memory_gib():.1f} GiB, {platform.system()}"
     return Finding("machine", f"{found}, Python {platform.python_version()}")
-
-
-def memory_gib() -> float:
-    """The machine's memory in GiB; NaN where it cannot be told."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (ValueError, OSError, AttributeError):
-        return float("nan")  # not a POSIX system
 
 
 def _packages() -> list[Finding]:

@@ -173,11 +173,11 @@ def enroll(
     max_patches: Annotated[
         int | None, typer.Option(min=1, help="Memory bank: keep only so many patches of each layer.")
     ] = None,
-    copies: Annotated[
+    augmentation: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: hold copies of the good parts too, moved by half the way to the next patch, turned "
-            "by 90, 180 and 270 degrees, both, or none; the bundle's own when left out. It stays as large."
+            help="Memory bank: augment the normal samples: moved (by half a patch), turned (by 90, 180 and 270 "
+            "degrees), both or none; the bundle's own when left out. The bank stays as large."
         ),
     ] = None,
     false_reject_rate: Annotated[
@@ -240,7 +240,7 @@ def enroll(
             without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
             tiles=grid,
             regions=regions,
-            copies=copies,  # type: ignore[arg-type]  # checked there
+            augmentation=augmentation,  # type: ignore[arg-type]  # checked there
         )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
     if point := recipe.operating_point:

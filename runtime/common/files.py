@@ -23,4 +23,6 @@ def write_whole(path: Path, data: bytes) -> None:
         staging.replace(path)
     except OSError as error:
         staging.unlink(missing_ok=True)
-        raise AgptError(f"cannot write {path} ({error.strerror}): choose a folder you can write to") from error
+        raise AgptError(
+            f"cannot write {path} ({error.strerror}): choose a folder you can write to"
+        ) from error

@@ -33,7 +33,9 @@ class Lifetime:
         if not self._is_open:
             raise ClosedError(f"{self._name} is closed: open it again")
         if os.getpid() != self._process:
-            raise ClosedError(f"{self._name} was opened by another process: open it in this one, after the fork")
+            raise ClosedError(
+                f"{self._name} was opened by another process: open it in this one, after the fork"
+            )
 
     def end(self) -> bool:
         """Mark it closed. True when the caller must free it: the first time, in the process that opened it."""

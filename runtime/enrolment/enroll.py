@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import get_args
@@ -14,12 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..bundles.bundle import Augmentation
 from ..common.errors import ConfigError, RecipeError
 from ..inspection.inspector import Inspector
 from ..inspection.verdict import Verdict
 from ..recipes.recipe import Recipe, WithoutVerdict, save_recipe
-from ..vision.augment import Copies
-from ..vision.engines import Engine
 from ..vision.images import check_frame
 from ..vision.memory_bank import Storage
 from ..vision.views import RegionOfInterest, Tiles, make_layout
@@ -44,7 +41,7 @@ def enroll(
     without_verdict: WithoutVerdict = "no_result",
     tiles: Tiles | None = None,
     regions: Sequence[RegionOfInterest] = (),
-    copies: Copies | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
@@ -64,7 +61,7 @@ def enroll(
         without_verdict: "map": where there is no time for an answer the map's operating point decides.
         tiles: look at tiles of the frame, which share the memory bank.
         regions: look at these boxes of the frame, which have a memory bank each.
-        copies: of the good parts, that the memory bank holds too: see ``make_copies``; the bundle's own when None.
+        augmentation: of the normal samples in the memory bank: see ``augment``; the bundle's own when None.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
@@ -74,7 +71,7 @@ def enroll(
             good parts for the rate.
     """
     if without_verdict not in get_args(WithoutVerdict):
-        raise ConfigError(f"without a verdict a part is no_result or map, not {without_verdict!r}")
+        raise ConfigError(f"--without-verdict must be no_result or map, not {without_verdict!r}")
     if false_reject_rate is not None:
         check_rate(false_reject_rate, len(held_out or normals))
     elif held_out or without_verdict == "map":
@@ -96,18 +93,18 @@ def enroll(
     before = inspector.product
     inspector.use(recipe)
     try:
-        with _remembering_encoder(inspector):
+        with inspector.vision.encoder_cache():
             bank = inspector.make_bank(
                 normals,
                 storage,
                 max_patches,
-                copies,
+                augmentation,
                 track=lambda frames: track(frames, "good parts", console=Console(stderr=True)),
             )
             point = None
             if false_reject_rate is not None:
                 inspector.use(bank)
-                verdicts = _judge(inspector, normals, held_out, storage, max_patches, copies)
+                verdicts = _judge(inspector, normals, held_out, storage, max_patches, augmentation)
                 point = choose_operating_point(verdicts, false_reject_rate)
     finally:
         inspector.use(before)
@@ -125,7 +122,7 @@ def _judge(
     held_out: Sequence[np.ndarray],
     storage: Storage,
     max_patches: int | None,
-    copies: Copies | None,
+    augmentation: Augmentation | None,
 ) -> list[Verdict]:
     """Verdicts about good parts, none of which is in the bank that it is compared with."""
     console = Console(stderr=True)
@@ -135,34 +132,6 @@ def _judge(
     num_groups = min(MAX_GROUPS, len(normals))
     for group in track(range(num_groups), "each good part against the others", console=console):
         others = [frame for i, frame in enumerate(normals) if i % num_groups != group]
-        inspector.use(inspector.make_bank(others, storage, max_patches, copies))
+        inspector.use(inspector.make_bank(others, storage, max_patches, augmentation))
         verdicts += [inspector.inspect(frame) for frame in normals[group::num_groups]]
     return verdicts
-
-
-@contextmanager
-def _remembering_encoder(inspector: Inspector) -> Iterator[None]:
-    """The encoder sees each frame once, however often the frame comes."""
-    encoder = inspector.networks["encoder"]
-    inspector.networks["encoder"] = _Remembering(encoder)
-    try:
-        yield
-    finally:
-        inspector.networks["encoder"] = encoder
-
-
-class _Remembering:
-    """An engine that keeps what it gave for every input."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._outputs: dict[bytes, dict[str, np.ndarray]] = {}
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        key = hashlib.sha256(b"".join(inputs[name].tobytes() for name in sorted(inputs))).digest()
-        if key not in self._outputs:
-            self._outputs[key] = {name: array.copy() for name, array in self._engine.run(**inputs).items()}
-        return self._outputs[key]
-
-    def close(self) -> None:
-        self._engine.close()

@@ -22,7 +22,7 @@ def show(console: Console, num_parts: int = 3) -> str:
         frame = Frame(
             f"part-{index}", "test", np.zeros((2, 2, 3), np.uint8), product="gear", defects=("hole",)
         )
-        verdict = Verdict(Status.FAIL, "answered Yes", (2, 2), "crop", p_anomaly=0.987, sentence=SENTENCE)
+        verdict = Verdict(status=Status.FAIL, reason="answered Yes", p_anomaly=0.987, sentence=SENTENCE)
         tally.add(frame, verdict.status, 10.0 + index)
         display.put(frame, verdict, 10.0 + index, tally)
     display.close()
@@ -58,7 +58,7 @@ def test_a_pipe_gets_one_whole_line_a_part():
 def test_markup_in_an_id_is_only_text():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     display = open_display("title", console)
-    verdict = Verdict(Status.NO_RESULT, "[/red] broken [bold]", (0, 0), "crop")
+    verdict = Verdict(status=Status.NO_RESULT, reason="[/red] broken [bold]")
     tally = Tally()
     tally.add(Frame("[red]x", "test", None), verdict.status, 1.0)
     display.put(Frame("[red]x", "test", None), verdict, 1.0, tally)
