@@ -71,6 +71,7 @@ EXTRAS = {
         "pillow>=10,<14",
         "scikit-learn>=1.4,<2",
         "build>=1,<2",
+        "jinja2>=3.1,<4",  # the page of benchmarks
         PYBIND11,
         "setuptools>=77,<86",
     ],
