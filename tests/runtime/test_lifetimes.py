@@ -14,7 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import anomalygpt_edge as agpt
-from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
+from anomalygpt_edge.runtime.bundles.bundle import default_bundle, read_manifest, seal
 
 
 def frame(seed: int = 0) -> np.ndarray:
@@ -76,10 +76,10 @@ def test_two_inspectors_closed_in_any_order_leave_blas_as_it_was(tiny_bundle: Pa
 
 
 @pytest.fixture
-def unusable(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A sealed bundle whose language model opens and then turns out to say yes and no with the same token."""
+def unusable(tmp_path: Path) -> Path:
+    """The shipped bundle, sealed again, whose language model opens and then turns out to say yes and no with the same token."""
     folder = tmp_path / "unusable"
-    shutil.copytree(tiny_bundle, folder)
+    shutil.copytree(default_bundle(), folder)
     manifest = read_manifest(folder)
     words = msgspec.structs.replace(manifest.prompt, affirmative="Yes", negative="Yes", answers=None)
     seal(folder, msgspec.structs.replace(manifest, prompt=words))
@@ -93,7 +93,7 @@ def test_a_failed_open_frees_everything(unusable: Path) -> None:
             agpt.Inspector.open(unusable, threads=1)
         if attempt == 3:  # by then the libraries' own pools have grown
             settled = resident_megabytes()
-    assert resident_megabytes() - settled < 15
+    assert resident_megabytes() - settled < 25, "one language model is 7 MB"
     assert blas_threads() == before
 
 
