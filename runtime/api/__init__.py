@@ -43,7 +43,7 @@ PUBLIC = {
     "save_recipe": "recipes.recipe",
 }
 
-__all__ = list(PUBLIC)  # noqa: PLE0605
+__all__ = list(PUBLIC)
 
 if TYPE_CHECKING:
     from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle

@@ -199,6 +199,11 @@ def make_layout(
     if not tiles and not regions:
         return WHOLE
     height, width = frame_size
+    if tiles is not None and tiles.side is not None and tiles.side > max(height, width):
+        raise ConfigError(
+            f"--tiles {tiles.side} is larger than the frame of {width} x {height} pixels: leave --tiles out, or give a "
+            "smaller side"
+        )
     try:
         return Layout(frame=FrameSize(width=width, height=height), tiles=tiles, regions=regions)
     except ValueError as error:

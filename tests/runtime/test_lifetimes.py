@@ -77,7 +77,7 @@ def test_two_inspectors_closed_in_any_order_leave_blas_as_it_was(tiny_bundle: Pa
 
 @pytest.fixture
 def unusable(tmp_path: Path) -> Path:
-    """The shipped bundle, sealed again, whose language model opens and then turns out to say yes and no with the same token."""
+    """The shipped bundle, sealed again with the same word for yes and no: its language model opens, then is refused."""
     folder = tmp_path / "unusable"
     shutil.copytree(default_bundle(), folder)
     manifest = read_manifest(folder)
