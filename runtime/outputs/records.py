@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -89,6 +89,16 @@ def make_record(
         "defects": frame.defects,
     }
     return msgspec.convert(values, Record)
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a line of ``records.jsonl``."""
+    schema = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Record)))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"anomalygpt-edge record, schema version {SCHEMA_VERSION}",
+        **schema,
+    }
 
 
 class RecordFile:
