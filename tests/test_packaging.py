@@ -359,10 +359,14 @@ def test_the_modules_that_make_runs_exist() -> None:
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
 
-def test_readme_names_only_targets_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", readme, re.M))
-    assert {"demo", "test"} <= named <= make_targets()
+def test_the_documentation_names_only_targets_that_exist() -> None:
+    """README's other tests, and those of docs/, are in tests/test_docs.py."""
+    pages = [ROOT / "README.md", ROOT / "models/nano/MODEL_CARD.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(encoding="utf-8"), re.M))
+        assert named <= make_targets(), page.name
+        if page.name == "README.md":
+            assert {"demo", "test"} <= named
 
 
 @pytest.mark.parametrize(
