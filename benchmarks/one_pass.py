@@ -29,12 +29,12 @@ from rich.table import Table
 
 from anomalygpt_edge.runtime.bundles.bundle import Language, open_bundle
 from anomalygpt_edge.runtime.cameras import open_camera
-from anomalygpt_edge.runtime.cli.run import enroll_demo_products
 from anomalygpt_edge.runtime.common.errors import AgptError
 from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
 from anomalygpt_edge.runtime.language.answer import Answer, Part
 from anomalygpt_edge.runtime.language.gguf_header import read_header
 from anomalygpt_edge.runtime.language.model import LanguageModel
+from anomalygpt_edge.runtime.station.run import enroll_demo_products
 from anomalygpt_edge.runtime.vision.regions import PLACES, MapReading
 
 ANSWER_TOKENS = 64

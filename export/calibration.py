@@ -10,11 +10,10 @@ from numpy.random import default_rng
 
 from ..kernels import preprocess
 from ..runtime.bundles.bundle import Preprocess
-from ..runtime.cameras.folder import is_image
 from ..runtime.common.errors import ConfigError
 from ..runtime.synthetic.data import SIZE, draw
 from ..runtime.synthetic.products import TRAINED_KINDS, Family
-from ..runtime.vision.images import read_image
+from ..runtime.vision.images import is_image, read_image
 from .samples import draw_poster, draw_texture
 
 MAX_IMAGES = 32  # of a large folder, so many are taken, evenly spread

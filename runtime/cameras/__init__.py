@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.errors import CameraError
-from ..vision.images import read_image
+from ..vision.images import is_image, read_image
 from .base import Camera, Frame
 
 __all__ = ["Camera", "Frame", "open_camera"]
@@ -40,7 +40,7 @@ def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> 
         raise CameraError(
             f"there is no source {source!r}: give demo, a folder of images, a video file or a camera's number"
         )
-    from .folder import FolderCamera, is_image
+    from .folder import FolderCamera
 
     if path.is_dir():
         return FolderCamera(path)

@@ -6,12 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..common.errors import CameraError, ImageError
-from ..vision.images import SUFFIXES, read_image
+from ..vision.images import SUFFIXES, is_image, read_image
 from .base import Frame
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 class FolderCamera:

@@ -4,10 +4,53 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..common.errors import ConfigError
 from ..common.printable import printable
-from ..language.dialogue import Dialogue
+from .options import (
+    BundleOption,
+    ClassOption,
+    EngineOption,
+    ImageArgument,
+    NormalOption,
+    RecipeOption,
+    ThreadsOption,
+)
+
+if TYPE_CHECKING:
+    from ..language.dialogue import Dialogue
+
+
+def ask(
+    image: ImageArgument,
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help='What to ask, for example "Is there a crack?"; left out, one question a line is read.'
+        ),
+    ] = None,
+    bundle: BundleOption = None,
+    recipe: RecipeOption = None,
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+) -> None:
+    """Ask about an image: one question, or a dialogue, a line a question, until the input ends."""
+    from ..station.run import open_inspector
+    from ..vision.images import read_image
+
+    if question is not None and not question.strip():
+        raise ConfigError("the question is empty: ask something")
+    frame = read_image(image)
+    with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads, engine) as inspector:
+        dialogue = inspector.dialogue(frame)
+        if dialogue.view:
+            print(f"about {printable(dialogue.view)}, where the map is highest", file=sys.stderr)
+        answer_lines(dialogue, sys.stdin if question is None else [question])
 
 
 def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:

@@ -10,8 +10,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..cameras.folder import is_image
 from ..common.errors import ConfigError
+from ..vision.images import is_image
 
 VISA_TABLE = Path("split_csv") / "1cls.csv"
 VISA_COLUMNS = {"object", "split", "label", "image", "mask"}

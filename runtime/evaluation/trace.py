@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.run import image_paths
 from ..common.errors import ConfigError
 from ..inspection.inspector import Inspector
 from ..vision.engines import AUTO
+from ..vision.image_files import image_paths
 from ..vision.images import read_image
 
 RESIZE_MODES = ("crop", "stretch")

@@ -309,12 +309,12 @@ def test_a_terminal_of_few_letters_is_no_crash(parts):
 
 
 def test_doctor_names_what_is_there_and_how_to_get_the_rest(call, monkeypatch, tiny_bundle, tmp_path):
-    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tiny_bundle)
+    monkeypatch.setattr("anomalygpt_edge.runtime.station.doctor.default_bundle", lambda: tiny_bundle)
     status, said, _ = call("doctor")
     assert status == 0
     assert "onnxruntime" in said
     assert "shipped bundle" in said
-    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tmp_path / "absent")
+    monkeypatch.setattr("anomalygpt_edge.runtime.station.doctor.default_bundle", lambda: tmp_path / "absent")
     status, said, _ = call("doctor")
     assert status == 1
     assert "MISS" in said

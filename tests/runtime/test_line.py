@@ -216,10 +216,10 @@ ENDLESS_LINE = """
     import itertools, pathlib, sys, time
     import numpy as np
     from anomalygpt_edge.runtime.cameras import Frame
-    from anomalygpt_edge.runtime.display import open_display
-    from anomalygpt_edge.runtime.line import Line
-    from anomalygpt_edge.runtime.records import Identity, RecordFile
-    from anomalygpt_edge.runtime.verdict import Status, Verdict
+    from anomalygpt_edge.runtime.outputs.display import open_display
+    from anomalygpt_edge.runtime.station.line import Line
+    from anomalygpt_edge.runtime.outputs.records import Identity, RecordFile
+    from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 
     class Inspector:
         def inspect(self, frame):

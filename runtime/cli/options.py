@@ -1,0 +1,45 @@
+"""Options that several commands share. Imports nothing heavy: every command's file does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", help="Bundle folder; the nano model that ships when left out.")
+]
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
+ImageArgument = Annotated[Path, typer.Argument(help="The image.")]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Product recipe made by agpt enroll.")]
+ClassOption = Annotated[
+    str | None, typer.Option("--class", help="What the part is, one of the bundle's class names.")
+]
+NormalOption = Annotated[
+    list[Path] | None,
+    typer.Option("--normal", help="Image of a good part, or a folder of them; may be given several times."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads; all cores when left out.")
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What runs the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
+        "onnxruntime (CPU); auto takes the best that this machine can run.",
+    ),
+]
+TilesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles",
+        help="Look at tiles of the frame at their own resolution, so that small defects survive: ROWSxCOLUMNS "
+        "like 3x3, or a tile's side in pixels like 448.",
+    ),
+]
+DEFAULT_OVERLAP = 0.2
+OverlapOption = Annotated[
+    float, typer.Option("--overlap", min=0.0, max=0.9, help="Share of a tile that the next one shows too.")
+]
