@@ -70,6 +70,7 @@ def enroll(
     engine: EngineOption = "auto",
 ) -> None:
     """Make a product's recipe from pictures of good parts."""
+    from ..common.terminal import tell
     from ..enrolment.enroll import enroll as make_recipe
     from ..enrolment.operating_point import rate_limit
     from ..inspection.inspector import Inspector
@@ -79,8 +80,8 @@ def enroll(
 
     grid = parse_tiles(tiles, overlap) if tiles is not None else None
     regions = [parse_region(text) for text in region or ()]
-    frames = [read_image(path) for path in image_paths(normal)]
-    others = [read_image(path) for path in image_paths(held_out)] if held_out else []
+    frames = [read_image(path) for path in image_paths(normal, tell)]
+    others = [read_image(path) for path in image_paths(held_out, tell)] if held_out else []
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
         recipe = make_recipe(
             inspector,

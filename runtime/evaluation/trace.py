@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.errors import ConfigError
+from ..common.terminal import tell
 from ..inspection.inspector import Inspector
 from ..vision.engines import AUTO
 from ..vision.image_files import image_paths
@@ -46,7 +47,7 @@ def trace_image(options: TraceOptions, out: Path) -> None:
         OSError: ``out`` cannot be written.
     """
     frame = read_image(options.image)
-    normals = [read_image(path) for path in image_paths(options.normals)]
+    normals = [read_image(path) for path in image_paths(options.normals, tell)]
     with Inspector.open(
         options.bundle, class_name=options.class_name, threads=options.threads, engine=options.engine
     ) as inspector:

@@ -101,7 +101,7 @@ def load_recipe(path: Path | str) -> Recipe:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path} is over {MAX_RECIPE_BYTES >> 20} MiB: it is not a recipe")
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Recipe)
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), Recipe)
     except OSError as error:
         raise RecipeError(f"no recipe at {path} ({error.strerror}): make one with agpt enroll") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -13,6 +13,7 @@ from rich.console import Console
 from ..bundles.bundle import MANIFEST_FILE, Bundle, digest_file
 from ..cameras import Frame, open_camera
 from ..common.errors import ConfigError, UnjudgedError
+from ..common.terminal import tell
 from ..outputs.display import open_display
 from ..outputs.overlay import OverlayFolder
 from ..outputs.records import Identity, RecordFile
@@ -65,7 +66,7 @@ def open_inspector(
     """An inspector from what a command line names."""
     from ..inspection.inspector import Inspector
 
-    frames = [read_image(path) for path in image_paths(normals)]
+    frames = [read_image(path) for path in image_paths(normals, tell)]
     return Inspector.open(
         bundle, recipe, normals=frames or None, class_name=class_name, threads=threads, engine=engine
     )
@@ -101,8 +102,10 @@ def run_line(options: RunOptions) -> None:
     with ExitStack() as opened:
         # What is quick to check comes first; the model takes seconds to load.
         camera = opened.enter_context(
-            closing(open_camera(options.source, num_parts=options.parts, seed=options.seed))
+            closing(open_camera(options.source, num_parts=options.parts, seed=options.seed, out=options.out))
         )
+        if camera.remark:
+            tell(f"{camera.name}: {camera.remark}")
         records = opened.enter_context(closing(RecordFile(options.out))) if options.out else None
         overlays = (
             OverlayFolder(options.out / "overlays") if options.out and options.overlays != "none" else None

@@ -60,6 +60,13 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str)
         load_recipe(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    save_recipe(Recipe(name="a"), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path) == Recipe(name="a")
+
+
 def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no recipe at"):
         load_recipe(tmp_path / "none.toml")
