@@ -181,6 +181,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     region_level: RegionLevel
     copies: Copies = "none"  # of normal samples, that a memory bank holds too
     prompt: PromptLayout
+    questions: list[Name] = []  # of the kinds that the model was trained to answer, one of each
     components: dict[str, Component]
     plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine
     files: dict[str, FileRecord] = {}

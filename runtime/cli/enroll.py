@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..common.errors import ConfigError
 from .options import (
     DEFAULT_OVERLAP,
     BundleOption,
@@ -15,13 +16,25 @@ from .options import (
     OverlapOption,
     ThreadsOption,
     TilesOption,
+    path,
 )
+
+WITHOUT_VERDICT = ("no_result", "map")
 
 
 def enroll(
     name: Annotated[str, typer.Option(help="The product's name.")],
-    normal: Annotated[list[Path], typer.Option(help="Image of a good part, or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="Recipe file to write; its memory bank goes beside it.")],
+    normal: Annotated[
+        list[Path],
+        typer.Option(
+            parser=path,
+            metavar="PATH",
+            help="Image of a good part, or a folder of them with its subfolders; may be given several times.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Recipe file to write; its memory bank goes beside it.")
+    ],
     bundle: BundleOption = None,
     class_name: ClassOption = None,
     description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
@@ -46,14 +59,16 @@ def enroll(
     held_out: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=path,
+            metavar="PATH",
             help="Other good parts, or a folder of them, to choose the operating point on; each --normal against "
-            "the rest when left out."
+            "the rest when left out.",
         ),
     ] = None,
     without_verdict: Annotated[
         str,
         typer.Option(
-            help="What a part is for whose answer the deadline leaves no time: no_result, or what the map says at "
+            help="Status of a part whose deadline leaves no time for the answer: no_result, or what the map gives at "
             "its operating point (map)."
         ),
     ] = "no_result",
@@ -78,6 +93,8 @@ def enroll(
     from ..vision.images import read_image
     from ..vision.views import parse_region, parse_tiles
 
+    if without_verdict not in WITHOUT_VERDICT:
+        raise ConfigError(f"--without-verdict must be no_result or map, not {without_verdict!r}")
     grid = parse_tiles(tiles, overlap) if tiles is not None else None
     regions = [parse_region(text) for text in region or ()]
     frames = [read_image(path) for path in image_paths(normal, tell)]

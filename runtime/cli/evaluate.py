@@ -15,14 +15,19 @@ from .options import (
     OverlapOption,
     ThreadsOption,
     TilesOption,
+    path,
 )
 
 
 def evaluate(
     bundle: BundleArgument,
-    folder: Annotated[Path, typer.Argument(help="One category or many, in MVTec-AD or VisA layout.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=path, help="One category or many, in MVTec-AD or VisA layout.")
+    ],
     shots: Annotated[str, typer.Option(help="Numbers of normal samples, 0 for zero-shot.")] = "0,1,2,4",
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this file too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(parser=path, help="Write the figures to this file too.")
+    ] = None,
     class_name: ClassOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Which normal samples are taken.")] = 0,
     tiles: TilesOption = None,

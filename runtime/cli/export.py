@@ -8,26 +8,29 @@ from typing import Annotated
 import typer
 
 from ..common.errors import ConfigError
+from .options import path
 
 
 def export(
     bundle: Annotated[
-        Path | None, typer.Argument(help="With --resume: the bundle that gets the plans of --engine.")
+        Path | None,
+        typer.Argument(parser=path, help="With --resume: the bundle that gets the plans of --engine."),
     ] = None,
     imagebind: Annotated[
-        Path | None, typer.Option(help="imagebind_huge.pth, or a tower saved in its key names.")
+        Path | None, typer.Option(parser=path, help="imagebind_huge.pth, or a tower saved in its key names.")
     ] = None,
     vicuna: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")
+        Path | None, typer.Option(parser=path, help="Hugging Face folder of the language model (Vicuna v0).")
     ] = None,
     pandagpt: Annotated[
-        Path | None, typer.Option(help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")
+        Path | None, typer.Option(parser=path, help="PandaGPT's pytorch_model.pt (LoRA and llama_proj).")
     ] = None,
     anomalygpt: Annotated[
-        Path | None, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")
+        Path | None, typer.Option(parser=path, help="AnomalyGPT's pytorch_model.pt (decoder, learner).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")
+        Path | None,
+        typer.Option(parser=path, help="Bundle folder to write; a bundle that is there is replaced."),
     ] = None,
     resume: Annotated[
         bool,
@@ -39,14 +42,19 @@ def export(
     text_features: Annotated[
         Path | None,
         typer.Option(
-            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out."
+            parser=path,
+            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out.",
         ),
     ] = None,
-    about: Annotated[Path | None, typer.Option(help="model.json: name, notices, region levels.")] = None,
+    about: Annotated[
+        Path | None, typer.Option(parser=path, help="model.json: name, notices, region levels.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of the networks: fp32, fp16 or int8.")] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Folder of your normal images, for --precision int8; drawn parts when left out."),
+        typer.Option(
+            parser=path, help="Folder of normal images, for --precision int8; drawn parts when left out."
+        ),
     ] = None,
     llm_quant: Annotated[
         str, typer.Option(help="Of the language model: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
@@ -94,11 +102,11 @@ def export(
     }
     if resume or bundle is not None:
         build_plans_of(
-            bundle, resume, plans, [name for name, path in needed.items() if path], allow_parity_failure
+            bundle, resume, plans, [name for name, given in needed.items() if given], allow_parity_failure
         )
         return
     if imagebind is None or vicuna is None or pandagpt is None or anomalygpt is None or out is None:
-        missing = ", ".join(f"--{name}" for name, path in needed.items() if path is None)
+        missing = ", ".join(f"--{name}" for name, given in needed.items() if given is None)
         raise ConfigError(
             f"agpt export needs {missing}: give it, or agpt export --resume --engine … BUNDLE for plans alone"
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from ..common.errors import AgptError, Interrupted
-from ..common.printable import printable
+from ..common.errors import AgptError, NoReaderError
+from ..common.terminal import tell
 from .ask import ask
+from .command import register
 from .doctor import doctor
 from .enroll import enroll
 from .evaluate import evaluate
@@ -21,28 +22,31 @@ from .run import run
 from .trace import trace
 from .verify import verify
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "enroll": enroll,
-    "ask": ask,
-    "trace": trace,
-    "eval": evaluate,
-    "export": export,
-    "verify": verify,
-    "doctor": doctor,
-}
+# docs/exit-codes.md
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EPILOG = (
+    "Exit status: 0 when the work is done; 1 when agpt doctor misses something; 2 on an error, which is one sentence "
+    "on standard error; 130 after Ctrl-C and 143 after SIGTERM; 141 when the reader of standard output has gone. "
+    "docs/exit-codes.md has the details."
+)
 
 app = typer.Typer(
     name="agpt",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
 )
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+register(app, "run", run)
+register(app, "enroll", enroll)
+register(app, "ask", ask)
+register(app, "trace", trace)
+register(app, "eval", evaluate)
+register(app, "export", export)
+register(app, "verify", verify)
+register(app, "doctor", doctor)
 
 
 def main() -> None:
@@ -51,34 +55,48 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
     try:
-        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        status = app(args=sys.argv[1:] or ["--help"], prog_name="agpt", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what the system does not take is heard of here, not at the interpreter's end
         if (
             status == EXIT_INTERRUPTED
         ):  # typer's word for a KeyboardInterrupt; its earlier versions raise Abort
-            _complain("interrupted", status)
-    except Interrupted as stop:
-        status = _complain(str(stop), EXIT_INTERRUPTED)
+            tell("interrupted")
     except AgptError as error:
-        status = _complain(str(error), EXIT_BAD_INPUT)
+        tell(str(error))
+        status = error.status
     except (KeyboardInterrupt, typer.Abort):
-        status = _complain("interrupted", EXIT_INTERRUPTED)
+        tell("interrupted")
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (agpt run | head): nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        tell(str(NoReaderError()))
+        status = NoReaderError.status
     except OSError as error:
-        status = _complain(f"cannot use {error.filename} ({error.strerror}): check it", EXIT_BAD_INPUT)
+        tell(f"{_what_failed(error)} ({error.strerror or error}): check it")
+        status = EXIT_ERROR
     except Exception as error:
         # The command line's own errors (unknown option, missing value); their module moved between releases.
         if not hasattr(error, "format_message"):
             raise
-        status = _complain(error.format_message() or "see agpt --help", EXIT_BAD_INPUT)
+        tell(error.format_message() or "see agpt --help")
+        status = EXIT_ERROR
+    _end_output()
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _complain(sentence: str, status: int) -> int:
-    print(f"agpt: {printable(sentence)}", file=sys.stderr)
-    return status
+def _what_failed(error: OSError) -> str:
+    if error.filename is not None:
+        return f"cannot use {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}"
+    return "the system refused to read or write"
+
+
+def _end_output() -> None:
+    """Write what is buffered, and let the interpreter not try again what standard output does not take."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:

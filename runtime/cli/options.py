@@ -7,18 +7,39 @@ from typing import Annotated
 
 import typer
 
+from ..common.errors import ConfigError
+
+
+def path(text: str) -> Path:
+    """A path of the command line.
+
+    Raises:
+        ConfigError: it is empty, which would mean the current folder.
+    """
+    if not str(text).strip():
+        raise ConfigError("a path on the command line is empty: name a file or folder, or . for this folder")
+    return Path(text)
+
+
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", help="Bundle folder; the nano model that ships when left out.")
+    Path | None,
+    typer.Option("--bundle", parser=path, help="Bundle folder; the nano model that ships when left out."),
 ]
-BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder.")]
-ImageArgument = Annotated[Path, typer.Argument(help="The image.")]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Product recipe made by agpt enroll.")]
+BundleArgument = Annotated[Path, typer.Argument(parser=path, help="Bundle folder.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", parser=path, help="Product recipe made by agpt enroll.")
+]
 ClassOption = Annotated[
     str | None, typer.Option("--class", help="What the part is, one of the bundle's class names.")
 ]
 NormalOption = Annotated[
     list[Path] | None,
-    typer.Option("--normal", help="Image of a good part, or a folder of them; may be given several times."),
+    typer.Option(
+        "--normal",
+        parser=path,
+        metavar="PATH",
+        help="Image of a good part, or a folder of them with its subfolders; may be given several times.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores when left out.")

@@ -14,18 +14,24 @@ from .options import (
     NormalOption,
     RecipeOption,
     ThreadsOption,
+    path,
 )
 
 
 def run(
     source: Annotated[
-        str, typer.Option(help="demo, a folder of images, an image, a video file, or a camera's number.")
+        str,
+        typer.Option(
+            help="demo, a folder of images (with its subfolders), an image, a video file, or a camera's number."
+        ),
     ] = "demo",
     bundle: BundleOption = None,
     recipe: RecipeOption = None,
     normal: NormalOption = None,
     class_name: ClassOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for records.jsonl and overlays/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder for records.jsonl and overlays/.")
+    ] = None,
     overlays: Annotated[str, typer.Option(help="Which parts get a picture: all, reject or none.")] = "all",
     parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="What passes on the demo line.")] = 0,
@@ -34,11 +40,13 @@ def run(
     budget_ms: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Milliseconds for each part; what does not fit is left out, the sentence first."
+            min=0.0,
+            help="Milliseconds for each part. When they run out, stages are skipped: first the sentence, then the "
+            "verdict.",
         ),
     ] = None,
 ) -> None:
-    """Inspect what a source delivers: a live table, records, overlays, and a summary."""
+    """Inspect the frames of a source: a live table, records, overlays, and a summary."""
     from ..station.run import RunOptions, run_line
 
     run_line(

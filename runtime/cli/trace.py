@@ -11,16 +11,16 @@ from .options import (
     BundleArgument,
     ClassOption,
     EngineOption,
-    ImageArgument,
     NormalOption,
     ThreadsOption,
+    path,
 )
 
 
 def trace(
     bundle: BundleArgument,
-    image: ImageArgument,
-    out: Annotated[Path, typer.Option(help="npz file to write.")],
+    image: Annotated[Path, typer.Argument(parser=path, help="The image.")],
+    out: Annotated[Path, typer.Option(parser=path, help="npz file to write.")],
     normal: NormalOption = None,
     class_name: ClassOption = None,
     resize: Annotated[

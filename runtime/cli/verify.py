@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .options import EngineOption
+from .options import EngineOption, path
 
 
 def verify(
     bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle folder; the one that ships when left out.")
+        Path | None, typer.Argument(parser=path, help="Bundle folder; the one that ships when left out.")
     ] = None,
     engine: EngineOption = "auto",
 ) -> None:

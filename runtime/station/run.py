@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..bundles.bundle import MANIFEST_FILE, Bundle, digest_file
-from ..cameras import Frame, open_camera
-from ..common.errors import ConfigError, UnjudgedError
+from ..cameras import Camera, Frame, open_camera
+from ..common.errors import ConfigError, Interrupted, UnjudgedError
 from ..common.terminal import tell
 from ..outputs.display import open_display
 from ..outputs.overlay import OverlayFolder
@@ -78,15 +79,17 @@ def summary(line: Line, options: RunOptions) -> list[str]:
     written = (
         f"records and overlays are in {options.out}" if options.out else "nothing was kept: give --out DIR"
     )
-    failed = line.overlay_failures
+    missing = line.num_overlays_missing
     return [
         text
         for text in (
             tally.counts(),
             tally.catches(),
-            f"latency {tally.latency()}; {tally.pace()}",
+            "; ".join(filter(None, (tally.latency() and f"latency {tally.latency()}", tally.pace()))),
             written,
-            f"{len(failed)} overlays are missing: {failed[0]}" if failed else "",
+            f"{missing} overlays are missing, the last one because: {line.overlay_failure}"
+            if missing
+            else "",
         )
         if text
     ]
@@ -96,8 +99,9 @@ def run_line(options: RunOptions) -> None:
     """Inspect until the source ends, then print the summary.
 
     Raises:
-        AgptError: an option is wrong, a file is bad, records cannot be written, the camera was lost, or not one
-            part got a verdict.
+        AgptError: an option is wrong, a file is bad, records cannot be written, the camera was lost, or no part
+            got a verdict.
+        Interrupted: SIGINT or SIGTERM arrived.
     """
     with ExitStack() as opened:
         # What is quick to check comes first; the model takes seconds to load.
@@ -127,7 +131,9 @@ def run_line(options: RunOptions) -> None:
         line = Line(
             camera,
             inspector,
-            open_display(f"agpt run: {camera.name}, bundle {manifest.name}"),
+            open_display(
+                f"agpt run: {camera.name}, bundle {manifest.name}", total=num_expected(camera, options)
+            ),
             identify(inspector.bundle),
             choose_recipe=choose_recipe,
             records=records,
@@ -141,11 +147,23 @@ def run_line(options: RunOptions) -> None:
     print("\n".join(summary(line, options)))
     if line.lost:
         raise line.lost
+    num_parts = line.tally.num_parts
+    if line.stopped_by is not None:
+        name = signal.Signals(line.stopped_by).name
+        raise Interrupted(f"stopped by {name} after {num_parts} parts", line.stopped_by)
+    if not num_parts:
+        raise UnjudgedError(f"nothing was inspected: {options.source} gave no frame; check it")
     if line.tally.unjudged:
         raise UnjudgedError(
-            f"not one of {line.tally.num_parts} parts got a verdict: "
+            f"all {num_parts} parts are NO_RESULT: "
             + (f"the reasons are in {options.out}" if options.out else "give --out DIR to keep the reasons")
         )
+
+
+def num_expected(camera: Camera, options: RunOptions) -> int | None:
+    """How many parts will come; None where that is not known."""
+    known = [count for count in (camera.num_frames, options.parts) if count is not None]
+    return min(known, default=None)
 
 
 def identify(bundle: Bundle) -> Identity:
