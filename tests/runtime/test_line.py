@@ -84,7 +84,9 @@ def make_line(tmp_path, camera, inspector=None, **options) -> Line:
         inspector or FakeInspector(),
         Silent(),
         IDENTITY,
-        **{"choose_recipe": lambda frame: "recipe", "records": RecordFile(tmp_path), **options},
+        choose_recipe=options.pop("choose_recipe", lambda frame: "recipe"),
+        records=options.pop("records", None) or RecordFile(tmp_path),
+        **options,
     )
 
 
