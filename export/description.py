@@ -19,6 +19,7 @@ from ..runtime.bundles.bundle import (
     Vision,
 )
 from ..runtime.common.errors import ConfigError
+from ..runtime.common.schema_errors import describe_error
 from ..runtime.vision.augment import Copies
 from .checkpoints import Checkpoints
 from .options import ExportOptions
@@ -54,7 +55,7 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
         return msgspec.convert(read_json(path), About)
     except msgspec.ValidationError as error:
         raise CheckpointError(
-            f"{path} does not describe a model ({error}): fix or leave out --about"
+            f"{path} does not describe a model ({describe_error(error)}): fix or leave out --about"
         ) from error
 
 

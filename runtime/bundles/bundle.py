@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Meta
 
 from ..common.errors import BundleError, ConfigError
+from ..common.schema_errors import describe_error
 from ..vision.augment import Copies
 
 SCHEMA_VERSION = 2  # 2: the decoder ends in logits, kernels.localise makes the map; until 1 it made the map itself
@@ -318,6 +319,8 @@ def read_manifest(folder: Path) -> Manifest:
                 "re-run agpt export with this version"
             )
         return msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path} is malformed ({describe_error(error)}): {FIX}") from error
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is malformed ({error}): {FIX}") from error
 

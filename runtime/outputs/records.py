@@ -140,19 +140,26 @@ class RecordFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
-            if not lock(self._file):
+            try:
+                self._continue()
+            except BaseException:
                 self._file.close()
-                raise AgptError(
-                    f"another run writes {self.path}: wait for it to end, or choose another --out folder"
-                )
-            self._end_last_line()
-            self.next_sequence = _last_sequence(self.path) + 1
-            if self.next_sequence > MAX_SEQUENCE:
-                raise AgptError(f"{self.path} has used up its sequence numbers: choose another --out folder")
+                raise
         except OSError as error:
             raise AgptError(
                 f"cannot write {self.path} ({error.strerror}): choose another --out folder"
             ) from error
+
+    def _continue(self) -> None:
+        """Lock the file and find where its numbering goes on."""
+        if not lock(self._file):
+            raise AgptError(
+                f"another run writes {self.path}: wait for it to end, or choose another --out folder"
+            )
+        self._end_last_line()
+        self.next_sequence = _last_sequence(self.path) + 1
+        if self.next_sequence > MAX_SEQUENCE:
+            raise AgptError(f"{self.path} has used up its sequence numbers: choose another --out folder")
 
     def put(self, record: Record) -> None:
         """Raises AgptError when the disk does not take the record."""

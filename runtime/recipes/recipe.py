@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from ..bundles.bundle import Name, Sha256
 from ..common.errors import RecipeError
+from ..common.schema_errors import describe_error
 from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
 
 if sys.version_info >= (3, 11):
@@ -107,7 +108,8 @@ def load_recipe(path: Path | str) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML ({error}): correct it or run agpt enroll again") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path} is not a recipe ({error}): correct it or run agpt enroll again") from error
+        problem = describe_error(error)
+        raise RecipeError(f"{path} is not a recipe ({problem}): correct it or run agpt enroll again") from error
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:

@@ -56,8 +56,9 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path: Path, recipe: Recipe)
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=complaint):
+    with pytest.raises(RecipeError, match=complaint) as error:
         load_recipe(path)
+    assert not any(word in str(error.value) for word in ("`", "$", "Expected"))
 
 
 def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
