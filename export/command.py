@@ -10,6 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from ..runtime.bundles.bundle import NETWORKS
 from ..runtime.common.errors import ConfigError, Interrupted
+from ..runtime.common.install import how_to_install
 from .options import ExportOptions
 from .tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
 
@@ -28,7 +29,7 @@ def run_export(options: ExportOptions) -> None:
     except ImportError as error:
         raise ConfigError(
             f"agpt export needs a package that is not installed ({error.name}): "
-            "pip install 'anomalygpt-edge[export]'"
+            f"{how_to_install('export')}"
         ) from error
     console = Console()
     try:

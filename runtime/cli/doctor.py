@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..common.errors import ConfigError
+from ..common.install import how_to_install
 from ..common.machine import Finding
 
 
@@ -31,6 +32,6 @@ def survey(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
     except ImportError as error:
         raise ConfigError(
             f"looking into checkpoints needs a package that is not installed ({error.name}): "
-            "pip install 'anomalygpt-edge[export]'"
+            f"{how_to_install('export')}"
         ) from error
     return examine(*checkpoints)

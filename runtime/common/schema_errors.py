@@ -60,8 +60,8 @@ def _expected(kinds: list[str], rest: str) -> str:
         limit = f"{LIMITS[match[1]]} " if match[1] else ""
         got = f", not {match[3]}" if match[3] else ""
         return f"{kind} of {limit}{match[2]} {unit}{got}"
-    if match := re.fullmatch(r" matching regex (.*)", rest, re.DOTALL):
-        return f"{kind} of the form {match[1]}"
+    if rest.startswith(" matching regex "):
+        return f"{kind} of the required form"
     return f"{kind}{rest}"
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from ..bundles.bundle import default_bundle, open_bundle
 from ..cameras.device import present_cameras
 from ..common.errors import AgptError
+from ..common.install import how_to_install, how_to_install_package
 from ..common.machine import Finding, memory_gib
 from ..common.printable import printable
 from ..vision.engines import BACKENDS
@@ -59,7 +60,7 @@ def _packages() -> list[Finding]:
         try:
             findings.append(Finding(name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            findings.append(Finding(name, "missing", fix=f"pip install {name}"))
+            findings.append(Finding(name, "missing", fix=how_to_install_package(name)))
     return findings
 
 
@@ -100,6 +101,6 @@ def _extras() -> list[Finding]:
         if find_spec(module):
             findings.append(Finding(module, f"there, for {purpose}", needed=False))
         else:
-            fix = f'pip install "anomalygpt-edge[{extra}]"'
+            fix = how_to_install(extra)
             findings.append(Finding(module, f"not there, for {purpose}", fix=fix, needed=False))
     return findings

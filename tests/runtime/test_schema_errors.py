@@ -42,7 +42,7 @@ CASES = [
     ({"name": "bad"}, "a name is not bad"),
     ({"name": "ab", "rows": "x"}, "rows must be an integer or empty, not a text"),
     ({"name": "ab", "mode": "zoom"}, "mode must not be 'zoom'"),
-    ({"name": "ab", "code": "xyz"}, "code must be a text of the form '^[a-f]*$'"),
+    ({"name": "ab", "code": "xyz"}, "code must be a text of the required form"),
     ({"name": "ab", "on": 1}, "on must be true or false, not an integer"),
     ({"name": "ab", "threshold": 1}, "threshold is not known"),
     ({"name": "ab", "box": [1]}, "box must be a list of 2 items"),
@@ -74,4 +74,4 @@ def test_errors_are_in_plain_words(value: Any, said: str, way: str) -> None:
         read[way]()
     described = describe_error(error.value)
     assert described.removesuffix(", not 1") == said  # the JSON reader does not count
-    assert not set("`$") & set(described.replace("'^[a-f]*$'", ""))
+    assert not set("`$") & set(described)
