@@ -44,6 +44,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region_level: RegionLevel = RegionLevel()
     copies: Copies = "none"
     classes: list[str] = []
+    questions: list[str] = []
 
 
 def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
@@ -96,6 +97,7 @@ def describe(
         region_level=about.region_level,
         copies=about.copies,
         prompt=prompt_layout(),
+        questions=about.questions,
         components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
         tools=tool_versions(),
     )
