@@ -25,7 +25,8 @@ class FolderCamera(Camera):
             CameraError: the folder holds no image.
         """
         self.name = str(path)
-        root, paths = path.parent, (path,)
+        root = path.parent
+        paths: tuple[Path, ...] = (path,)
         if path.is_dir():
             found = find_images(path, out)
             root, paths, self.remark = path, found.paths, found.remark()

@@ -59,6 +59,8 @@ def ask(
         raise ConfigError("agpt ask needs an image: agpt ask IMAGE, or agpt ask IMAGE QUESTION")
     if question is not None and not question.strip():
         raise ConfigError("the question is empty: ask something")
+    if question is None and sys.stdin is None:
+        raise ConfigError("there is no input to read questions from: give the question after the image")
     from ..station.run import open_inspector
     from ..vision.images import read_image
 

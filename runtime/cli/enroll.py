@@ -40,20 +40,20 @@ def enroll(
     description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
     storage: Annotated[str, typer.Option(help="Memory bank: float32, float16 or int8.")] = "float32",
     max_patches: Annotated[
-        int | None, typer.Option(min=1, help="Memory bank: keep only so many patches of each layer.")
+        int | None, typer.Option(min=1, help="Memory bank: keep at most this many patches of each layer.")
     ] = None,
     copies: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: hold copies of the good parts too, moved by half the way to the next patch, turned "
-            "by 90, 180 and 270 degrees, both, or none; the bundle's own when left out. It stays as large."
+            help="Memory bank: also add copies of the good parts: moved (by half a patch), turned (by 90, 180 and 270 "
+            "degrees), both or none. Default: the bundle's. The size of the bank does not change."
         ),
     ] = None,
     false_reject_rate: Annotated[
         float | None,
         typer.Option(
-            help="Share of good parts that may be rejected: p(anomaly) decides at an operating point for it, not the "
-            "sentence. 0.01 takes 99 good parts at least.",
+            help="Share of good parts that may be rejected, for example 0.01. An operating point of p(anomaly) is "
+            "chosen for it and decides instead of the sentence. 0.01 needs at least 99 good parts.",
         ),
     ] = None,
     held_out: Annotated[
@@ -61,14 +61,14 @@ def enroll(
         typer.Option(
             parser=path,
             metavar="PATH",
-            help="Other good parts, or a folder of them, to choose the operating point on; each --normal against "
-            "the rest when left out.",
+            help="Other good parts, or a folder of them, to choose the operating point on. Default: each --normal "
+            "is compared with the rest.",
         ),
     ] = None,
     without_verdict: Annotated[
         str,
         typer.Option(
-            help="Status of a part whose deadline leaves no time for the answer: no_result, or what the map gives at "
+            help="Status of a part when its deadline leaves no time for the answer: no_result, or what the map gives at "
             "its operating point (map)."
         ),
     ] = "no_result",
@@ -77,8 +77,8 @@ def enroll(
     region: Annotated[
         list[str] | None,
         typer.Option(
-            help="Look at this box of the frame only, NAME=x,y,width,height or with an angle behind, in pixels and "
-            "degrees clockwise; may be given several times."
+            help="Inspect only this box of the frame: NAME=x,y,width,height or NAME=x,y,width,height,angle, in pixels "
+            "and degrees clockwise. May be given several times."
         ),
     ] = None,
     threads: ThreadsOption = None,

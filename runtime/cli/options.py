@@ -23,14 +23,16 @@ def path(text: str) -> Path:
 
 BundleOption = Annotated[
     Path | None,
-    typer.Option("--bundle", parser=path, help="Bundle folder; the nano model that ships when left out."),
+    typer.Option(
+        "--bundle", parser=path, help="Bundle folder. Default: the nano model that ships with the package."
+    ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(parser=path, help="Bundle folder.")]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", parser=path, help="Product recipe made by agpt enroll.")
 ]
 ClassOption = Annotated[
-    str | None, typer.Option("--class", help="What the part is, one of the bundle's class names.")
+    str | None, typer.Option("--class", help="Class of the part: one of the bundle's class names.")
 ]
 NormalOption = Annotated[
     list[Path] | None,
@@ -42,25 +44,26 @@ NormalOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads; all cores when left out.")
+    int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores, at most 8.")
 ]
 EngineOption = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="What runs the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
-        "onnxruntime (CPU); auto takes the best that this machine can run.",
+        help="Engine of the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
+        "onnxruntime (CPU). auto takes the best that this machine can run.",
     ),
 ]
 TilesOption = Annotated[
     str | None,
     typer.Option(
         "--tiles",
-        help="Look at tiles of the frame at their own resolution, so that small defects survive: ROWSxCOLUMNS "
-        "like 3x3, or a tile's side in pixels like 448.",
+        help="Inspect tiles of the frame at their own resolution, for small defects: ROWSxCOLUMNS like 3x3, or a "
+        "tile's side in pixels like 448.",
     ),
 ]
 DEFAULT_OVERLAP = 0.2
 OverlapOption = Annotated[
-    float, typer.Option("--overlap", min=0.0, max=0.9, help="Share of a tile that the next one shows too.")
+    float,
+    typer.Option("--overlap", min=0.0, max=0.9, help="Overlap of neighbouring tiles, as a share of a tile."),
 ]

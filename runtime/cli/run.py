@@ -34,7 +34,7 @@ def run(
     ] = None,
     overlays: Annotated[str, typer.Option(help="Which parts get a picture: all, reject or none.")] = "all",
     parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="What passes on the demo line.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the parts that the demo line draws.")] = 0,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     budget_ms: Annotated[

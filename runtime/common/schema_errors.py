@@ -56,7 +56,7 @@ def _expected(kinds: list[str], rest: str) -> str:
     if match := re.fullmatch(
         r" (?:of|with) (?:at (?:least|most) )?length (>=|<=|>|<)?\s*(\S+?)(?:, got (.*))?", rest
     ):
-        unit = "characters" if kinds[0] == "str" else "items"
+        unit = ("character" if kinds[0] == "str" else "item") + ("" if match[2] == "1" else "s")
         limit = f"{LIMITS[match[1]]} " if match[1] else ""
         got = f", not {match[3]}" if match[3] else ""
         return f"{kind} of {limit}{match[2]} {unit}{got}"

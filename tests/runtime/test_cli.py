@@ -435,6 +435,13 @@ def test_questions_that_are_no_text_are_refused_and_the_dialogue_goes_on(tiny_bu
     assert result.stderr == b"agpt: the question is not UTF-8 text: set the terminal or the file to UTF-8\n"
 
 
+def test_a_dialogue_without_an_input_is_an_error(call, parts, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    result = call("ask", parts / "a.png")
+    assert is_one_sentence(*result)
+    assert "no input to read questions from" in result[2]
+
+
 def test_the_questions_of_a_bundle_are_listed(call, tiny_bundle, tmp_path):
     assert (
         call("ask", "--list-questions", "--bundle", tiny_bundle)[1] == "Is there any anomaly in the image?\n"

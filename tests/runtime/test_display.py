@@ -55,6 +55,22 @@ def test_a_pipe_gets_one_whole_line_a_part():
     assert "[caught]" in lines[0]
 
 
+def test_the_operator_sees_how_far_it_is_and_what_went_wrong(capsys):
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=150, height=30)
+        display = open_display("agpt run: test", console, total=82)
+        verdict = Verdict(Status.PASS, "answered No", (2, 2), "crop", p_anomaly=0.1, sentence="No.")
+        frame, tally = Frame("a", "test", np.zeros((2, 2, 3), np.uint8)), Tally()
+        for _ in range(54):
+            tally.add(frame, verdict, 10.0)
+        display.put(frame, verdict, 10.0, tally)
+        display.say("part [a] has no overlay: disk full")
+        display.close()
+        shown = console.file.getvalue()
+        assert "54 of 82" in shown
+        assert "part [a] has no overlay: disk full" in (shown if terminal else capsys.readouterr().err)
+
+
 def test_markup_in_an_id_is_only_text():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     display = open_display("title", console)

@@ -27,6 +27,7 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
     inners: list[Inner] = []
     files: dict[Annotated[str, Meta(max_length=3)], Inner] = {}
     on: bool = False
+    one: Annotated[tuple[int, ...], Meta(min_length=1)] = (1,)
 
     def __post_init__(self) -> None:
         if self.name == "bad":
@@ -41,6 +42,7 @@ CASES = [
     ({"name": "abcde"}, "name must be a text of at most 4 characters"),
     ({"name": "bad"}, "a name is not bad"),
     ({"name": "ab", "rows": "x"}, "rows must be an integer or empty, not a text"),
+    ({"name": "ab", "one": []}, "one must be a list of at least 1 item"),
     ({"name": "ab", "mode": "zoom"}, "mode must not be 'zoom'"),
     ({"name": "ab", "code": "xyz"}, "code must be a text of the required form"),
     ({"name": "ab", "on": 1}, "on must be true or false, not an integer"),
