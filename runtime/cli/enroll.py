@@ -68,8 +68,8 @@ def enroll(
     without_verdict: Annotated[
         str,
         typer.Option(
-            help="Status of a part when its deadline leaves no time for the answer: no_result, or what the map gives at "
-            "its operating point (map)."
+            help="Status of a part when its deadline leaves no time for the answer: no_result, or what the map gives "
+            "at its operating point (map)."
         ),
     ] = "no_result",
     tiles: TilesOption = None,

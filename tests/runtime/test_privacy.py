@@ -10,7 +10,7 @@ from pathlib import Path
 INSPECT = """
 import os, sys
 import numpy as np
-from anomalygpt_edge.runtime.inspector import Inspector
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 with Inspector.open(sys.argv[1], threads=1) as inspector:
     print(inspector.inspect(np.full((60, 80, 3), 128, np.uint8)).status)
