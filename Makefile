@@ -10,7 +10,7 @@ BIN := .venv/bin
 NANO := models/nano/checkpoint
 ARGS ?=
 
-.PHONY: help demo test test-slow test-golden test-sanitize gpu-check lint bench venv venv-dev nano-train nano-bundle nano-sheet clean
+.PHONY: help demo test test-slow test-golden test-sanitize gpu-check lint bench bench-page venv venv-dev nano-train nano-bundle nano-sheet clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,13 +47,19 @@ gpu-check: venv-dev  ## engines, CUDA graphs and latencies on this machine's GPU
 lint: venv-dev  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	@mkdir -p $(TYPED) && for package in export kernels models runtime; do \
-	  ln -sfn ../../../$$package $(TYPED)/$$package; done
+	  ln -sfn ../../../$$package $(TYPED)/$$package; done; ln -sfn ../../../runtime/api/__init__.py $(TYPED)/__init__.py
 	MYPYPATH=.mypy_cache/tree $(BIN)/python -m mypy --explicit-package-bases -p anomalygpt_edge -p tools \
 	  | sed 's|$(TYPED)/||'
 
-bench: venv-dev  ## every benchmark; tables on the screen, figures in benchmarks/results
-	@for script in benchmarks/*.py; do \
+# report.py comes last: it reads what the others write.
+BENCHMARKS = $(filter-out benchmarks/report.py,$(sort $(wildcard benchmarks/*.py))) benchmarks/report.py
+
+bench: venv-dev  ## every benchmark; tables on the screen, figures in benchmarks/results, then bench-page
+	@for script in $(BENCHMARKS); do \
 	  echo "== $$script" && $(BIN)/python $$script || exit; done
+
+bench-page: venv-dev  ## docs/benchmarks.md from the figures in benchmarks/results
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 venv:  ## the environment of the runtime, in .venv
 	@$(PYTHON) -m tools.venv

@@ -70,7 +70,9 @@ EXTRAS = {
         "mypy>=1.10,<3",
         "pillow>=10,<14",
         "scikit-learn>=1.4,<2",
+        "jsonschema>=4,<5",
         "build>=1,<2",
+        "jinja2>=3.1,<4",  # the page of benchmarks
         PYBIND11,
         "setuptools>=77,<86",
     ],

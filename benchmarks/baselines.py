@@ -35,6 +35,7 @@ from anomalygpt_edge.runtime.evaluation.metrics import mean
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.vision.images import read_image
 from anomalygpt_edge.runtime.vision.regions import top_mean
+from anomalygpt_edge.runtime.vision.views import FrameSize
 
 SIZE, GRID = 224, 16
 CELL = SIZE // GRID
@@ -144,11 +145,11 @@ def load(path: Path) -> np.ndarray:
 def as_verdict(anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> Verdict:
     """A map alone: these methods say nothing."""
     return Verdict(
-        Status.NO_RESULT,
-        "a map only",
-        frame_size,
-        RESIZE,
-        anomaly_map=anomaly_map,
+        status=Status.NO_RESULT,
+        reason="a map only",
+        frame=FrameSize(width=frame_size[1], height=frame_size[0]),
+        resize=RESIZE,
+        maps=anomaly_map[None],
         score=top_mean(anomaly_map),
         peak=float(anomaly_map.max()),
     )

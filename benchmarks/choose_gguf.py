@@ -35,7 +35,8 @@ from anomalygpt_edge.export.gguf_llm import quantise
 from anomalygpt_edge.export.tensor_files import CheckpointError
 from anomalygpt_edge.runtime.bundles.bundle import Language, PromptLayout, open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError
-from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.common.machine import default_threads
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.language.answer import Part
 from anomalygpt_edge.runtime.language.gguf_header import read_header
 from anomalygpt_edge.runtime.language.model import LanguageModel

@@ -29,7 +29,8 @@ from rich.table import Table
 from anomalygpt_edge import kernels
 from anomalygpt_edge.runtime.cameras import Frame, open_camera
 from anomalygpt_edge.runtime.common.errors import AgptError
-from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.common.machine import default_threads
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.station.run import enroll_demo_products, identify
 
 RESULTS = Path(__file__).parent / "results"

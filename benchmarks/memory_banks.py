@@ -62,9 +62,8 @@ GRIDS = {
 
 def features(inspector: Inspector, samples: list[Sample]) -> list[np.ndarray]:
     """Raw taps of each, [views, T, P, V]."""
-    return [
-        inspector._encode(inspector._preprocess(s.pixels, inspector._views(s.pixels)))[1] for s in samples
-    ]
+    vision, product = inspector.vision, inspector.product
+    return [vision.encode_frame(sample.pixels, product).patch_features for sample in samples]
 
 
 def banks(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]]:
@@ -100,7 +99,7 @@ def tiles(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]
         for name, grid in GRIDS.items():
             inspector.use(replace(plain, layout=Layout(tiles=grid), resize="stretch"))
             bank = MemoryBank.from_features(features(inspector, normals), "", "int8", distinct=distinct)
-            boxes = [view.box for view in inspector._views(queries[0].pixels)]
+            boxes = [view.box for view in inspector.vision.views(queries[0].pixels, inspector.product)]
             scores, framed = [], []
             for asked in features(inspector, queries):
                 maps = upsample(bank.match(asked, 2)[0], SIZE)

@@ -253,7 +253,9 @@ def print_tables(results: dict[int, dict], title: str) -> None:
         table.add_row(str(k), *("–" if row[name] is None else f"{row[name]:.3f}" for name in names))
     console.print(table)
     for k, row in results.items():
-        table = Table("on", "defects", "parts", "image auroc top1", "caught", "false alarms", box=box.SIMPLE_HEAD)
+        table = Table(
+            "on", "defects", "parts", "image auroc top1", "caught", "false alarms", box=box.SIMPLE_HEAD
+        )
         table.title = f"{k} normal samples"
         for line in row["by_kind"]:
             figures = (line["image_auroc_top1"], line["caught"], line["false_alarms"])

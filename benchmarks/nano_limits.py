@@ -67,7 +67,9 @@ def draw_pairs(family: Family) -> tuple[NDArray[np.uint8], list[Pair]]:
         image, mask, defects = scene.image, np.zeros((SIZE, SIZE), bool), []
         if defective:
             image, mask, defects = add_defects(scene, rng, num_defects(rng), plausible_defects(family.kind))
-        pixels, twin = (photograph(shown, default_rng([family.seed, 7]), rng) for shown in (image, scene.image))
+        pixels, twin = (
+            photograph(shown, default_rng([family.seed, 7]), rng) for shown in (image, scene.image)
+        )
         pairs.append(Pair(pixels, twin, mask, defects))
     return draw(family, rng, 0).pixels, pairs
 
@@ -82,11 +84,11 @@ def pixel_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.f
 
 def maps_of(inspector: Inspector, reference: NDArray[np.uint8], pair: Pair) -> list[NDArray[np.float32]]:
     """The part's map by each of ``WAYS``."""
-    views = inspector._views(pair.pixels)
-    _, asked = inspector._encode(inspector._preprocess(pair.pixels, views))
-    _, twin = inspector._encode(inspector._preprocess(pair.twin, views))
+    vision, product = inspector.vision, inspector.product
+    asked, twin = (vision.encode_frame(pixels, product).patch_features for pixels in (pair.pixels, pair.twin))
     matched = [
-        inspector.make_bank([normal], copies="none").match(asked, 1)[0] for normal in (reference, pair.twin)
+        inspector.make_bank([normal], augmentation="none").match(asked, 1)[0]
+        for normal in (reference, pair.twin)
     ]
     aligned = 1 - (normalise(asked[0]) * normalise(twin[0])).sum(axis=-1).mean(axis=0)
     patches = [*matched, aligned[None].astype(np.float32)]
@@ -121,7 +123,8 @@ def measure(inspector: Inspector, families: list[Family]) -> dict:
         "by_area": between(bad, 0, AREAS),
         "by_contrast": between(bad, 1, CONTRASTS),
         "by_defect": {
-            name: row([each for each in bad if each[2] == name]) for name in sorted({b[2] for b in bad} - {""})
+            name: row([each for each in bad if each[2] == name])
+            for name in sorted({b[2] for b in bad} - {""})
         },
     }
 

@@ -30,12 +30,13 @@ from rich.table import Table
 from anomalygpt_edge.runtime.bundles.bundle import Language, open_bundle
 from anomalygpt_edge.runtime.cameras import open_camera
 from anomalygpt_edge.runtime.common.errors import AgptError
-from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
-from anomalygpt_edge.runtime.language.answer import Answer, Part
+from anomalygpt_edge.runtime.common.machine import default_threads
+from anomalygpt_edge.runtime.common.places import PLACES
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.language.answer import Answer, MapReading, Part
 from anomalygpt_edge.runtime.language.gguf_header import read_header
 from anomalygpt_edge.runtime.language.model import LanguageModel
 from anomalygpt_edge.runtime.station.run import enroll_demo_products
-from anomalygpt_edge.runtime.vision.regions import PLACES, MapReading
 
 ANSWER_TOKENS = 64
 
@@ -151,7 +152,7 @@ def nano(options: argparse.Namespace) -> dict:
     with Inspector.open(options.bundle, threads=options.threads) as inspector:
         parts = demo_parts(inspector, options.parts, options.seed)
         path = inspector.bundle.component_file("language_model")
-        return compare(inspector._language, path, parts, 64, 1)
+        return compare(inspector.language, path, parts, 64, 1)
 
 
 def describe(path: Path) -> Language:

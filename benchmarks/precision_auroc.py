@@ -39,12 +39,12 @@ from anomalygpt_edge.kernels import preprocess, summarise, upsample
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
 from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError
+from anomalygpt_edge.runtime.common.machine import default_threads
 from anomalygpt_edge.runtime.evaluation.datasets import Category, find_categories
 from anomalygpt_edge.runtime.evaluation.evaluate import choose_normals, mask_as_seen
-from anomalygpt_edge.runtime.inspection.inspector import default_threads
 from anomalygpt_edge.runtime.synthetic.data import draw, fixed_samples, held_out_families, validation_families
 from anomalygpt_edge.runtime.synthetic.products import Family
-from anomalygpt_edge.runtime.vision.augment import make_copies
+from anomalygpt_edge.runtime.vision.augment import augment
 from anomalygpt_edge.runtime.vision.engines import Engine, open_engine
 from anomalygpt_edge.runtime.vision.images import read_image
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
@@ -57,7 +57,9 @@ SHOTS = (1, 4)
 MEASURES = ("image_auroc", "pixel_auroc")
 NUM_MORE = 4  # normal samples of a family beside ``nano_holdout``'s
 MORE_SEED = 103
-MIN_IMAGES = 10  # normal, good and defective ones each; with fewer, one image is over a tenth of the folder's AUROC
+MIN_IMAGES = (
+    10  # normal, good and defective ones each; with fewer, one image is over a tenth of the folder's AUROC
+)
 NUM_FARTHEST = 5  # folders named in the results
 
 
@@ -147,7 +149,7 @@ class Encoder:
         """Image (top 1 %) and pixel AUROC by shots and choice: float64 [shots, choices, 2]."""
         manifest = self.bundle.manifest
         made = [
-            make_copies(self.pixels(frame), manifest.copies, manifest.vision.grid)
+            augment(self.pixels(frame), manifest.augmentation, manifest.vision.grid)
             for frame in product.normals
         ]
         known = [np.concatenate([self.features(copy) for copy, _ in copies], axis=2) for copies in made]

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from anomalygpt_edge.runtime.bundles.bundle import open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError
-from anomalygpt_edge.runtime.inspection.inspector import Inspector, default_threads
+from anomalygpt_edge.runtime.common.machine import default_threads
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.language.answer import Part
 from anomalygpt_edge.runtime.language.model import LanguageModel
 
@@ -85,7 +86,7 @@ def compare(model: LanguageModel, parts: list[Part], rounds: int) -> dict:
 
 def nano(options: argparse.Namespace) -> dict:
     with Inspector.open(options.bundle, threads=options.threads) as inspector:
-        return compare(inspector._language, demo_parts(inspector, 40, seed=1), options.rounds)
+        return compare(inspector.language, demo_parts(inspector, 40, seed=1), options.rounds)
 
 
 def large(options: argparse.Namespace) -> dict:

@@ -10,6 +10,7 @@ from ..models import prompts
 from ..models.prompt_learner import NUM_PROMPTS
 from ..runtime.bundles.bundle import (
     AnswerForms,
+    Augmentation,
     Component,
     Language,
     Manifest,
@@ -20,7 +21,6 @@ from ..runtime.bundles.bundle import (
 )
 from ..runtime.common.errors import ConfigError
 from ..runtime.common.schema_errors import describe_error
-from ..runtime.vision.augment import Copies
 from .checkpoints import Checkpoints
 from .options import ExportOptions
 from .staging import tool_versions
@@ -42,7 +42,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     notices: list[str]
     region_level: RegionLevel = RegionLevel()
-    copies: Copies = "none"
+    augmentation: Augmentation = "none"
     classes: list[str] = []
     questions: list[str] = []
 
@@ -86,16 +86,14 @@ def describe(
         name=about.name,
         notices=about.notices,
         preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
-        vision=Vision(
-            vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim, vision.shifts
-        ),
+        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim, vision.shifts),
         language=Language(
             llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
         ),
         classes=classes,
         default_class="object" if "object" in classes else classes[0],
         region_level=about.region_level,
-        copies=about.copies,
+        augmentation=about.augmentation,
         prompt=prompt_layout(),
         questions=about.questions,
         components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..kernels import localise, match, upsample
 from ..runtime.bundles.bundle import NETWORKS, Bundle, Component, Manifest
-from ..runtime.inspection.inspector import default_threads
+from ..runtime.common.machine import default_threads
 from ..runtime.vision.engines import Engine, learner_inputs, open_engine
 from .float16 import export_float16
 from .progress import Reach, nowhere
@@ -129,14 +129,17 @@ class Samples:
         features = [stages["patch_features"] for stages in encoded]
         normals = [features[1], *features[:1] * (len(features) - 1)]
         found = []
-        for stages, normal, pixels in zip(encoded, normals, self._pixels, strict=False):  # of the first samples, maybe
+        for stages, normal, pixels in zip(
+            encoded, normals, self._pixels, strict=False
+        ):  # of the first samples, maybe
             patches = stages["patch_features"]
             decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
             zero_shot = localise(decoded["patch_logits"], size)
             few_shot = upsample(match(patches, normal[0]), size)
             maps = {"zero_shot_map": zero_shot, "few_shot_map": few_shot}
             inputs = [
-                learner_inputs(self._learner, maps[kind], count, pixels) for kind, count in NUM_NORMALS.items()
+                learner_inputs(self._learner, maps[kind], count, pixels)
+                for kind, count in NUM_NORMALS.items()
             ]
             prompts = [engines["prompt_learner"].run(**each) for each in inputs]
             rows = np.concatenate([each["prompt_embeddings"] for each in prompts])

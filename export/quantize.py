@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.bundles.bundle import Component
-from ..runtime.inspection.inspector import default_threads
+from ..runtime.common.machine import default_threads
 from ..runtime.vision.engines.onnxruntime import open_session
 from .int8_graph import Group, Name, linears, load, remove, write
 from .passes import Trial, choose_passes

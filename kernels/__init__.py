@@ -1,15 +1,20 @@
-"""The hot loops around the networks: pixels in, features matched, maps out.
+"""The hot loops around the networks: camera pixels to network input, patch features to distances, patches to maps.
 
-Every operation has a NumPy reference (``reference/``) and compiled kernels with the same results, chosen at run
-time (``choice``): ``available()`` lists what runs here, ``AGPT_KERNELS`` forces one.
+Every operation has a NumPy reference (``reference/``) and compiled kernels with the same results (``cpu/``,
+``cuda/``). ``choice`` selects one at run time: ``available()`` lists those that run on this machine, the environment
+variable ``AGPT_KERNELS`` forces one.
+
+Imports run one way: the implementations import ``types``, ``geometry``, ``sampling`` and ``dequantise``; ``choice``
+imports the implementations; the public operations (``maps``, ``matching``, ``pixels``, ``prompts``) import ``choice``.
 """
 
 from .choice import active, available, using
 from .geometry import Box, Window, resize_window, split_grid, tile_grid
 from .maps import Component, Summary, cell_peaks, components, localise, project, summarise, upsample
-from .matching import Bank, coreset, match, most_like, normalise, prepare_bank
-from .pixels import FORMATS, PixelFormat, frame_size, preprocess
+from .matching import coreset, match, most_like, normalise, prepare_bank
+from .pixels import preprocess
 from .prompts import INJECTED, pack_prompt
+from .types import FORMATS, Bank, PixelFormat, frame_size
 
 __all__ = [
     "FORMATS",

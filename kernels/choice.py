@@ -1,4 +1,4 @@
-"""Which implementation does the work: the fastest that runs here, or the one that ``AGPT_KERNELS`` names."""
+"""Selects the implementation: the fastest that runs on this machine, or the one that ``AGPT_KERNELS`` names."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 from . import reference
+from .implementation import Implementation
 
-VARIABLE = "AGPT_KERNELS"  # the one environment variable of this package: a name of available()
+VARIABLE = "AGPT_KERNELS"  # environment variable; its value is a name from available()
 
 
 @lru_cache(maxsize=1)
-def _found() -> dict[str, Any]:
-    """Implementations by name, the fastest first; warns once where the compiled ones are missing."""
-    from . import cuda  # here: it uses this module
+def _found() -> dict[str, Implementation]:
+    """Implementations by name, the fastest first; warns once if the compiled ones are missing."""
+    from . import cuda  # here and below: importing the package loads no implementation but NumPy's
 
-    found: dict[str, Any] = {}
+    found: dict[str, Implementation] = {}
     try:
         from . import cpu
     except ImportError as error:
@@ -32,7 +32,7 @@ def _found() -> dict[str, Any]:
     else:
         found.update({each.name: each for each in cpu.levels()})
     found[reference.name] = reference
-    if cuda.runs_here():  # last: every call copies to the device and back, so it works only when it is named
+    if cuda.runs_here():  # last: every call copies to the device and back, so it is used only if it is named
         found[cuda.name] = cuda
     return found
 
@@ -43,21 +43,21 @@ def available() -> tuple[str, ...]:
 
 
 def active() -> str:
-    """The name of the one in use."""
+    """The name of the implementation in use."""
     return implementation().name
 
 
-def implementation() -> Any:
-    """The one in use (``implementation.Implementation``)."""
+def implementation() -> Implementation:
+    """The implementation in use."""
     return _forced if _forced is not None else _chosen()
 
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Force one implementation inside a ``with`` block, for tests and benchmarks; not for several threads.
+    """Force one implementation inside a ``with`` block, for tests and benchmarks; not thread-safe.
 
     Raises:
-        ValueError: it does not run on this machine.
+        ValueError: the implementation does not run on this machine.
     """
     global _forced
     before = _forced
@@ -68,11 +68,11 @@ def using(name: str) -> Iterator[None]:
         _forced = before
 
 
-_forced: Any = None
+_forced: Implementation | None = None
 
 
 @lru_cache(maxsize=1)
-def _chosen() -> Any:
+def _chosen() -> Implementation:
     name = os.environ.get(VARIABLE, "").strip()
     if name:
         try:
@@ -82,7 +82,7 @@ def _chosen() -> Any:
     return next(iter(_found().values()))
 
 
-def _named(name: str) -> Any:
+def _named(name: str) -> Implementation:
     found = _found()
     if name not in found:
         raise ValueError(f"kernels {name!r} do not run here, {', '.join(found)} do")

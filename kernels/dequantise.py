@@ -1,6 +1,6 @@
-"""Rows of a quantised table as float32, bit for bit as ggml's ``dequantize_row_*`` gives them.
+"""Rows of a quantised table as float32, bit for bit equal to ggml's ``dequantize_row_*``.
 
-A row is a run of blocks, each with its scales (float16) and packed integers. Layouts: ggml project,
+A row is a sequence of blocks, each with its scales (float16) and packed integers. Layouts: ggml project,
 ``ggml-common.h``; arithmetic: ``ggml-quants.c``, float32 in the same order.
 """
 
@@ -22,7 +22,7 @@ def dequantise(rows: np.ndarray, type: str) -> np.ndarray:
         float32 [N, values of a row].
 
     Raises:
-        ValueError: another type, or rows that are no whole number of blocks.
+        ValueError: another type, or rows that are not a whole number of blocks.
     """
     if type not in _FORMATS:
         raise ValueError(f"rows of type {type!r} cannot be read: use one of {', '.join(ROW_TYPES)}")

@@ -1,4 +1,4 @@
-"""Where pixels lie: boxes in a frame, the square that the network sees of a box, and the way back."""
+"""Pixel coordinates: boxes in a frame, the square that the network sees of a box, and the mapping back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-MAX_SIDE = 1 << 16  # of a frame, pixels: fixed-point coordinates are exact up to here
+from .types import MAX_SIDE
 
 Resize = Literal["crop", "stretch"]
 
@@ -40,7 +40,7 @@ class Window(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def resize_window(height: int, width: int, size: int, resize: Resize) -> Window:
-    """The original's geometry for a frame, or a box of it, of ``height`` × ``width`` pixels.
+    """How the original resizes and crops a frame, or a box of it, of ``height`` × ``width`` pixels.
 
     "crop": the shorter side becomes ``size``, the other is truncated to an integer, the centre square is cut
     (halves round to even). "stretch": both sides become ``size``.
@@ -62,7 +62,7 @@ def tile_grid(height: int, width: int, tile: int, overlap: float = 0.0) -> tuple
     Args:
         height, width: of the frame in pixels.
         tile: side of a tile in pixels; a side of the frame that is shorter is covered by one tile of its length.
-        overlap: share of a tile that it has in common with its neighbour, 0 ≤ overlap < 1, at least.
+        overlap: smallest share of a tile that it has in common with its neighbour, 0 ≤ overlap < 1.
 
     Raises:
         ValueError: a side is not positive, or the overlap is not below 1.
@@ -89,13 +89,13 @@ def _spread(room: int, count: int) -> list[int]:
 def split_grid(height: int, width: int, rows: int, columns: int, overlap: float = 0.0) -> tuple[Box, ...]:
     """``rows`` × ``columns`` tiles that cover a frame, row by row, evenly spaced from edge to edge.
 
-    They are the smallest squares that do with this overlap. Where the frame is so narrow that squares would overlap
-    by more than three quarters, they are the smallest rectangles.
+    They are the smallest squares that cover the frame with this overlap. If the frame is so narrow that squares would
+    overlap by more than three quarters, they are the smallest rectangles.
 
     Args:
         height, width: of the frame in pixels.
         rows, columns: how many tiles lie below and beside each other.
-        overlap: share of a tile that it has in common with its neighbour, 0 ≤ overlap < 1, at least (to a pixel).
+        overlap: smallest share of a tile that it has in common with its neighbour, 0 ≤ overlap < 1 (to a pixel).
 
     Raises:
         ValueError: a number is not positive, there are more tiles than pixels, or the overlap is not below 1.
@@ -125,13 +125,16 @@ def _least_side(length: int, count: int, overlap: float) -> int:
 
 
 def check_box(box: Box, height: int, width: int) -> Box:
-    """A box that can be cut from a frame of ``height`` × ``width`` pixels, its sides whole numbers.
+    """Check that a box can be cut from a frame of ``height`` × ``width`` pixels, and round its sides.
 
-    An upright box must lie inside the frame; of a rotated one the centre must, and what sticks out repeats the
-    frame's edge.
+    An upright box must lie inside the frame, and its corner is rounded, too. Of a rotated box only the centre must lie
+    inside the frame; the parts outside repeat the frame's edge.
+
+    Returns:
+        The box with sides of whole pixels.
 
     Raises:
-        ValueError: it cannot; the sentence names the frame's size.
+        ValueError: the box cannot be cut from the frame.
     """
     box = Box(*box)
     if not all(math.isfinite(value) for value in box):
@@ -180,7 +183,7 @@ def box_to_frame(box: Box) -> tuple[float, float, float, float, float, float]:
 
 @lru_cache(maxsize=1024)
 def frame_to_map(box: Box, size: int, resize: Resize) -> tuple[float, float, float, float, float, float]:
-    """``(ux, uy, u0, vx, vy, v0)``: the map's point (u, v) of a frame's point (x, y), both from a corner."""
+    """``(ux, uy, u0, vx, vy, v0)``: a frame's point (x, y) on the map is (u, v), both from a corner."""
     xx, xy, x0, yx, yy, y0 = box_to_frame(box)  # a rotation: its inverse is its transpose
     window = resize_window(int(box.height), int(box.width), size, resize)
     across, down = window.width / box.width, window.height / box.height

@@ -1,41 +1,22 @@
-"""What an implementation of the kernels offers; the public functions check their arguments and call it.
+"""The interface of an implementation of the kernels. The public functions check their arguments, then call it.
 
-Every array comes C-contiguous (a frame and an embedding table keep their strides), of the type the public function
-names, and every shape fits. A module will do.
+Every array that is passed is C-contiguous and has the type that the public function names; only a frame and an
+embedding table keep their strides. All shapes fit each other. An implementation may be an object or a module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .matching import Bank
-    from .sampling import Sampling
-
-
-def check_host(what: str, *arrays: Any) -> None:
-    """Refuse what is no NumPy array before anything reads it as one.
-
-    Raises:
-        ValueError: an array of a device, or something else.
-    """
-    for array in arrays:
-        if not isinstance(array, np.ndarray):
-            device = hasattr(array, "__cuda_array_interface__")
-            fix = "kernels.cuda.stages take device arrays" if device else "np.asarray makes one"
-            raise ValueError(f"{what} takes NumPy arrays, not {type(array).__name__}: {fix}")
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy that is C-contiguous and starts where its type may."""
-    return np.require(array, requirements=["C", "A"])
+from .sampling import Sampling
+from .types import Bank
 
 
 class Implementation(Protocol):
-    """Operations in the order of a frame's life; results go to arrays that the caller made."""
+    """Operations, in the order in which a frame passes through them; most write to arrays that the caller made."""
 
     @property
     def name(self) -> str: ...
@@ -52,7 +33,7 @@ class Implementation(Protocol):
         """``table`` float32 [3, 256] in RGB order → ``out`` float32 or float16 [B, 3, S, S]."""
 
     def pack_bank(self, bank: Bank) -> Any:
-        """The bank's rows as this implementation reads them."""
+        """The bank's rows in the layout that ``match`` of this implementation takes."""
 
     def match(
         self, features: np.ndarray, bank: Any, distance: np.ndarray, nearest: np.ndarray | None, threads: int

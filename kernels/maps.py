@@ -1,4 +1,4 @@
-"""From patches to maps, from maps to frames, from frames to regions."""
+"""From patches to anomaly maps, from maps to frames, from maps to figures and regions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 
 from .choice import implementation
 from .geometry import Box, Resize, check_box, placements
-from .implementation import aligned, check_host
+from .types import MAX_CELLS, aligned, check_host
 
 TOP_FRACTION = 0.01
 MAX_MAP_SIDE = 1 << 14
-MAX_CELLS = 256
 
 
 class Summary(NamedTuple):
@@ -39,10 +38,10 @@ class Component(NamedTuple):
 def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     """The original's zero-shot map: upsample (bilinear, corners aligned), softmax of two classes, mean of the taps.
 
-    The softmax of two classes depends on their difference only, and so it is the difference that is upsampled.
+    The softmax of two classes depends only on their difference, so the difference is upsampled.
 
     Args:
-        logits: float32 [B, T, G * G, 2], each patch against the normal and the abnormal text.
+        logits: float32 [B, T, G * G, 2], of each patch for the normal and for the abnormal text.
         size: side S of the map in pixels.
         threads: at most this many CPU threads work on it.
 
@@ -62,7 +61,7 @@ def localise(logits: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
 
 
 def upsample(patch_map: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
-    """Bilinear with aligned corners, as the original's few-shot map.
+    """Upsample patch maps bilinearly with aligned corners, as the original does for its few-shot map.
 
     Args:
         patch_map: float32 [B, G * G].
@@ -94,22 +93,22 @@ def project(
     outside: float = 0.0,
     threads: int = 1,
 ) -> np.ndarray:
-    """Maps of boxes back onto their frame, bilinear, overlaps blended.
+    """Put maps of boxes back onto their frame by bilinear interpolation; overlapping maps are blended.
 
-    Where maps overlap, each counts by the product of its pixel's distances to the nearer side edge and to the
-    nearer upper or lower edge: a tile fades out where its neighbour begins.
+    Where maps overlap, the weight of each is the product of the distances from the pixel to the map's nearer side edge
+    and to its nearer upper or lower edge, so that a tile fades out where its neighbour begins.
 
     Args:
         maps: float32 [M, S, S].
         boxes: where each map's pixels came from, as given to ``preprocess``; the whole frame when None (M = 1).
         resize: as given to ``preprocess``.
         frame_size: (height, width) of the frame in pixels.
-        size: (height, width) of the result, the whole frame in other pixels; the frame's own when None.
+        size: (height, width) of the result, which shows the whole frame; ``frame_size`` when None.
         outside: value of pixels that no map covers.
         threads: at most this many CPU threads work on it.
 
     Returns:
-        float32 [H, W], or of the size that is asked for.
+        float32 [H, W] of the size that is asked for.
 
     Raises:
         ValueError: another shape or type, or a box that does not lie in the frame.
@@ -153,14 +152,14 @@ def cell_peaks(anomaly_map: np.ndarray, cells: int) -> np.ndarray:
 
     Args:
         anomaly_map: float32 [H, W].
-        cells: to a side. Pixel i of n lies at i / n; one on a limit between cells belongs to the cell before it, as
-            in the original's nine places.
+        cells: number per side. Pixel i of n lies at i / n; a pixel on the limit between two cells belongs to the
+            first of them, as in the original's nine places.
 
     Returns:
         float32 [cells, cells]; -inf for a cell without a pixel, NaN for one with a NaN in it.
 
     Raises:
-        ValueError: another shape or type, or no cell.
+        ValueError: another shape or type, or a number of cells that is not 1 to 256.
     """
     _check_map("cell_peaks", anomaly_map)
     if not 1 <= cells <= MAX_CELLS:
@@ -175,7 +174,7 @@ def components(anomaly_map: np.ndarray, level: float) -> list[Component]:
 
     Args:
         anomaly_map: float32 [H, W]; NaN is below every level.
-        level: in the map's own values.
+        level: in the unit of the map's values.
 
     Raises:
         ValueError: another shape or type.

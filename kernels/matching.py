@@ -1,41 +1,15 @@
-"""Patch features of a part against those of normal samples: the original's few-shot distance."""
+"""Compares patch features of a part with those of normal samples: the original's few-shot distance."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from .choice import implementation
-from .implementation import aligned, check_host
+from .types import COSINE_EPSILON, Bank, aligned, check_host
 
-COSINE_EPSILON = 1e-8  # torch's: a shorter vector counts as zero, similar to nothing
 STORAGE = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
-
-
-@dataclass(frozen=True, eq=False)
-class Bank:
-    """Normal patches ready to be matched; ``prepare_bank`` makes it.
-
-    Attributes:
-        rows: float32, float16 or int8 [T, N, V]: unit length; int8 times ``scales``.
-        scales: float32 [T, N], 1 unless int8.
-    """
-
-    rows: np.ndarray
-    scales: np.ndarray
-    _packed: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def packed_for(self, chosen: Any) -> Any:
-        """The rows as one implementation reads them, laid out once."""
-        if chosen.name not in self._packed:
-            self._packed[chosen.name] = chosen.pack_bank(self)
-        return self._packed[chosen.name]
-
-    def to_float(self) -> np.ndarray:
-        """float32 [T, N, V] of (nearly, when rounded) unit length."""
-        return self.rows.astype(np.float32) * self.scales[..., None]
 
 
 def normalise(features: np.ndarray) -> np.ndarray:
@@ -45,15 +19,15 @@ def normalise(features: np.ndarray) -> np.ndarray:
 
 
 def prepare_bank(features: np.ndarray, dtype: Any = np.float32) -> Bank:
-    """Normalise the patches of normal samples once, and round them for storage.
+    """Normalise the patch features of normal samples once, and round them for storage.
 
     Args:
         features: float [T, N, V], raw or normalised.
-        dtype: float32; float16 (half the memory, distances to 1e-3); int8 (a quarter; each row in 127ths of its
-            largest value, map correlation ≥ 0.9995).
+        dtype: float32; float16 (half the memory, distances to 1e-3); int8 (a quarter; each row is
+            rounded to 127ths of its largest value, map correlation ≥ 0.9995).
 
     Raises:
-        ValueError: another shape, no patch, or a feature that is not finite.
+        ValueError: another shape or type, no patch, or a feature that is not finite.
     """
     check_host("prepare_bank", features)
     dtype = np.dtype(dtype)
@@ -93,14 +67,14 @@ def match(
     Args:
         patch_features: float32 [B, T, P, V], raw taps of the queries. With an int8 bank each patch is rounded to
             127ths of its largest value, too.
-        bank: ``prepare_bank``'s; an array [T, N, V] is prepared on every call.
-        indices: also return which patch of the bank was nearest.
+        bank: made by ``prepare_bank``; an array [T, N, V] is prepared again in every call.
+        indices: also return which row of the bank is nearest.
         threads: at most this many CPU threads work on it.
 
     Returns:
         float32 [B, P], 0 = identical to some normal patch; NaN where a feature is not finite. With ``indices``
-        also int32 [B, T, P]: row of the bank nearest in each tap, the lowest of equals, -1 where NaN;
-        ``most_like`` makes one of them.
+        also int32 [B, T, P]: the index of the nearest row of the bank in each tap; ties go to the lowest index; -1
+        where a feature of the tap is not finite. ``most_like`` selects one row for all taps.
 
     Raises:
         ValueError: shapes or types that do not fit each other.
@@ -128,7 +102,8 @@ def match(
 def most_like(nearest: np.ndarray) -> int:
     """One row of the bank for a patch, from its nearest rows in each tap, int32 [T].
 
-    The row that most taps name; of equals the deepest tap's, whose features mean most.
+    It is the row that is nearest in the most taps. If rows tie, the deepest tap that has one of them
+    decides, because its features carry the most meaning.
     """
     rows, counts = np.unique(nearest, return_counts=True)
     often = set(rows[counts == counts.max()].tolist())
@@ -136,10 +111,15 @@ def most_like(nearest: np.ndarray) -> int:
 
 
 def check_choice(name: str, features: np.ndarray, size: int) -> None:
-    """What every choice of a bank's rows takes: finite float32 [T, N, V], and how many to keep in each tap.
+    """Check the arguments of a function that chooses rows of a bank.
+
+    Args:
+        name: the function that was called, for the message.
+        features: finite float32 [T, N, V].
+        size: rows to keep in each tap, at least 1.
 
     Raises:
-        ValueError: another shape, type or size, or a value that is not finite; ``name`` is what was called.
+        ValueError: another shape, type or size, or a value that is not finite.
     """
     if features.ndim != 3 or 0 in features.shape or features.dtype != np.float32 or size < 1:
         raise ValueError(
@@ -154,11 +134,11 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
     """Choose the rows of a bank that cover the others best: greedy k-centre in each tap (PatchCore, Roth et al. 2022).
 
     The first row is the one nearest the mean direction; each next one is the farthest, in cosine distance, from
-    those chosen; of equals the lowest.
+    those chosen. Ties go to the lowest index.
 
     Args:
         features: float32 [T, N, V] of unit length (``normalise``).
-        size: rows to keep in each tap; all when there are no more.
+        size: rows to keep in each tap; all rows are kept if there are no more.
         threads: at most this many CPU threads work on it.
 
     Returns:
@@ -166,7 +146,7 @@ def coreset(features: np.ndarray, size: int, *, threads: int = 1) -> np.ndarray:
         coreset.
 
     Raises:
-        ValueError: another shape, type or size.
+        ValueError: another shape, type or size, or a value that is not finite.
     """
     check_host("coreset", features)
     check_choice("coreset", features, size)

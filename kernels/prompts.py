@@ -6,7 +6,7 @@ import numpy as np
 
 from .choice import implementation
 from .dequantise import BLOCKS
-from .implementation import aligned, check_host
+from .types import aligned, check_host
 
 INJECTED = -1  # stands for an injected row among token ids
 
@@ -20,13 +20,13 @@ def pack_prompt(
     out: np.ndarray | None = None,
     threads: int = 1,
 ) -> np.ndarray:
-    """One batch of embeddings for llama.cpp, which takes tokens or embeddings, never both.
+    """Make one batch of embeddings for llama.cpp, which takes either tokens or embeddings in one batch.
 
     Args:
-        table: uint8 [vocab, bytes of a row]: the GGUF's token-embedding tensor as it lies in the file (a memory
-            map will do: only the rows asked for are read).
+        table: uint8 [vocab, bytes of a row]: the GGUF's token-embedding tensor as it lies in the file. It may
+            be a memory map: only the requested rows are read.
         type: its ggml type, one of ``dequantise.ROW_TYPES``.
-        token_ids: int32 [L]; -1 (``INJECTED``) takes the next injected row.
+        token_ids: int32 [L]; -1 (``INJECTED``) stands for the next injected row.
         injected: float32 [K, D], K the number of -1 among the ids.
         out: C-contiguous float32 [L, D] to write to.
         threads: at most this many CPU threads work on it.
@@ -35,7 +35,7 @@ def pack_prompt(
         float32 [L, D].
 
     Raises:
-        ValueError: an unknown type, a row that is no whole number of blocks, an id outside the table, or
+        ValueError: an unknown type, a row that is not a whole number of blocks, an id outside the table, or
             injected rows that do not fit.
     """
     check_host("pack_prompt", table, *(each for each in (injected, out) if each is not None))

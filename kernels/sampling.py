@@ -1,4 +1,4 @@
-"""Pillow's antialiased bicubic filter as tables, made once for a size and read by every implementation."""
+"""Pillow's antialiased bicubic filter as tables, made once for each box and size, for every implementation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Taps:
     """One pass of the filter: output pixel i is the sum of ``weights[i, k]`` × input pixel ``starts[i] + k``.
 
     Attributes:
-        starts: int32 [S], never falling; starts[i] + counts[i] lies in the input.
+        starts: int32 [S], non-decreasing; starts[i] + counts[i] is at most the input's size.
         counts: int32 [S], at least 1.
         weights: int32 [S, K], integers of 1 / 2**22, 0 from ``counts[i]`` on. A sum becomes a grey level by
             adding 2**21, shifting right by 22 and clamping to 0..255; it fits in int32.
@@ -39,8 +39,8 @@ class Sampling:
         box: upright, in whole pixels, unless ``rotation`` is given.
         rotation: int64 [6] or None. Pixel (column u, row v) of the cut lies at frame coordinates
             x = (r0·u + r1·v + r2) / 2**32, y = (r3·u + r4·v + r5) / 2**32 (pixel centres at whole numbers),
-            rounded to 1/256 pixel by adding 2**23 and shifting right by 24; bilinear there with integer weights
-            of 1/256 and the frame's edge repeated, ``(sum + 2**15) >> 16``.
+            rounded to 1/256 pixel by adding 2**23 and shifting right by 24. Its value is interpolated there
+            bilinearly with integer weights of 1/256 and the frame's edge repeated, ``(sum + 2**15) >> 16``.
         across, down: the two passes, over the cut's columns and rows.
     """
 
@@ -55,7 +55,7 @@ def sampling(box: Box, size: int, resize: Resize) -> Sampling:
     """The tables of one box.
 
     Raises:
-        ValueError: the box is so long that its tables would not fit into memory.
+        ValueError: the box is so long that a table would have more than ``MAX_WEIGHTS`` weights.
     """
     height, width = int(box.height), int(box.width)
     window = resize_window(height, width, size, resize)

@@ -1,27 +1,34 @@
-"""Makes the virtual environment behind every make target: ``python3 -m tools.venv [--extra dev]``.
+"""Makes .venv, the environment behind every make target: ``python3 -m tools.venv [--extra dev]``.
 
-It needs nothing but the standard library and is run by the system's Python, which may be too old for the
-project: its grammar stays at Python 3.7's so that it can say so. A finished environment carries a stamp;
-where that fits, a run ends at once. Where it does not, the machine is checked, ``.venv`` made or repaired,
-llama-cpp-python compiled (minutes, so with percent and time left) and the rest installed. All that pip said
-is kept in ``.venv/install.log``. An interrupted or failed run leaves no valid stamp; the next one goes on.
+What it buys over ``python3 -m venv .venv && pip install -c constraints.txt -e .``: make can call it before every
+target, because a stamp tells a finished environment in a fraction of a second and an edited setup.py,
+pyproject.toml, constraints.txt or C++ kernel makes it run again. While llama.cpp compiles, which takes minutes and
+in which pip prints nothing, it shows percent and time left. The causes of failure that users meet (Python too old or
+too new, no venv module, no compiler, disk or memory full, no network) end in one sentence with the fix, and all
+that pip printed is in .venv/install.log. A run that was interrupted or failed is continued by the next one, two runs
+at once wait for each other, and the CMAKE_ARGS that llama.cpp was built with (a CUDA build) are kept.
+
+Only the standard library is used, and only the syntax of Python 3.7: the system's Python runs this file and may be
+too old for the project.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, NamedTuple, TextIO  # noqa: UP035  (the grammar of Python 3.7)
-
-from . import progress
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -30,154 +37,144 @@ LOG = VENV / "install.log"
 PYTHON = VENV / "bin" / "python"
 
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
-GIB = 2**30
-DISK_NEEDED = {"": 1.5 * GIB, "dev": 4 * GIB}  # measured: 0.5 and 1.9 GiB, and room to compile and unpack
-MEMORY_PER_JOB = 1 * GIB  # what one compiler process on llama.cpp's largest files may take
+THIS_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 # Only the library is needed: without these llama.cpp compiles in two thirds of the time.
-CMAKE_ARGS = " ".join(
-    f"-D{option}=OFF"
-    for option in (
-        "LLAVA_BUILD", "LLAMA_BUILD_TOOLS", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES",
-    )
-)  # fmt: skip
-LIBRARIES = "cv2, llama_cpp, msgspec, numpy, onnxruntime, anomalygpt_edge.runtime"
-Which = Callable[[str], "str | None"]
+UNUSED = (
+    "LLAVA_BUILD",
+    "LLAMA_BUILD_TOOLS",
+    "LLAMA_BUILD_SERVER",
+    "LLAMA_BUILD_TESTS",
+    "LLAMA_BUILD_EXAMPLES",
+)
+
+NINJA_STEP = re.compile(r"\s*\[(\d+)/(\d+)\]\s")
+PIP_STEP = re.compile(r"\s*(Collecting|Downloading|Building|Preparing|Installing)\s")
+
+# Pattern in a failed command's output -> what to do. The first that matches is shown.
+FIXES = {
+    r"No space left on device": "the disk is full. Free about 2 GiB (4 GiB with --extra dev) and run it again.",
+    r"Killed signal terminated program|[Oo]ut of memory": (
+        "memory ran out while compiling. Set CMAKE_BUILD_PARALLEL_LEVEL=1 and run it again."
+    ),
+    r"CMAKE_C(XX)?_COMPILER not set|is not able to compile a simple test program": (
+        "llama.cpp has to be compiled and there is no working C/C++ compiler. "
+        "Run 'sudo apt install build-essential' and run it again."
+    ),
+    r"ninja: build stopped": (
+        "llama.cpp does not compile. Use GCC 9 or newer, check CMAKE_ARGS if you set it, and run it again."
+    ),
+    r"ensurepip|No module named '?venv": (
+        "this Python cannot make virtual environments. "
+        f"Run 'sudo apt install python{THIS_PYTHON}-venv' and run it again."
+    ),
+    r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|CERTIFICATE_VERIFY_FAILED": (
+        "the package index cannot be reached. Check network, proxy and 'pip config list' and run it again."
+    ),
+    r"No matching distribution found|ResolutionImpossible": (
+        "the package index lacks a package that is needed. Check which index pip uses ('pip config list')."
+    ),
+}
+ERROR_LINE = re.compile(r"error\b|fatal|Errno|Killed|not found", re.IGNORECASE)
+# pip's last lines repeat that a build failed, not why.
+PIP_SUMMARY = re.compile(
+    r"subprocess-exited|did not run|[Ff]ail.*(wheel|build)|not build|originates from|'error'"
+)
 
 
 class Problem(Exception):
-    """What stops the installation: one sentence that names the fix, and the lines that show why."""
-
-    def __init__(self, sentence: str, excerpt: tuple[str, ...] = ()) -> None:
-        super().__init__(sentence)
-        self.excerpt = excerpt
+    """Why the installation stopped: lines that show it, and last one line that names the fix."""
 
 
-class Stamp(NamedTuple):
-    """What an environment was made from. With no fingerprint it only remembers what was asked for earlier."""
+def explain(lines: list[str]) -> Problem:
+    """The last lines of a failed command's output that contain an error, then one sentence with the fix."""
+    output = "\n".join(lines)
+    fixes = [fix for pattern, fix in FIXES.items() if re.search(pattern, output)]
+    errors = [line for line in lines if ERROR_LINE.search(line) and not PIP_SUMMARY.search(line)]
+    shown = [f"    {line.strip()[:200]}" for line in (errors or lines)[-6:]]
+    if LOG.exists():
+        shown.append(f"    (complete output: {LOG.relative_to(ROOT)})")
+    return Problem(
+        "\n".join([*shown, (fixes or ["the installation failed; the lines above contain the cause."])[0]])
+    )
 
-    fingerprint: str = ""
-    python: str = ""  # "3.11"
-    extra: str = ""  # "" or "dev"
-    cmake_args: str = ""  # the user's own, for llama.cpp
 
-
-# -- stamp -----------------------------------------------------------------------------------------
-
-
-def fingerprint(root: Path = ROOT) -> str:
-    """sha256 over all that decides what is installed, and over where: a moved .venv holds stale paths."""
-    digest = hashlib.sha256(str(root).encode())
-    compiled = sorted(path for path in (root / "kernels/cpu").glob("*") if path.suffix in (".cpp", ".h"))
-    for path in (root / "setup.py", root / "pyproject.toml", root / "constraints.txt", *compiled):
+def fingerprint() -> str:
+    """sha256 of every file that decides what is installed, and of the folder: a moved .venv has wrong paths."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    kernels = sorted(path for path in (ROOT / "kernels/cpu").glob("*") if path.suffix in (".cpp", ".h"))
+    for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "constraints.txt", *kernels):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def read_stamp(path: Path = STAMP) -> Stamp:
-    """The stamp; an empty one where there is none that can be read."""
+def read_stamp() -> dict[str, str]:
+    """What .venv was made from; empty values where there is no readable stamp."""
+    empty = {"fingerprint": "", "python": "", "extra": "", "cmake_args": ""}
     try:
-        return Stamp(**json.loads(path.read_text(encoding="utf-8")))
+        return {**empty, **json.loads(STAMP.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError):
-        return Stamp()
+        return empty
 
 
-def write_stamp(stamp: Stamp, path: Path = STAMP) -> None:
-    """Write it whole or not at all."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(stamp._asdict()), encoding="utf-8")
-    os.replace(draft, path)
+def write_stamp(stamp: dict[str, str]) -> None:
+    STAMP.write_text(json.dumps(stamp), encoding="utf-8")
 
 
-# -- the machine -----------------------------------------------------------------------------------
+def install(wanted: dict[str, str], previous: dict[str, str]) -> None:
+    """Make .venv where there is none of use, install llama-cpp-python and then the rest; Problem if it fails."""
+    print("[1/3] virtual environment .venv", file=sys.stderr, flush=True)
+    python = venv_python()
+    if not (python == THIS_PYTHON if "PYTHON" in os.environ else python in SUPPORTED):
+        make_venv()
+        python = THIS_PYTHON
+    stamp = {**previous, "fingerprint": ""}  # not valid until all is done
+    write_stamp(stamp)
+    drop_half_installed()
 
+    # pip's cache of built wheels ignores CMAKE_ARGS: a build with the user's own must neither come from it nor
+    # be put into it.
+    options = ["--no-cache-dir"] if wanted["cmake_args"] else []
+    if wanted["cmake_args"] != previous["cmake_args"]:
+        options += ["--force-reinstall", "--no-deps"]
+    environ = pip_environment(wanted["cmake_args"])
+    pip("[2/3] llama-cpp-python", ["-v", *options, "llama-cpp-python"], environ)
+    write_stamp({**stamp, "cmake_args": wanted["cmake_args"]})
 
-def running_python() -> str:
-    """This Python's version, as ``3.11``."""
-    return f"{sys.version_info[0]}.{sys.version_info[1]}"
-
-
-def is_supported(python: str) -> bool:
-    """True for a version such as ``3.11`` that the project runs on."""
-    return python in SUPPORTED
-
-
-def check_python(python: str, which: Which = shutil.which) -> None:
-    """Raise Problem unless the project runs on this version; name a Python of this machine that would do."""
-    if is_supported(python):
-        return
-    others = [f"python{version}" for version in reversed(SUPPORTED) if which(f"python{version}")]
-    fix = f"run make PYTHON={others[0]}" if others else "sudo apt-get install python3, or a newer system"
-    raise Problem(f"Python {python} is not supported, {SUPPORTED[0]} to {SUPPORTED[-1]} are: {fix}.")
-
-
-def check_venv_module() -> None:
-    """Raise Problem where Debian has split ensurepip, which venv needs, from its Python."""
-    if importlib.util.find_spec("ensurepip") is None:
-        package = f"python{running_python()}-venv"
-        raise Problem(f"this Python cannot make virtual environments: sudo apt-get install {package}")
-
-
-def check_disk(extra: str, free: float) -> None:
-    """Raise Problem if the environment would not fit into ``free`` bytes."""
-    needed = DISK_NEEDED[extra]
-    if free < needed:
-        sizes = f"{free / GIB:.1f} GiB are free here, about {needed / GIB:.1f} GiB are needed"
-        raise Problem(f"{sizes}: free some and run again.")
-
-
-def find_compilers(environ: dict[str, str], which: Which = shutil.which) -> str:
-    """The C++ compiler that CMake will find; raise Problem unless there is a C and a C++ one."""
-    names = {
-        "C": [environ["CC"]] if environ.get("CC") else ["cc", "gcc", "clang"],
-        "C++": [environ["CXX"]] if environ.get("CXX") else ["c++", "g++", "clang++"],
-    }
-    found = ""
-    for language, candidates in names.items():
-        found = next((name for name in candidates if which(name.split()[0])), "")
-        if not found:
-            raise Problem(
-                f"no {language} compiler ({', '.join(candidates)}), and llama.cpp has to be compiled: "
-                "sudo apt-get install build-essential cmake"
-            )
-    return found
-
-
-def build_jobs(environ: dict[str, str], cores: int, memory: int) -> str:
-    """How many compilers run at once: the user's choice, else one a core as far as ``memory`` bytes reach."""
-    return environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(max(1, min(cores, memory // MEMORY_PER_JOB)))
-
-
-def count_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def count_memory() -> int:
-    """Bytes of RAM."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-# -- the environment -------------------------------------------------------------------------------
+    name = "[3/3] all other packages" + (", with those for export and tests" if wanted["extra"] else "")
+    pip(name, ["-e", f".[{wanted['extra']}]" if wanted["extra"] else "."], environ)
+    write_stamp({**wanted, "python": python})
 
 
 def venv_python() -> str:
-    """The version of .venv's Python; empty where that does not run pip, as in a half-made one."""
-    if not PYTHON.exists():
+    """The version of .venv's Python, as ``3.11``; empty where it does not run pip."""
+    code = "import pip, sys; print(*sys.version_info[:2], sep='.')"
+    try:
+        return subprocess.run(
+            [str(PYTHON), "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return ""
-    code, output = progress.capture(
-        [str(PYTHON), "-c", "import pip, sys; print(*sys.version_info[:2], sep='.')"]
-    )
-    return output.strip() if code == 0 else ""
 
 
 def make_venv() -> None:
-    """Make .venv anew; never over a folder that is something else."""
+    """Make .venv anew with this Python. Raises Problem; a folder that is no environment is not deleted."""
+    if THIS_PYTHON not in SUPPORTED:
+        others = [f"python{version}" for version in reversed(SUPPORTED) if shutil.which(f"python{version}")]
+        fix = (
+            f"Run make with PYTHON={others[0]}" if others else "Install one and run make with PYTHON=its name"
+        )
+        raise Problem(f"Python {THIS_PYTHON} is not supported, {SUPPORTED[0]} to {SUPPORTED[-1]} are. {fix}.")
     if VENV.exists() and any(VENV.iterdir()) and not (VENV / "pyvenv.cfg").exists():
-        raise Problem(f"{VENV.name} exists and is no virtual environment: move it away and run again.")
-    code, output = progress.capture([sys.executable, "-m", "venv", "--clear", str(VENV)])
-    if code != 0:
-        raise Problem(progress.explain(output.splitlines()), progress.excerpt(output.splitlines()))
+        raise Problem(".venv exists and is not a virtual environment. Move it away and run it again.")
+    command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
+    made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if made.returncode != 0:
+        raise explain(made.stdout.splitlines())
 
 
 def drop_half_installed() -> None:
@@ -190,188 +187,147 @@ def drop_half_installed() -> None:
             shutil.rmtree(info)
 
 
-def pinned(package: str) -> str:
-    """``package==version`` as constraints.txt has it."""
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{package}=="):
-            return line.split(";")[0].strip()
-    raise Problem(f"constraints.txt does not pin {package}: add its line and run again.")
-
-
-def is_installed(requirement: str) -> bool:
-    """True if exactly this ``package==version`` lies in .venv."""
-    name, version = requirement.split("==")
-    return any(VENV.glob(f"lib/python*/site-packages/{name.replace('-', '_')}-{version}.dist-info"))
-
-
 def pip_environment(cmake_args: str) -> dict[str, str]:
-    """The user's environment, with llama.cpp's build set up and constraints.txt over builds as well.
+    """The user's environment, with llama.cpp's build set up and constraints.txt applied to builds as well.
 
     The path is relative (pip runs in ROOT): pip splits this variable at blanks.
     """
-    environ = dict(os.environ)
+    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
     environ["PIP_CONSTRAINT"] = f"{environ.get('PIP_CONSTRAINT', '')} constraints.txt".strip()
     environ["PIP_BUILD_CONSTRAINT"] = environ["PIP_CONSTRAINT"]  # newer pips keep the two apart
-    environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
-    environ["PYTHONUNBUFFERED"] = "1"
-    environ["CMAKE_ARGS"] = f"{CMAKE_ARGS} {cmake_args}".strip()  # the user's come last and so win
-    environ["CMAKE_BUILD_PARALLEL_LEVEL"] = build_jobs(environ, count_cores(), count_memory())
+    unused = [f"-D{option}=OFF" for option in UNUSED]
+    environ["CMAKE_ARGS"] = " ".join([*unused, cmake_args])  # the user's come last and so win
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a compiler takes up to 1 GiB
+    environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(max(1, min(os.cpu_count() or 1, memory // 2**30))))
     return environ
 
 
-def pip(arguments: list[str], display: progress.Display, environ: dict[str, str]) -> None:
-    """Run pip in .venv under one stage of the display; raise Problem with what it said if it fails."""
+def pip(name: str, arguments: list[str], environ: dict[str, str]) -> None:
+    """Run ``pip install`` with its output in LOG and its progress on stderr; raises Problem if it fails."""
     command = [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", *arguments]
-    with open(LOG, "a", encoding="utf-8") as log:
-        print(f"\n$ pip {' '.join(command[3:])}", file=log, flush=True)
-        code, lines = progress.watch(command, display, log, cwd=ROOT, env=environ)
-    if code != 0:
-        raise Problem(progress.explain(lines), progress.excerpt(lines))
-
-
-def check_loads() -> None:
-    """Raise Problem unless the runtime's libraries load."""
-    code, output = progress.capture([str(PYTHON), "-c", f"import {LIBRARIES}"])
-    if code != 0:
-        reason = (output.strip().splitlines() or ["no message"])[-1]
-        raise Problem(f"installed, but it does not load ({reason}): rm -r .venv and run again.")
-
-
-# -- the run ---------------------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """What has to be done on this machine."""
-
-    python: str  # the environment's version, "3.11"
-    make: bool  # .venv is missing or of no use
-    compile: bool  # llama-cpp-python is missing, or was built with other CMAKE_ARGS
-    rebuild: bool  # the latter
-
-
-def install(wanted: Stamp, previous: Stamp, stream: TextIO) -> None:
-    """All stages, from the check of the machine to the stamp."""
-    display = progress.Display(stream, num_stages=4)
-    plan = check_machine(wanted, previous, display)
-    prepare_venv(plan, previous, display)
-    install_llama(wanted, plan, display)
-    install_rest(wanted, display)
-    write_stamp(wanted._replace(python=plan.python))
-
-
-def check_machine(wanted: Stamp, previous: Stamp, display: progress.Display) -> Plan:
-    """Find out what has to be done, and raise Problem if something for it is missing."""
-    display.stage("this machine")
-    python = venv_python()
-    usable = python == running_python() if asked_for_python() else is_supported(python)
-    if not usable:
-        python = running_python()
-        check_python(python)
-        check_venv_module()
-    if not usable or wanted.extra != previous.extra:
-        check_disk(wanted.extra, shutil.disk_usage(ROOT).free)
-    rebuild = wanted.cmake_args != previous.cmake_args
-    compiles = rebuild or not usable or not is_installed(pinned("llama-cpp-python"))
-    display.done(f"Python {python}, " + (describe_compilers() if compiles else "nothing to compile"))
-    return Plan(python, make=not usable, compile=compiles, rebuild=rebuild)
-
-
-def prepare_venv(plan: Plan, previous: Stamp, display: progress.Display) -> None:
-    """Make or mend .venv; from here on its stamp is void until all is done."""
-    display.stage(f"virtual environment {VENV.name}")
-    if plan.make:
-        make_venv()
-    write_stamp(previous._replace(fingerprint=""))
-    drop_half_installed()
-    display.done("made" if plan.make else "there already")
-
-
-def install_llama(wanted: Stamp, plan: Plan, display: progress.Display) -> None:
-    """Compile llama-cpp-python.
-
-    pip's cache of built wheels does not look at CMAKE_ARGS: a build with the user's own must not come from
-    it, nor end in it.
-    """
-    requirement = pinned("llama-cpp-python")
-    environ = pip_environment(wanted.cmake_args)
-    display.stage(requirement.replace("==", " "))
-    if plan.compile:
-        own_build = ["--no-cache-dir"] if wanted.cmake_args else []
-        replace = ["--force-reinstall", "--no-deps"] if plan.rebuild else []
-        pip(["-v", *own_build, *replace, requirement], display, environ)
-    display.done("ready")
-
-
-def install_rest(wanted: Stamp, display: progress.Display) -> None:
-    """Install everything else, the project itself editable, and try to load it."""
-    display.stage("all other packages" + (", with those for export and tests" if wanted.extra else ""))
-    pip(["-e", f".[{wanted.extra}]" if wanted.extra else "."], display, pip_environment(wanted.cmake_args))
-    check_loads()
-    display.done("ready")
-
-
-def describe_compilers() -> str:
-    """What llama.cpp will be compiled with; raise Problem if something is missing that pip cannot bring."""
-    compiler = find_compilers(dict(os.environ))
-    return f"{compiler}, " + ("CMake" if shutil.which("cmake") else "CMake by pip")
-
-
-def asked_for_python() -> bool:
-    """True if the user named a Python: make hands on PYTHON only then (``make PYTHON=python3.12 venv``)."""
-    return "PYTHON" in os.environ
-
-
-def wanted_stamp(extra: str, previous: Stamp) -> Stamp:
-    """What this run is asked for; what was asked for earlier (dev packages, a CUDA build) stays."""
-    return Stamp(
-        fingerprint=fingerprint(),
-        python=running_python() if asked_for_python() else previous.python,
-        extra=extra or previous.extra,
-        cmake_args=os.environ.get("CMAKE_ARGS", "").strip() or previous.cmake_args,
-    )
-
-
-def lock(stream: TextIO) -> TextIO:
-    """Hold this file's lock, so that two makes at once do not install into each other; say when waiting."""
-    handle = open(__file__, encoding="utf-8")  # noqa: SIM115  (held until the process ends)
+    progress = Progress(name, sys.stderr)
+    kept: collections.deque[str] = collections.deque(maxlen=2000)
+    # A session of its own, so that stop() reaches the compilers too.
+    process = subprocess.Popen(
+        command, cwd=str(ROOT), env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(LOG, "a", encoding="utf-8", buffering=1) as log:
+            print(f"\n$ pip {' '.join(command[3:])}", file=log)
+            for line in process.stdout:
+                log.write(line)
+                kept.append(line.rstrip())
+                progress.read(line)
+        failed = process.wait() != 0
+    finally:
+        stop(process)
+        progress.end()
+    if failed:
+        raise explain(list(kept))
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Interrupt a command that still runs, with all its children; kill what is left after 20 s."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Progress:
+    """One line for a pip run: ``name: 45 %, 2 min 10 s left``. Redrawn on a terminal; elsewhere every tenth."""
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self.name, self.stream, self.is_terminal = name, stream, stream.isatty()
+        self.begun: tuple[float, int] | None = None  # time in seconds and number of the first build step
+        self.tenths = 0
+        self.write("")
+
+    def read(self, line: str) -> None:
+        """Show what one line of pip's output means for the progress."""
+        step = NINJA_STEP.match(line)
+        if step:
+            done, total = int(step.group(1)), int(step.group(2))
+            self.begun = self.begun or (time.monotonic(), done)
+            if self.is_terminal or 10 * done // total > self.tenths:
+                self.tenths = 10 * done // total
+                self.write(f": {100 * done // total} %{self.time_left(done, total)}")
+        elif self.is_terminal and not self.begun and PIP_STEP.match(line):
+            self.write(f": {line.strip()}")
+
+    def time_left(self, done: int, total: int) -> str:
+        """``, 2 min 10 s left`` from the pace so far; empty at the first and at the last step."""
+        assert self.begun is not None
+        started, first = self.begun
+        if not first < done < total:
+            return ""
+        return f", {duration((time.monotonic() - started) * (total - done) / (done - first))} left"
+
+    def write(self, state: str) -> None:
+        line = self.name + state
+        if self.is_terminal:
+            line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}"
+        print(line, end="" if self.is_terminal else "\n", file=self.stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the name alone on a terminal's line."""
+        if self.is_terminal:
+            self.write("\n")
+
+
+def duration(seconds: float) -> str:
+    """``8 s`` or ``2 min 05 s``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def lock(file: TextIO) -> None:
+    """Wait until no other run holds the lock on this open file; it is released when the file is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        print("another make is installing into .venv: waiting for it", file=stream, flush=True)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    return handle
+        print("waiting: another make is installing into .venv", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def report(problem: Problem, stream: TextIO) -> None:
-    """The lines that show why, where all of them are, and last the sentence."""
-    print(file=stream)
-    for line in problem.excerpt:
-        print(f"    {line}", file=stream)
-    if problem.excerpt and LOG.exists():
-        print(f"    (all of it: {LOG.relative_to(ROOT)})", file=stream)
-    print(f"make venv: {problem}", file=stream)
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
+    """Exit status: 0 if .venv is ready, 2 if something has to be fixed first, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.venv", description="Make or complete .venv.")
     parser.add_argument("--extra", choices=["dev"], default="", help="install what tests and export need too")
-    extra = parser.parse_args(arguments).extra
+    extra = parser.parse_args().extra
+    signal.signal(signal.SIGTERM, interrupt)
     started = time.monotonic()
     try:
-        held = lock(sys.stderr)
-        previous = read_stamp()
-        wanted = wanted_stamp(extra, previous)
-        if wanted == previous and PYTHON.exists():
-            return 0
-        install(wanted, previous, sys.stderr)
-        held.close()
-    except Problem as problem:
-        report(problem, sys.stderr)
+        with open(__file__, encoding="utf-8") as file:
+            lock(file)
+            previous = read_stamp()
+            wanted = {
+                "fingerprint": fingerprint(),
+                # make exports PYTHON only where the user set it: otherwise .venv's own version will do.
+                "python": THIS_PYTHON if "PYTHON" in os.environ else previous["python"],
+                "extra": extra or previous["extra"],
+                "cmake_args": os.environ.get("CMAKE_ARGS", previous["cmake_args"]),
+            }
+            if wanted == previous and PYTHON.exists():
+                return 0
+            install(wanted, previous)
+    except (Problem, OSError) as error:
+        lines = str(error if isinstance(error, Problem) else explain([str(error)])).splitlines()
+        print("\n".join([*lines[:-1], f"make venv: {lines[-1]}"]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nmake venv: interrupted; run it again to go on.", file=sys.stderr)
+        print("\nmake venv: interrupted. Run it again to continue.", file=sys.stderr)
         return 130
-    print(f"{VENV.name} is ready ({progress.duration(time.monotonic() - started)})", file=sys.stderr)
+    print(f".venv is ready ({duration(time.monotonic() - started)})", file=sys.stderr)
     return 0
 
 

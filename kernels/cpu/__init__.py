@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import reference
 from ..sampling import Sampling, Taps
+from ..types import Bank
 
-if TYPE_CHECKING:
-    from ..matching import Bank
-
-_native = import_module("._native", __name__)  # "from . import" would call a missing one a circular import
+_native = import_module("._native", __name__)  # "from . import" would report a missing one as circular
 
 _FORMATS = {"BGR8": 0, "RGB8": 1, "Mono8": 2, "NV12": 3, "YUYV": 4, "BayerRG8": 5}  # kernels.h, Format
 _ROWS = {"F32": 0, "F16": 1, "BF16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q6_K": 6}  # kernels.h, Rows
 
 
 def levels() -> list[Level]:
-    """Every level that this machine runs, the fastest first."""
+    """Every instruction-set level that this machine runs, the fastest first."""
     return [Level(name) for name in _native.levels()]
 
 

@@ -12,16 +12,14 @@ import importlib.util
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..sampling import Sampling
+from ..types import Bank
 from . import stages
 from .driver import Driver, get, open_device, put
-
-if TYPE_CHECKING:
-    from ..matching import Bank
-    from ..sampling import Sampling
 
 name = "cuda"
 
@@ -45,7 +43,7 @@ def runs_here() -> bool:
 
 
 def use_driver(driver: Driver | None) -> None:
-    """What ``driver`` the functions below work with: ``open_device``'s unless told otherwise."""
+    """Set the driver that the functions below work with; None stands for that of ``open_device``."""
     global _driver
     _driver = driver
     _stages.clear()
@@ -177,7 +175,7 @@ def _device() -> Driver:
 
 
 def _kept(key: Any, build: Callable[[Driver], Any], alive: Any = None) -> Any:
-    """The stage of ``key``, built if need be; ``alive`` is what the ids in the key belong to."""
+    """The stage of ``key``, built if it is not there; ``alive``: the objects whose ids the key holds, kept with it."""
     if key in _stages:
         _stages.move_to_end(key)
     else:

@@ -1,6 +1,6 @@
-"""From .cu files to what a GPU loads.
+"""Compiles .cu files to what a GPU loads.
 
-A wheel that is built where nvcc is carries one ``.fatbin`` a file: machine code for every target below that the
+A wheel that is built on a machine with nvcc holds one ``.fatbin`` a file: machine code for every target below that the
 compiler knows, and PTX, which the driver of any other GPU from Turing on compiles when it loads. Binaries of a
 newer CUDA major than the device's driver do not load (a JetPack 6 driver is 12.x), and an installation from source
 has none: then the device's own nvcc, part of JetPack, compiles the file for that device once, into the user's cache.
@@ -35,7 +35,7 @@ def shipped_binary(file: str) -> Path:
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: of CUDA_HOME, on the PATH, or where NVIDIA's packages put it."""
+    """The CUDA compiler: in CUDA_HOME, on the PATH, or where NVIDIA's packages put it."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     candidates = [os.path.join(home, "bin", "nvcc") for home in homes if home]
     return shutil.which(candidates[0]) or shutil.which("nvcc") or shutil.which(candidates[-1])
@@ -51,16 +51,17 @@ def known_targets(nvcc: str) -> tuple[str, ...]:
 
 
 def compile_all(folder: Path, *, jobs: int = 0) -> dict[str, str]:
-    """Every file's fatbin into a folder, from the user's cache where nothing has changed.
+    """Compile every file to a fatbin in a folder, or copy it from the user's cache if nothing has changed.
 
     Args:
+        folder: where the fatbins go.
         jobs: compilers at a time; as many as there are CPUs when 0.
 
     Returns:
-        For each file what the assembler says of its kernels (``tools/cuda_resources.py`` reads it).
+        For each file the assembler's report on its kernels (``tools/cuda_resources.py`` reads it).
 
     Raises:
-        RuntimeError: there is no nvcc, or it refuses, warns, or spills registers; with its words.
+        RuntimeError: there is no nvcc, or it fails, warns, or spills registers; the message has its output.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -85,7 +86,7 @@ def compile_all(folder: Path, *, jobs: int = 0) -> dict[str, str]:
 
 
 def compile_for_device(file: str, target: str, folder: Path = SOURCES) -> bytes:
-    """Machine code for one device, from the user's cache if it was made before.
+    """Machine code for one device, from the user's cache if it was compiled before.
 
     Raises:
         RuntimeError: there is no nvcc on this machine, or it does not know the device.
@@ -121,7 +122,7 @@ def _cache_folder() -> Path:
 
 
 def _digest(file: str, nvcc: str, *targets: str, folder: Path | None = None) -> str:
-    """Of everything that the result depends on."""
+    """Digest of everything that the result depends on."""
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     sources = [(folder or SOURCES) / f"{file}.cu", *sorted(SOURCES.glob("*.cuh"))]
     parts = [version, *(path.read_bytes() for path in sources), *map(str.encode, (*FLAGS, *targets))]

@@ -1,4 +1,4 @@
-"""The device as the stages see it: memory, kernels, one stream. Everything that needs pycuda is in this file."""
+"""The device for the stages: memory, kernels, one stream. Everything that needs pycuda is in this file."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class PycudaDriver:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device's context current in this thread; all of pycuda wants that."""
+        """Make the device's context current in this thread, which every call of pycuda needs."""
         self._context.push()
         try:
             yield
@@ -207,9 +207,9 @@ class PycudaDriver:
             self.cuda.Context.pop()
 
     def map_host(self, array: np.ndarray) -> DeviceArray:
-        """A host array, such as a camera's buffer, as the device sees it: read where it lies, nothing is copied.
+        """Map a host array, such as a camera's buffer, into the device's addresses: it is read in place, not copied.
 
-        The array's memory is locked into place as long as the result lives (on a Jetson the two share one memory).
+        The array's memory is page-locked as long as the result lives (on a Jetson the two share one memory).
 
         Raises:
             ValueError: the array has gaps: map all of it, and make a ``DeviceArray`` of the part.
@@ -234,7 +234,7 @@ class PycudaDriver:
             return self._context.get_device().get_attribute(getattr(self.cuda.device_attribute, name))
 
     def _load(self, file: str) -> Any:
-        """The binaries that came with the package, or, where they do not fit driver or device, this machine's own."""
+        """Load the binary that came with the package or, if it does not fit driver or device, one compiled here."""
         shipped = compiler.shipped_binary(file)
         if shipped.is_file():
             try:
@@ -247,7 +247,7 @@ class PycudaDriver:
 
 @lru_cache(maxsize=1)
 def open_device() -> PycudaDriver:
-    """The first GPU, with a stream of its own, shared by whoever calls.
+    """The first GPU, with a stream of its own, shared by all callers.
 
     Raises:
         RuntimeError: see ``PycudaDriver``.

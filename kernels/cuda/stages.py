@@ -18,10 +18,8 @@ import numpy as np
 
 from ..dequantise import BLOCKS
 from ..geometry import Box, Resize, check_box, placements
-from ..maps import MAX_CELLS
-from ..matching import Bank
-from ..pixels import FORMATS, PixelFormat, frame_size
 from ..sampling import Sampling, Taps, normalisation_table, sampling
+from ..types import FORMATS, MAX_CELLS, Bank, PixelFormat, frame_size
 from .driver import DeviceArray, Driver, empty, get, put
 
 THREADS = 256
@@ -152,7 +150,7 @@ class Preprocess:
 
 @dataclass(frozen=True, eq=False)
 class DeviceBank:
-    """Normal patches as match.cu reads them: rows of whole 64 bytes, whole tiles of them, zeros between."""
+    """A bank in match.cu's layout: zeros pad each row to a multiple of 64 bytes and the rows to whole tiles."""
 
     rows: DeviceArray  # uint8 [T, padded rows, bytes]
     scales: DeviceArray  # float32 [T, padded rows]
@@ -697,10 +695,10 @@ def _output(driver: Driver, out: DeviceArray | None, shape: tuple[int, ...], dty
 
 
 def _checked(array: Any, shape: tuple[int, ...], dtype: np.dtype, what: str) -> DeviceArray:
-    """A device array that is just what a kernel was built for.
+    """The array as a ``DeviceArray``, if it is exactly what a kernel was built for.
 
     Raises:
-        ValueError: it is not.
+        ValueError: another shape, type or layout.
     """
     found = DeviceArray.of(array)
     if found.shape != tuple(shape) or found.dtype != dtype or not found.c_contiguous:

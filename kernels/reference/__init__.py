@@ -1,7 +1,7 @@
-"""Every operation in NumPy: short, obviously right, and fast enough for a small line.
+"""Every operation in NumPy, short and simple: the results that the compiled kernels must equal.
 
-What ``implementation.Implementation`` says, function by function; the checks come before (``pixels.py`` and
-its siblings).
+This module is an ``implementation.Implementation``. The public functions (``kernels.preprocess`` and so on) check the
+arguments before they call it.
 """
 
 from .maps import cell_peaks, components, localise, project, summarise, upsample

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..matching import Bank
+from ..types import COSINE_EPSILON, Bank
 
 CHUNK = 4096  # bank rows of one product: the similarity matrix is never whole
-COSINE_EPSILON = 1e-8
 EXACT_WIDTH = 2**24 // 127**2  # up to here float32 sums of int8 products are exact
 SMALLEST = np.float32(1e-30)  # of a patch's largest value: below, it counts as zero
 

@@ -63,7 +63,9 @@ def variants() -> dict[str, Recipe]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pool", type=Path, default=Path("runs/nano/ablation_pool"), help="drawn there if missing")
+    parser.add_argument(
+        "--pool", type=Path, default=Path("runs/nano/ablation_pool"), help="drawn there if missing"
+    )
     parser.add_argument("--out", type=Path, default=Path("models/nano/training/ablation.jsonl"))
     parser.add_argument("--only", help="names of variants, with semicolons between them")
     parser.add_argument("--threads", type=int, default=0)

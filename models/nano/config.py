@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...runtime.vision.augment import Copies
+from ...runtime.bundles.bundle import Augmentation
 from ..anomalygpt import AnomalyGPTConfig
 from ..imagebind import VisionConfig
 from ..llama import LlamaConfig
@@ -58,7 +58,9 @@ class Recipe:
     vision_lr: float = 1.5e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
     # then the words: prompt learner, projection, language model, on maps of the frozen encoder
-    copies: Copies = "none"  # of the normal samples, in the banks that the maps come from and at run time
+    augmentation: Augmentation = (
+        "none"  # of the normal samples, in the banks that the maps come from and at run time
+    )
     gallery_groups: int = 2000
     look_steps: int = 2500  # of the network that looks at the picture, 24 parts each
     language_steps: int = 1000

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ...runtime.bundles.bundle import Augmentation
 from ...runtime.synthetic.data import normalise
 from ...runtime.synthetic.defects import Defect
-from ...runtime.vision.augment import Copies, make_copies
+from ...runtime.vision.augment import augment
 from ...runtime.vision.subsample import cover
 from ..anomalygpt import few_shot_distance, upsample_map
 from ..evidence import evidence
@@ -107,14 +108,14 @@ def make_bank(known: list[torch.Tensor], distinct: int) -> torch.Tensor:
     """Bank as the runtime's ``MemoryBank`` has it.
 
     Args:
-        known: taps [K, T, P, V] of K normal samples, and of each of their copies.
+        known: taps [K, T, P, V] of K normal samples, and of each of their augmented versions.
         distinct: how many of the P patches do not overlap.
 
     Returns:
         Unit rows [T, K · distinct, V].
     """
     taps, width = known[0].shape[1], known[0].shape[-1]
-    rows = F.normalize(torch.stack(known, dim=1), dim=-1)  # [K, copies, T, P, V]
+    rows = F.normalize(torch.stack(known, dim=1), dim=-1)  # [K, versions, T, P, V]
     rows = rows.permute(2, 0, 1, 3, 4).reshape(taps, -1, width)
     size = known[0].shape[0] * distinct
     if size == rows.shape[1]:
@@ -128,17 +129,17 @@ def build_gallery(
     decoder: ImageDecoder,
     text: torch.Tensor,
     pool: Pool,
-    copies: Copies = "none",
+    augmentation: Augmentation = "none",
     workers: int = 1,
 ) -> Gallery:
     """Encode a pool that the encoder was not trained on; entries of one group follow each other.
 
     Args:
         text: [2, E], the text features of class "object".
-        copies: of the normal samples, in the banks.
+        augmentation: of the normal samples, in the banks.
         workers: processes that share the groups, on a CPU.
     """
-    show = partial(_show_groups, encoder, decoder, text, pool.folder, pool.num_groups, copies)
+    show = partial(_show_groups, encoder, decoder, text, pool.folder, pool.num_groups, augmentation)
     if workers < 2 or text.device.type != "cpu":
         return show(range(pool.num_groups))
     edges = np.linspace(0, pool.num_groups, workers + 1).astype(int).tolist()
@@ -155,7 +156,7 @@ def _show_groups(
     text: torch.Tensor,
     folder: Path,
     num_groups: int,
-    copies: Copies,
+    augmentation: Augmentation,
     numbers: range,
 ) -> Gallery:
     """The gallery of these groups of the pool in ``folder``."""
@@ -169,7 +170,7 @@ def _show_groups(
         pixels = normalise(group.pixels)
         vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
-        copied = make_copies(pixels[:NORMALS], copies, encoder.config.grid)[1:]
+        copied = augment(pixels[:NORMALS], augmentation, encoder.config.grid)[1:]
         known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
         banks = (make_bank([copy[:count] for copy in known], encoder.config.tokens**2) for count in SHOTS)
         distances = [few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks]

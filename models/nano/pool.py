@@ -71,9 +71,7 @@ def _notes_file(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05d}.npz"
 
 
-def build_pool(
-    folder: Path, seed: int, num_groups: int, workers: int = 1, calm_share: float = 0.0
-) -> None:
+def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1, calm_share: float = 0.0) -> None:
     """Draw ``num_groups`` groups (rounded up to whole shards) into ``folder``; ``calm_share`` of them from calm lines.
 
     Raises:
@@ -81,7 +79,10 @@ def build_pool(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-num_groups // SHARD_GROUPS)
-    about, note = {"generator": GENERATOR_VERSION, "seed": seed, "calm_share": calm_share}, folder / "pool.json"
+    about, note = (
+        {"generator": GENERATOR_VERSION, "seed": seed, "calm_share": calm_share},
+        folder / "pool.json",
+    )
     if note.exists() and json.loads(note.read_text()) != about:
         raise ValueError(
             f"{folder} holds a pool of another seed, generator or share of calm lines: choose another folder, "

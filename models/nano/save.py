@@ -33,7 +33,7 @@ def save_checkpoint(
     *,
     name: str = "nano",
     notices: Iterable[str] = NOTICES,
-    copies: str = "none",
+    augmentation: str = "none",
     questions: Iterable[str] = (),
 ) -> None:
     """Write the four checkpoints, the text features and ``model.json`` into ``folder``.
@@ -43,7 +43,7 @@ def save_checkpoint(
         tokenizer_model: the sentencepiece model file that the language model was trained with.
         text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
         region_level: ``{"few_shot": …, "zero_shot": …}``, the map level that makes a region, or None.
-        copies: of normal samples that memory banks hold too ("none", "moved", "turned", "both").
+        augmentation: of normal samples that memory banks hold too ("none", "moved", "turned", "both").
         questions: one of each kind that the model was trained to answer.
         folder: made if missing; files of an earlier checkpoint are overwritten.
     """
@@ -61,7 +61,7 @@ def save_checkpoint(
         "name": name,
         "notices": list(notices),
         "region_level": dict(region_level),
-        "copies": copies,
+        "augmentation": augmentation,
         "classes": list(text_features),
         "questions": list(questions),
     }

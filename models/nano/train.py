@@ -66,7 +66,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
     if not gallery_file.exists():
         text = vision.text_features()[0].detach()
-        shown = build_gallery(vision.encoder, vision.decoder, text, pool, recipe.copies, workers)
+        shown = build_gallery(vision.encoder, vision.decoder, text, pool, recipe.augmentation, workers)
         shown.save(gallery_file)
     gallery = Gallery.load(gallery_file)
     torch.manual_seed(recipe.seed + 2)
@@ -92,7 +92,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         dict(zip(CLASSES, features, strict=True)),
         {"few_shot": region_level(gallery), "zero_shot": 0.5},
         checkpoint,
-        copies=recipe.copies,
+        augmentation=recipe.augmentation,
         questions=KNOWN_QUESTIONS,
     )
     print(f"checkpoint written to {checkpoint}", flush=True)

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
+from ...runtime.bundles.bundle import Augmentation
 from ...runtime.synthetic.data import fixed_samples, mirror_defects, normalise, validation_families
 from ...runtime.synthetic.defects import Defect
-from ...runtime.vision.augment import Copies, make_copies
+from ...runtime.vision.augment import augment
 from ..anomalygpt import AnomalyGPT, assemble_prompt, few_shot_distance, upsample_map
 from ..look import LookNet
 from ..prompt_learner import NUM_BASE_PROMPTS
@@ -187,7 +188,9 @@ class Batch(NamedTuple):
     truths: Tensor  # [B, 9, 3] of ``cell_truths``
 
     def to(self, device: str) -> Batch:
-        return Batch(self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device))
+        return Batch(
+            self.seen.to(device), self.ids.to(device), self.labels.to(device), self.truths.to(device)
+        )
 
 
 def look_odds(defects: list[list[Defect]], shades: list[str]) -> np.ndarray:
@@ -245,7 +248,9 @@ def language_loss(
     logits = _logits(model, words, repeated, batch.ids)
     first = logits.shape[1] - batch.ids.shape[1] - 1  # the position that predicts ids[:, 0]
     flat = batch.labels.flatten()
-    token_losses = F.cross_entropy(logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none")
+    token_losses = F.cross_entropy(
+        logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none"
+    )
     shades = torch.isin(flat, torch.tensor(words.shades, device=flat.device))
     decisive = shades | (flat == words.affirmative) | (flat == words.negative)
     weight = torch.where(decisive, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
@@ -315,7 +320,11 @@ class Shown:
 
 @torch.no_grad()
 def show_validation(
-    vision: NanoVision, look: LookNet, copies: Copies = "none", num_families: int = 35, num_queries: int = 4
+    vision: NanoVision,
+    look: LookNet,
+    augmentation: Augmentation = "none",
+    num_families: int = 35,
+    num_queries: int = 4,
 ) -> list[Shown]:
     """The validation families as the frozen encoder shows them: one normal sample, good and defective queries."""
     text = vision.text_features()[0]
@@ -325,7 +334,7 @@ def show_validation(
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
         images = torch.from_numpy(pixels).to(text.device)
         vectors, taps = vision.encoder(images)
-        copied = make_copies(pixels[:1], copies, vision.encoder.config.grid)
+        copied = augment(pixels[:1], augmentation, vision.encoder.config.grid)
         known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
@@ -438,7 +447,7 @@ def train_language(
         cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    shown = show_validation(vision, model.prompt_learner.look_net, recipe.copies)
+    shown = show_validation(vision, model.prompt_learner.look_net, recipe.augmentation)
     kept = gallery.trained  # the others' families are for the calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])

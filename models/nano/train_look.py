@@ -87,14 +87,14 @@ def train_look(
         look.eval()
         unseen = np.flatnonzero(single >= gallery.trained)
         if unseen.size:
-            log_record(log, evaluate_look(look, gallery, single[unseen], contrasts[unseen], shade[unseen], device))
+            log_record(
+                log, evaluate_look(look, gallery, single[unseen], contrasts[unseen], shade[unseen], device)
+            )
     save_atomically(look.cpu().state_dict(), finished)
     return look
 
 
-def vary(
-    contrasts: Tensor, maps: Tensor, shade: Tensor, rng: Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def vary(contrasts: Tensor, maps: Tensor, shade: Tensor, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """The same mirror, turn and sign for all parts of a batch: in a negative, what was darker is brighter."""
     if rng.random() < 0.5:
         contrasts, maps = contrasts.flip(-1), maps.flip(-1)
@@ -132,5 +132,7 @@ def look_at(look: LookNet, gallery: Gallery, pool: Pool) -> np.ndarray:
         entries = np.arange(start, min(start + CHUNK, len(gallery.defects)))
         contrasts = contrasts_of(pool, entries).float()
         sources = range(len(SHOTS) + 1)
-        found.append(torch.stack([look.read(contrasts, raised(gallery.maps(entries, s))) for s in sources], 1))
+        found.append(
+            torch.stack([look.read(contrasts, raised(gallery.maps(entries, s))) for s in sources], 1)
+        )
     return torch.cat(found).numpy()

@@ -244,7 +244,9 @@ def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoV
     state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
     model = NanoVision(recipe).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.vision_lr, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     first = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)

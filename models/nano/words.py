@@ -148,7 +148,9 @@ def look_answer(defects: list[Defect], shade: str) -> str:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
     form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
-    shaded = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}[shade]
+    shaded = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}[
+        shade
+    ]
     return f"It looks like {shaded}{form}."
 
 
@@ -230,7 +232,9 @@ def dialogue(
     kinds = follow_ups(rng, defects, kind, sureness, shade)
     names = list(kinds)
     rng.shuffle(names)
-    if shade != "neither" and rng.random() < 0.5:  # a shade can seldom be told: or it would seldom be asked for then
+    if (
+        shade != "neither" and rng.random() < 0.5
+    ):  # a shade can seldom be told: or it would seldom be asked for then
         names = ["shade", *(name for name in names if name != "shade")]
     others = [kinds[name] for name in names]
     turns = [ask_verdict, *others] if rng.random() < 0.5 else [*others[:1], ask_verdict, *others[1:]]

@@ -23,9 +23,8 @@ from msgspec import Meta
 
 from ..common.errors import BundleError, ConfigError
 from ..common.schema_errors import describe_error
-from ..vision.augment import Copies
 
-SCHEMA_VERSION = 2  # 2: the decoder ends in logits, kernels.localise makes the map; until 1 it made the map itself
+SCHEMA_VERSION = 3  # 3: "copies" is "augmentation"; 2: the decoder ends in logits, the runtime makes the map
 MANIFEST_FILE = "manifest.json"
 TEXT_FEATURES_FILE = "text_features.npz"
 NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's life
@@ -34,6 +33,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 HASH_CHUNK_BYTES = 1 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 FIX = "copy the bundle again or re-run agpt export"
+
+# How the normal samples of a memory bank are augmented; ``vision.augment`` explains each.
+Augmentation = Literal["none", "moved", "turned", "both"]
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -180,7 +182,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     classes: Annotated[list[Name], Meta(min_length=1)]
     default_class: Name
     region_level: RegionLevel
-    copies: Copies = "none"  # of normal samples, that a memory bank holds too
+    augmentation: Augmentation = "none"  # of the normal samples in a memory bank
     prompt: PromptLayout
     questions: list[Name] = []  # of the kinds that the model was trained to answer, one of each
     components: dict[str, Component]

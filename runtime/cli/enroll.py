@@ -42,10 +42,10 @@ def enroll(
     max_patches: Annotated[
         int | None, typer.Option(min=1, help="Memory bank: keep at most this many patches of each layer.")
     ] = None,
-    copies: Annotated[
+    augmentation: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: also add copies of the good parts: moved (by half a patch), turned (by 90, 180 and 270 "
+            help="Memory bank: augment the normal samples: moved (by half a patch), turned (by 90, 180 and 270 "
             "degrees), both or none. Default: the bundle's. The size of the bank does not change."
         ),
     ] = None,
@@ -114,7 +114,7 @@ def enroll(
             without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
             tiles=grid,
             regions=regions,
-            copies=copies,  # type: ignore[arg-type]  # checked there
+            augmentation=augmentation,  # type: ignore[arg-type]  # checked there
         )
     print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
     if point := recipe.operating_point:

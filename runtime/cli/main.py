@@ -19,6 +19,7 @@ from .enroll import enroll
 from .evaluate import evaluate
 from .export import export
 from .run import run
+from .schema import schema
 from .trace import trace
 from .verify import verify
 
@@ -47,6 +48,7 @@ register(app, "eval", evaluate)
 register(app, "export", export)
 register(app, "verify", verify)
 register(app, "doctor", doctor)
+register(app, "schema", schema)
 
 
 def main() -> None:

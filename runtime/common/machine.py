@@ -1,9 +1,11 @@
-"""What is known of this machine, and how a report says it."""
+"""This machine: processors and memory, and how a report says what is found."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+
+MAX_DEFAULT_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,12 @@ class Finding:
     found: str
     fix: str = ""
     needed: bool = True
+
+
+def default_threads() -> int:
+    """CPUs that this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_DEFAULT_THREADS)
 
 
 def memory_gib() -> float:

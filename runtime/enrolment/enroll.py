@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -14,23 +15,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..bundles.bundle import Augmentation
 from ..common.errors import ConfigError, RecipeError
 from ..inspection.inspector import Inspector
 from ..inspection.verdict import Verdict
 from ..recipes.recipe import Recipe, WithoutVerdict, save_recipe
-from ..vision.augment import Copies
-from ..vision.engines import Engine
-from ..vision.images import check_frame
-from ..vision.memory_bank import Storage
+from ..vision.augment import check_augmentation
+from ..vision.memory_bank import MemoryBank, Storage
 from ..vision.views import RegionOfInterest, Tiles, make_layout
 from .operating_point import check_rate, choose_operating_point
+from .samples import Sample, check_apart, check_sizes, name_samples
 
 MAX_GROUPS = 20  # good parts are judged against the others in so many groups; one by one when there are fewer
 
 
 def enroll(
     inspector: Inspector,
-    normals: Sequence[np.ndarray],
+    normals: Sequence[np.ndarray | Sample],
     out: Path | str,
     *,
     name: str,
@@ -40,18 +41,18 @@ def enroll(
     storage: Storage = "float32",
     max_patches: int | None = None,
     false_reject_rate: float | None = None,
-    held_out: Sequence[np.ndarray] = (),
+    held_out: Sequence[np.ndarray | Sample] = (),
     without_verdict: WithoutVerdict = "no_result",
     tiles: Tiles | None = None,
     regions: Sequence[RegionOfInterest] = (),
-    copies: Copies | None = None,
+    augmentation: Augmentation | None = None,
 ) -> Recipe:
     """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
 
     Args:
         inspector: its bundle's encoder makes the features.
-        normals: frames of good parts, uint8 [H, W, 3] BGR.
-        out: the recipe's path; both files are replaced whole.
+        normals: frames of good parts, uint8 [H, W, 3] BGR, or samples, which have a name for messages.
+        out: the recipe's path; its folder is made if need be, and both files are replaced whole.
         name: the product's name.
         class_name: one of the bundle's classes; its default when None.
         description: what a good part looks like, put before the question as the original's scripts do.
@@ -64,26 +65,31 @@ def enroll(
         without_verdict: "map": where there is no time for an answer the map's operating point decides.
         tiles: look at tiles of the frame, which share the memory bank.
         regions: look at these boxes of the frame, which have a memory bank each.
-        copies: of the good parts, that the memory bank holds too: see ``make_copies``; the bundle's own when None.
+        augmentation: of the normal samples in the memory bank: see ``augment``; the bundle's own when None.
 
     Returns:
         The recipe as written; ``inspector.use(out)`` takes it.
 
     Raises:
-        ImageError, RecipeError, ConfigError: a frame, the class name, a region or the folder cannot be used; too few
-            good parts for the rate.
+        ImageError, RecipeError, ConfigError: a frame, an option, a region or the folder cannot be used, a held-out
+            image is in the bank too, or there are too few good parts for the rate. All of this is checked before
+            anything is computed.
     """
-    if without_verdict not in get_args(WithoutVerdict):
-        raise ConfigError(f"without a verdict a part is no_result or map, not {without_verdict!r}")
-    if false_reject_rate is not None:
-        check_rate(false_reject_rate, len(held_out or normals))
-    elif held_out or without_verdict == "map":
-        raise ConfigError("there is no rate to choose an operating point for: give --false-reject-rate too")
     out = Path(out)
-    if not normals:
+    known, others = name_samples(normals, "normal image"), name_samples(held_out, "held-out image")
+    if not known:
         raise RecipeError("there is no normal image: give at least one")
-    layout = make_layout(tiles, tuple(regions), check_frame(normals[0]).shape[:2])
-    recipe = Recipe(
+    check_options(name, storage, max_patches, augmentation, without_verdict)
+    check_folder(out)
+    if false_reject_rate is not None:
+        check_rate(false_reject_rate, len(others or known))
+    elif others or without_verdict == "map":
+        raise ConfigError("there is no rate to choose an operating point for: give --false-reject-rate too")
+    check_apart(known, others)
+    layout = make_layout(tiles, tuple(regions), known[0].pixels.shape[:2])
+    if not layout.is_whole:
+        check_sizes([*known, *others])
+    recipe = make_recipe(
         name=name,
         class_name=class_name,
         description=description,
@@ -95,19 +101,14 @@ def enroll(
     )
     before = inspector.product
     inspector.use(recipe)
+    settings = BankSettings(storage, max_patches, augmentation)
     try:
-        with _remembering_encoder(inspector):
-            bank = inspector.make_bank(
-                normals,
-                storage,
-                max_patches,
-                copies,
-                track=lambda frames: track(frames, "good parts", console=Console(stderr=True)),
-            )
+        with inspector.vision.encoder_cache():
+            bank = settings.build(inspector, known, progress=True)
             point = None
             if false_reject_rate is not None:
                 inspector.use(bank)
-                verdicts = _judge(inspector, normals, held_out, storage, max_patches, copies)
+                verdicts = judge_good_parts(inspector, known, others, settings)
                 point = choose_operating_point(verdicts, false_reject_rate)
     finally:
         inspector.use(before)
@@ -119,50 +120,85 @@ def enroll(
     return recipe
 
 
-def _judge(
-    inspector: Inspector,
-    normals: Sequence[np.ndarray],
-    held_out: Sequence[np.ndarray],
-    storage: Storage,
+@dataclass(frozen=True)
+class BankSettings:
+    """How the memory banks of an enrolment are made; see ``enroll``."""
+
+    storage: Storage
+    max_patches: int | None
+    augmentation: Augmentation | None
+
+    def build(self, inspector: Inspector, samples: Sequence[Sample], progress: bool = False) -> MemoryBank:
+        """A memory bank of these samples."""
+        frames = [sample.pixels for sample in samples]
+        watch = partial(track, description="good parts", console=Console(stderr=True)) if progress else iter
+        return inspector.make_bank(frames, self.storage, self.max_patches, self.augmentation, track=watch)
+
+
+def check_options(
+    name: str,
+    storage: str,
     max_patches: int | None,
-    copies: Copies | None,
+    augmentation: str | None,
+    without_verdict: str,
+) -> None:
+    """
+    Raises:
+        ConfigError: an option has a value that does not exist.
+    """
+    if not name.strip():
+        raise ConfigError("--name is empty: give the product a name")
+    if storage not in get_args(Storage):
+        raise ConfigError(f"--storage must be one of {', '.join(get_args(Storage))}, not {storage!r}")
+    if max_patches is not None and max_patches < 1:
+        raise ConfigError(f"--max-patches must be at least 1, not {max_patches}")
+    if augmentation is not None:
+        check_augmentation(augmentation)
+    if without_verdict not in get_args(WithoutVerdict):
+        raise ConfigError(f"--without-verdict must be no_result or map, not {without_verdict!r}")
+
+
+def check_folder(out: Path) -> None:
+    """Make the recipe's folder and try to write there.
+
+    Raises:
+        ConfigError: it cannot be made or written, or ``out`` is a folder.
+    """
+    if out.is_dir():
+        raise ConfigError(
+            f"{out} is a folder: give --out the name of a recipe file, {out / 'part.toml'} for example"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write into {out.parent} ({error.strerror}): choose another --out"
+        ) from error
+
+
+def make_recipe(**values: object) -> Recipe:
+    """
+    Raises:
+        ConfigError: a value is too long or out of its range.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(values), Recipe)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"these options make no recipe ({error}): correct them") from error
+
+
+def judge_good_parts(
+    inspector: Inspector, known: Sequence[Sample], others: Sequence[Sample], settings: BankSettings
 ) -> list[Verdict]:
     """Verdicts about good parts, none of which is in the bank that it is compared with."""
     console = Console(stderr=True)
-    if held_out:
-        return [inspector.inspect(frame) for frame in track(held_out, "good parts", console=console)]
+    if others:
+        return [inspector.inspect(sample.pixels) for sample in track(others, "good parts", console=console)]
     verdicts = []
-    num_groups = min(MAX_GROUPS, len(normals))
+    num_groups = min(MAX_GROUPS, len(known))
     for group in track(range(num_groups), "each good part against the others", console=console):
-        others = [frame for i, frame in enumerate(normals) if i % num_groups != group]
-        inspector.use(inspector.make_bank(others, storage, max_patches, copies))
-        verdicts += [inspector.inspect(frame) for frame in normals[group::num_groups]]
+        inspector.use(settings.build(inspector, [s for i, s in enumerate(known) if i % num_groups != group]))
+        verdicts += [inspector.inspect(sample.pixels) for sample in known[group::num_groups]]
     return verdicts
-
-
-@contextmanager
-def _remembering_encoder(inspector: Inspector) -> Iterator[None]:
-    """The encoder sees each frame once, however often the frame comes."""
-    encoder = inspector.networks["encoder"]
-    inspector.networks["encoder"] = _Remembering(encoder)
-    try:
-        yield
-    finally:
-        inspector.networks["encoder"] = encoder
-
-
-class _Remembering:
-    """An engine that keeps what it gave for every input."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._outputs: dict[bytes, dict[str, np.ndarray]] = {}
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        key = hashlib.sha256(b"".join(inputs[name].tobytes() for name in sorted(inputs))).digest()
-        if key not in self._outputs:
-            self._outputs[key] = {name: array.copy() for name, array in self._engine.run(**inputs).items()}
-        return self._outputs[key]
-
-    def close(self) -> None:
-        self._engine.close()

@@ -20,10 +20,10 @@ from rich.table import Table
 from ...kernels import Window, resize_window
 from ..bundles.bundle import MANIFEST_FILE, digest_file
 from ..common.errors import ConfigError, ImageError
+from ..common.files import write_whole
 from ..inspection.inspector import Inspector
 from ..inspection.verdict import Status, Verdict
-from ..recipes.recipe import write_whole
-from ..vision.engines import AUTO, Engine
+from ..vision.engines import AUTO
 from ..vision.images import read_image
 from ..vision.memory_bank import MemoryBank
 from ..vision.views import WHOLE, Layout, Tiles, describe_tiles
@@ -105,9 +105,9 @@ def evaluate_folder(
     started = time.monotonic()
     categories = find_categories(folder)
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
-        encode_once(inspector)
         found = {}
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        progress = Progress(console=Console(stderr=True), transient=True)
+        with inspector.vision.encoder_cache(), progress:
             for category in categories:
                 steps = progress.track(category.tests, description=category.name)
                 found[category.name] = evaluate_category(
@@ -166,33 +166,6 @@ def class_of(category: str, classes: list[str]) -> str | None:
     """The class a category stands for: "metal_nut" is "metal nut", "pcb3" is "pcb"; None if none does."""
     plain = re.sub(r"\d+$", "", category.lower().replace("_", " ")).strip()
     return plain if plain in classes else None
-
-
-def encode_once(inspector: Inspector) -> None:
-    """Let an inspector reuse the encoder's outputs while the same image comes again: once for all shots."""
-    networks = inspector._networks
-    networks["encoder"] = _RememberLast(networks["encoder"])
-
-
-class _RememberLast:
-    """An engine that does not repeat itself for the input it has just seen."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._inputs: dict[str, np.ndarray] = {}
-        self._outputs: dict[str, np.ndarray] = {}
-
-    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        same = self._inputs.keys() == inputs.keys() and all(
-            np.array_equal(self._inputs[name], array) for name, array in inputs.items()
-        )
-        if not same:
-            self._outputs = self._engine.run(**inputs)
-            self._inputs = inputs
-        return self._outputs
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 class Scores:

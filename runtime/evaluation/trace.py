@@ -1,7 +1,7 @@
 """``agpt trace``: what a bundle computes for one image, stage by stage, in one npz file.
 
-The keys and shapes are those of ``Inspector.trace``. Two programs that claim to be the same model are compared by
-them: the first stage that differs is where to look.
+Two programs that claim to be the same model are compared by these arrays (``trace_inspection``): the first stage that
+differs is where to look.
 """
 
 from __future__ import annotations
@@ -76,4 +76,47 @@ def trace_frame(
     inspector.use(product)
     if normals:
         inspector.use(inspector.make_bank(normals))
-    return inspector.trace(frame, question)
+    return trace_inspection(inspector, frame, question)
+
+
+def trace_inspection(
+    inspector: Inspector, frame: np.ndarray, question: str = "", max_tokens: int = 16
+) -> dict[str, np.ndarray]:
+    """Everything that ``inspect`` computes on the way to its answer.
+
+    Args:
+        frame: uint8 [H, W, 3] BGR.
+        question: "" asks the product's.
+        max_tokens: where an answer that does not stop is cut.
+
+    Returns:
+        float32 ``pixels`` [1, 3, S, S], ``image_embedding`` [D], ``patch_features`` [T, P, V] (raw taps without
+        CLS), ``text_features`` [2, E], ``anomaly_map`` [S, S], ``prompt_embeddings`` [num_prompts, D] and
+        ``answer_logits`` [vocab] at the last prompt position; int32 ``prompt_token_ids`` [L], -1 where an
+        embedding is injected, and ``answer_token_ids``, greedy, the stop token included.
+
+    Raises:
+        ImageError: not a frame.
+        ConfigError: the question is too long, or the product has regions or tiles.
+    """
+    vision, language, product = inspector.vision, inspector.language, inspector.product
+    if not product.layout.is_whole:
+        raise ConfigError("a trace is of whole frames: use a recipe without regions or tiles")
+    question = question or product.question
+    pixels = vision.preprocess(frame, vision.views(frame, product), product)
+    encoded = vision.encode(pixels)
+    patch_features = encoded.patch_features
+    maps, _ = vision.localise(encoded, product)
+    prompts = vision.prompt(maps, pixels, product)
+    answer = language.answer(encoded.image_embeddings[0], prompts[0], question, max_tokens)
+    return {
+        "pixels": pixels,
+        "image_embedding": encoded.image_embeddings[0],
+        "patch_features": patch_features[0],
+        "text_features": product.text_features,
+        "anomaly_map": maps[0],
+        "prompt_embeddings": prompts[0],
+        "prompt_token_ids": np.asarray(language.prompt.token_ids(question), np.int32),
+        "answer_logits": answer.first_token_logits,
+        "answer_token_ids": np.asarray(answer.token_ids, np.int32),
+    }

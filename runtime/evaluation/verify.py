@@ -45,7 +45,7 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
             )
         milliseconds = (time.perf_counter() - started) * 1e3
         print(f"  one inspection by {inspector.engine:<23} {milliseconds:>8.1f} ms     ok")
-        for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.networks):
+        for stage, error, limit in compare_with_cpu(bundle, inspector.engine, inspector.vision.networks):
             print(f"  {stage:<32} {error:.1e} from onnxruntime on the CPU, {limit:.0e} allowed  ok")
 
 

@@ -2,102 +2,70 @@
 
 from __future__ import annotations
 
-import math
-import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from ...kernels import localise, preprocess, summarise, upsample
-from ..bundles.bundle import Bundle, Vision, open_bundle
-from ..common.errors import AgptError, BundleError, ClosedError, ConfigError, LateError, RecipeError
+from ..bundles.bundle import Augmentation, open_bundle
+from ..common.errors import AgptError, BundleError, LateError, RecipeError
+from ..common.lifetime import Lifetime, single_threaded_blas
+from ..common.machine import default_threads
 from ..language.answer import Answer, Part
 from ..language.dialogue import Dialogue
 from ..language.model import LanguageModel
-from ..recipes.recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
-from ..vision.augment import COPIES_OF, Copies, check_copies, make_copies
-from ..vision.engines import AUTO, Engine, choose_engine, learner_inputs, open_networks
-from ..vision.images import check_frame
-from ..vision.memory_bank import MemoryBank, Storage, load_bank
-from ..vision.regions import (
-    find_regions,
-    find_regions_of_views,
-    half_way_level,
-    place_name,
-    places_agree,
-    read_map,
-)
-from ..vision.views import WHOLE, Layout, View
-from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, PassTimer, StageCosts
-from .decide import decide_by_map, decide_views
-from .verdict import Likeness, Region, Status, Verdict, ViewResult
+from ..recipes.recipe import Recipe
+from ..vision.bank_builder import build_bank
+from ..vision.engines import AUTO, choose_engine
+from ..vision.memory_bank import MemoryBank, Storage
+from ..vision.pipeline import VisionPipeline
+from ..vision.views import FrameSize
+from .assemble import Findings, assemble_verdict, make_parts, see_frame
+from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, StageCosts
+from .decide import Decision, decide_by_map, decide_views
+from .judge import judge
+from .product import Product, prepare_product
+from .verdict import Status, Verdict
 
-MAX_DEFAULT_THREADS = 8
 WARM_UP_RUNS = 2
-MAX_COPIED_PATCHES = 12 * 1024  # to choose a bank's from: twelve samples of 256 patches with their copies, moved
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """What one product's frames are compared with and asked: a recipe made ready, cheap to switch to.
-
-    Attributes:
-        text_features: float32 [2, E]: the zero-shot reference, used when there is no bank.
-        bank: normal samples: with a bank the few-shot map replaces the zero-shot one, as in the original.
-        question: with the description in front; "" asks the bundle's own.
-        resize: how frames, or views of them, are fitted to the encoder.
-        operating_point: of p(anomaly) and map; None: the greedy answer decides.
-        without_verdict: what a part is for whose answer there was no time.
-        layout: the views of a frame: the whole of it, regions or tiles.
-    """
-
-    name: str
-    text_features: np.ndarray
-    bank: MemoryBank | None
-    question: str
-    resize: Literal["crop", "stretch"]
-    operating_point: OperatingPoint | None = None
-    without_verdict: WithoutVerdict = "no_result"
-    layout: Layout = WHOLE
-
-
-class Matches(NamedTuple):
-    """Of every patch of every view, how far the normal samples are from it, and which of their patches are nearest."""
-
-    distance: np.ndarray  # float32 [views, P]
-    nearest: np.ndarray  # int32 [views, T, P], rows of the memory bank
+NO_TIME_FOR_MAP = "no time for the map before the deadline"
+NO_TIME_FOR_VERDICT = "no time for the verdict before the deadline"
 
 
 class Inspector:
-    """Inspects frames of one product at a time. Not thread-safe: one inspector, one thread.
+    """Inspects frames of one product at a time.
 
-    While it is open, NumPy's BLAS runs on one thread: its threads spin, and what is multiplied here is small.
+    Calls from several threads wait for each other. A process that was forked after the inspector was opened cannot use
+    it. While it is open, NumPy's BLAS runs on one thread.
+
+    Attributes:
+        bundle: the bundle that it runs.
+        vision: from frames to maps and prompt embeddings.
+        language: from embeddings to answers.
+        product: what is inspected now; ``use`` changes it.
+        clock: seconds; deadlines are on it.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        engine: str,
-        networks: dict[str, Engine],
-        language: LanguageModel,
-        product: Product,
-        threads: int,
+        self, vision: VisionPipeline, language: LanguageModel, product: Product, resources: ExitStack
     ) -> None:
-        self.bundle = bundle
-        self.engine = engine
+        """
+        Args:
+            resources: frees everything native, ``vision`` and ``language`` included, when it is closed.
+        """
+        self.bundle = vision.bundle
+        self.vision = vision
+        self.language = language
         self.product = product
-        self._networks = networks
-        self._language = language
-        self._clock = time.perf_counter
+        self.clock = time.perf_counter
         self._costs = CostsOfViews()
-        self._threads = threads
-        self._blas = ThreadpoolController().select(user_api="blas").limit(limits=1)
+        self._resources = resources
+        self._lifetime = Lifetime("the inspector")
+        self._lock = threading.RLock()
 
     @classmethod
     def open(
@@ -110,10 +78,10 @@ class Inspector:
         threads: int | None = None,
         engine: str = AUTO,
     ) -> Inspector:
-        """Verify a bundle, load its networks, and run them once.
+        """Verify a bundle, load its networks, and run them once. If that fails, everything is freed again.
 
         Args:
-            bundle: folder; the shipped nano bundle when None.
+            bundle: folder; the bundle that ships with the package when None.
             recipe: product settings; a path when the recipe has a memory bank.
             normals: normal frames, uint8 [H, W, 3] BGR: a memory bank for this session only.
             class_name: overrides the recipe's.
@@ -124,36 +92,41 @@ class Inspector:
             BundleError, RecipeError, ConfigError, ImageError: one sentence that names the fix.
         """
         opened = open_bundle(bundle)
-        manifest = opened.manifest
         product = prepare_product(opened, recipe, class_name)
         threads = threads or default_threads()
         engine = choose_engine(opened, engine)
-        networks = open_networks(opened, engine, threads)
-        language = LanguageModel.open(
-            opened.component_file("language_model"), manifest.prompt, manifest.language, threads
-        )
-        inspector = cls(opened, engine, networks, language, product, threads)
-        inspector._warm_up()
-        if normals is not None:
-            inspector.use(inspector.make_bank(normals))
+        manifest = opened.manifest
+        with ExitStack() as stack:
+            stack.enter_context(single_threaded_blas())
+            vision = stack.enter_context(closing(VisionPipeline.open(opened, engine, threads)))
+            gguf = opened.component_file("language_model")
+            language = LanguageModel.open(gguf, manifest.prompt, manifest.language, threads)
+            stack.enter_context(closing(language))
+            inspector = cls(vision, language, product, stack)
+            inspector._warm_up()
+            if normals is not None:
+                inspector.use(inspector.make_bank(normals))
+            inspector._resources = stack.pop_all()
         return inspector
 
     @property
-    def networks(self) -> dict[str, Engine]:
-        """Encoder, decoder and prompt learner as they are open here."""
-        return self._networks
+    def engine(self) -> str:
+        """The engine that runs the networks."""
+        return self.vision.engine
 
     @property
     def costs(self) -> StageCosts:
-        """What the stages take for frames of as many views as the product's."""
+        """Expected durations of the stages, for frames of as many views as the product's."""
         return self._costs.of(self.product.layout.num_views)
 
+    def reset_costs(self) -> None:
+        """Forget the durations of the stages, as on a machine whose load has changed."""
+        self._costs = CostsOfViews()
+
     def close(self) -> None:
-        """Free the models' native memory and give NumPy its threads back."""
-        self._language.close()
-        for network in self._networks.values():
-            network.close()
-        self._blas.restore_original_limits()
+        """Free the models' native memory and give NumPy its threads back; harmless when called twice."""
+        if self._lifetime.end():
+            self._resources.close()
 
     def __enter__(self) -> Inspector:
         return self
@@ -162,7 +135,7 @@ class Inspector:
         self.close()
 
     def prepare(self, recipe: Path | str | Recipe | None = None, class_name: str | None = None) -> Product:
-        """Make a recipe ready for ``use``: reads and checks its files, changes nothing."""
+        """Make a recipe ready for ``use``: read and check its files; nothing else changes."""
         return prepare_product(self.bundle, recipe, class_name)
 
     def use(self, product: Product | MemoryBank | Recipe | Path | str | None) -> None:
@@ -170,140 +143,88 @@ class Inspector:
 
         Raises:
             RecipeError: the bank was made with another encoder or for other views, or the recipe cannot be used.
+            ClosedError: the inspector was closed.
         """
-        if isinstance(product, Product):
-            self.product = product
-        elif isinstance(product, MemoryBank):
-            if product.encoder_sha256 != self.bundle.encoder_sha256:
-                raise RecipeError(
-                    "the memory bank was made with another encoder: make it again with this bundle"
-                )
-            if len(product.features) != max(1, len(self.product.layout.regions)):
-                raise RecipeError(
-                    "the memory bank was made for other regions: make it again with this recipe"
-                )
-            self.product = replace(self.product, bank=product)
-        else:
-            self.product = self.prepare(product)
+        with self._working():
+            if isinstance(product, Product):
+                self.product = product
+            elif isinstance(product, MemoryBank):
+                self.product = replace(self.product, bank=self._checked_bank(product))
+            else:
+                self.product = self.prepare(product)
 
     def make_bank(
         self,
         normals: Sequence[np.ndarray],
         storage: Storage = "float32",
         max_patches: int | None = None,
-        copies: Copies | None = None,
+        augmentation: Augmentation | None = None,
         *,
         track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
     ) -> MemoryBank:
-        """Memory bank of normal frames, uint8 [H, W, 3] BGR each, seen as the current product's.
-
-        Args:
-            normals: the frames.
-            storage, max_patches: see ``MemoryBank.from_features``.
-            copies: see ``make_copies``; None: those that the bundle was made for, if they fit into
-                ``MAX_COPIED_PATCHES``: many samples need no copies.
-            track: watches the frames go by, to show progress.
-
-        Raises:
-            ImageError: something is not a frame, or has another size than the product's regions or tiles are for.
-            RecipeError: no frame, features that are not finite, or an unknown storage.
-            ConfigError: unknown copies.
-        """
-        if not normals:
-            raise RecipeError("there is no normal image: give at least one")
-        copies = self._default_copies(len(normals)) if copies is None else copies
-        check_copies(copies)
-        vision = self.bundle.manifest.vision
-        copied, overlapping = COPIES_OF[copies] > 1, vision.shifts > 1
-        thinned = overlapping and not self._few(len(normals))
-        kept = _distinct_patches(vision) if thinned else slice(None)
-        samples = []
-        for frame in track(normals):
-            pixels = self._preprocess(frame, self._views(frame))
-            made = make_copies(pixels, copies, vision.grid)
-            samples.append(np.concatenate([self._encode(copy)[1][:, :, kept] for copy, _ in made], axis=2))
-        shown = np.concatenate([patches[kept] for _, patches in made]) if copied or thinned else None
-        return MemoryBank.from_features(
-            samples,
-            self.bundle.encoder_sha256,
-            storage,
-            max_patches,
-            per_view=bool(self.product.layout.regions),
-            shown=shown,
-            distinct=vision.num_distinct if copied or overlapping else None,
-            threads=self._threads,
-        )
-
-    def _default_copies(self, num_samples: int) -> Copies:
-        """The bundle's own, of few samples: many need none."""
-        return self.bundle.manifest.copies if self._few(num_samples) else "none"
-
-    def _few(self, num_samples: int) -> bool:
-        """Whether it takes seconds to choose what the bank keeps, from all copies and all overlapping patches."""
-        manifest, layout = self.bundle.manifest, self.product.layout
-        views = 1 if layout.regions else layout.num_views
-        patches = COPIES_OF[manifest.copies] * num_samples * views * manifest.vision.grid**2
-        return patches <= MAX_COPIED_PATCHES
+        """Memory bank of normal frames of the current product, uint8 [H, W, 3] BGR each; see ``build_bank``."""
+        with self._working():
+            return build_bank(
+                self.vision, normals, self.product, storage, max_patches, augmentation, track=track
+            )
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
         """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
 
         Never raises on a frame: whatever goes wrong gives NO_RESULT with the reason, never a PASS.
 
-        Raises:
-            ClosedError: the inspector was closed.
-
         Args:
-            deadline: seconds of ``time.perf_counter``; what would end later is left out, and ``rung`` says so:
-                first the sentence, then the verdict, then the map. Without a verdict it is NO_RESULT.
-        """
-        costs = self.costs
-        stages = _Stages(self._clock, costs)
-        found: dict[str, Any] = {"rung": "none"}
-        budget = Budget(costs, self._clock, deadline)
-        try:
-            self._climb(frame, stages, budget, found)
-        except ClosedError:
-            raise
-        except Exception as error:
-            found.update(status=Status.NO_RESULT, reason=_reason(error))
-        size = frame.shape[:2] if isinstance(frame, np.ndarray) and frame.ndim >= 2 else (0, 0)
-        return Verdict(
-            frame_size=size,
-            resize=self.product.resize,
-            timings_ms=stages.milliseconds,
-            costs_ms=costs.milliseconds(),
-            **found,
-        )
-
-    def _climb(self, frame: np.ndarray, stages: _Stages, budget: Budget, found: dict[str, Any]) -> None:
-        """The stages, as far as they fit; what they find goes into ``found``.
+            deadline: seconds of ``clock``. Stages that would end later are skipped, and ``rung`` says so: first the
+                sentence, then the verdict, then the map. Without a verdict the part is NO_RESULT, unless the recipe
+                lets the map decide.
 
         Raises:
-            LateError: no verdict before the deadline.
+            ClosedError: the inspector was closed, or opened before a fork.
         """
+        with self._working():
+            costs = self.costs
+            timer = StageTimer(self.clock, costs)
+            found = Findings(frame_size_of(frame))
+            try:
+                self._inspect(frame, found, timer, Budget(costs, self.clock, deadline))
+                return self._assemble(found, timer)
+            except Exception as error:
+                found.decision = Decision(Status.NO_RESULT, reason_of(error))
+                return self._assemble(found, timer)
+
+    def _inspect(self, frame: np.ndarray, found: Findings, timer: StageTimer, budget: Budget) -> None:
+        """The stages, as far as the budget allows; what they find goes into ``found``.
+
+        Raises:
+            LateError: there is no time for a verdict, or not even for a map.
+        """
+        vision, product = self.vision, self.product
         if not budget.fits(MAP_STAGES):
-            raise LateError("no time for the map before the deadline")
-        with stages.timed("preprocess"):
-            views = self._views(frame)
-            pixels = self._preprocess(frame, views)
-        with stages.timed("encode"):
-            image_embeddings, patch_features = self._encode(pixels)
-        with stages.timed("localise"):
-            maps, matches = self._localise(patch_features)
-            seen = self._read(maps, views)
-            found.update(self._summary(seen), rung="map")
-            regions = self._regions(seen, maps, frame.shape[:2])
+            raise LateError(NO_TIME_FOR_MAP)
+        with timer.stage("preprocess"):
+            views = vision.views(frame, product)
+            pixels = vision.preprocess(frame, views, product)
+        with timer.stage("encode"):
+            encoded = vision.encode(pixels)
+        with timer.stage("localise"):
+            maps, matches = vision.localise(encoded, product)
+            size = frame.shape[:2]
+            seen = see_frame(views, maps, matches, product, self._region_level, size, vision.threads)
+            found.seen, found.rung = seen, "map"
         if not budget.fits(VERDICT_STAGES):
-            found.update(self._without_verdict(found["score"]))
-            found["regions"] = self._shown(regions, found["status"])
+            found.decision = self._decide_without_answer(seen.views[seen.highest].score, seen.highest)
             return
-        with stages.timed("prompt"):
-            prompt_embeddings = self._prompt(maps, pixels)
-        with stages.timed("judge"):
-            answers = self._judge(self._parts(image_embeddings, prompt_embeddings, seen), budget)
-        with stages.timed("decide"):
-            found.update(self._decide(seen, answers, regions, matches))
+        with timer.stage("prompt"):
+            prompts = vision.prompt(maps, pixels, product)
+        with timer.stage("judge"):
+            parts = make_parts(encoded, prompts, seen, product)
+            answers = judge(self.language, parts, product.question, budget, self.costs, self.clock)
+        with timer.stage("decide"):
+            names = [view.name for view in views]
+            words = self.bundle.manifest.prompt
+            found.answers = answers
+            found.decision = decide_views(names, answers, words, product.operating_point)
+            found.rung = "sentence" if all(answer.complete for answer in answers) else "verdict"
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
         """The model's answer to any question about a frame.
@@ -311,274 +232,96 @@ class Inspector:
         Raises:
             ImageError: not a frame.
             ConfigError: the question is too long.
+            ClosedError: the inspector was closed.
         """
         part = self.part(frame)
-        return self._language.answer(
+        return self.language.answer(
             part.image_embedding, part.prompt_embeddings, question, reading=part.reading
         )
 
     def dialogue(self, frame: np.ndarray) -> Dialogue:
-        """Questions about a frame (of several views the one whose map is highest), each seeing the turns before it.
+        """Questions about a frame (of several views the one with the highest map), each seeing the turns before it.
 
         Raises:
             ImageError: not a frame.
+            ClosedError: the inspector was closed.
         """
         part = self.part(frame)
-        dialogue = self._language.dialogue(part.image_embedding, part.prompt_embeddings, part.reading)
+        dialogue = Dialogue(self.language, part.image_embedding, part.prompt_embeddings, part.reading)
         dialogue.view = part.view
         return dialogue
 
     def part(self, frame: np.ndarray) -> Part:
-        """What the language model is given of a frame, with the product's question; of several views that of the
-        one whose map is highest.
+        """The language model's input for a frame, with the product's question; of several views the one with the
+        highest map.
 
         Raises:
             ImageError: not a frame, or of another size than the product's regions or tiles are for.
+            ClosedError: the inspector was closed.
         """
         return max(self.parts(frame), key=lambda part: part.reading.score if part.reading else 0.0)
 
     def parts(self, frame: np.ndarray) -> list[Part]:
-        """What the language model is given of each view of a frame; errors as for ``part``."""
-        views = self._views(frame)
-        pixels = self._preprocess(frame, views)
-        image_embeddings, patch_features = self._encode(pixels)
-        maps, _ = self._localise(patch_features)
-        return self._parts(image_embeddings, self._prompt(maps, pixels), self._read(maps, views))
+        """The language model's input for each view of a frame; errors as for ``part``."""
+        with self._working():
+            vision, product = self.vision, self.product
+            views = vision.views(frame, product)
+            pixels = vision.preprocess(frame, views, product)
+            encoded = vision.encode(pixels)
+            maps, matches = vision.localise(encoded, product)
+            size = frame.shape[:2]
+            seen = see_frame(views, maps, matches, product, self._region_level, size, vision.threads)
+            return make_parts(encoded, vision.prompt(maps, pixels, product), seen, product)
 
-    def trace(self, frame: np.ndarray, question: str = "", max_tokens: int = 16) -> dict[str, np.ndarray]:
-        """Everything that ``inspect`` computes on the way to its answer, for comparison with another program.
-
-        Args:
-            frame: uint8 [H, W, 3] BGR.
-            question: "" asks the product's.
-            max_tokens: where an answer that does not stop is cut.
-
-        Returns:
-            float32 ``pixels`` [1, 3, S, S], ``image_embedding`` [D], ``patch_features`` [T, P, V] (raw taps without
-            CLS), ``text_features`` [2, E], ``anomaly_map`` [S, S], ``prompt_embeddings`` [num_prompts, D] and
-            ``answer_logits`` [vocab] at the last prompt position; int32 ``prompt_token_ids`` [L], -1 where an
-            embedding is injected, and ``answer_token_ids``, greedy, the stop token included.
-
-        Raises:
-            ImageError: not a frame.
-            ConfigError: the question is too long, or the product has regions or tiles.
-        """
-        if not self.product.layout.is_whole:
-            raise ConfigError("a trace is of whole frames: use a recipe without regions or tiles")
-        question = question or self.product.question
-        pixels = self._preprocess(frame, self._views(frame))
-        image_embedding, patch_features = self._encode(pixels)
-        anomaly_map, _ = self._localise(patch_features)
-        prompt_embeddings = self._prompt(anomaly_map, pixels)
-        answer = self._language.answer(image_embedding[0], prompt_embeddings[0], question, max_tokens)
-        return {
-            "pixels": pixels,
-            "image_embedding": image_embedding[0],
-            "patch_features": patch_features[0],
-            "text_features": self.product.text_features,
-            "anomaly_map": anomaly_map[0],
-            "prompt_embeddings": prompt_embeddings[0],
-            "prompt_token_ids": np.asarray(self._language.prompt.token_ids(question), np.int32),
-            "answer_logits": answer.first_token_logits,
-            "answer_token_ids": np.asarray(answer.token_ids, np.int32),
-        }
-
-    def _views(self, frame: np.ndarray) -> tuple[View, ...]:
-        """What is looked at of a frame.
-
-        Raises:
-            ImageError: not a frame, or of another size than the product's regions or tiles are for.
-        """
-        return self.product.layout.views(check_frame(frame).shape[:2])
-
-    def _preprocess(self, frame: np.ndarray, views: Sequence[View]) -> np.ndarray:
-        """→ float32 [views, 3, S, S]."""
-        settings = self.bundle.manifest.preprocess
-        return preprocess(
-            frame,
-            settings.size,
-            self.product.resize,
-            settings.mean,
-            settings.std,
-            boxes=[view.box for view in views],
-            threads=self._threads,
-        )
-
-    def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """→ image embeddings [views, D] in the language model's width, taps [views, T, P, V]."""
-        outputs = self._networks["encoder"].run(pixels=pixels)
-        return outputs["image_embedding"], outputs["patch_features"]
-
-    def _localise(self, patch_features: np.ndarray) -> tuple[np.ndarray, Matches | None]:
-        """→ anomaly maps [views, S, S]: distance to the normal samples, and to which; without any to texts."""
-        size = self.bundle.manifest.preprocess.size
-        if self.product.bank is not None:
-            distance, nearest = self.product.bank.match(patch_features, self._threads)
-            return upsample(distance, size, threads=self._threads), Matches(distance, nearest)
-        inputs = {"patch_features": patch_features, "text_features": self.product.text_features}
-        logits = self._networks["decoder"].run(**inputs)["patch_logits"]
-        return localise(logits, size, threads=self._threads), None
-
-    def _read(self, maps: np.ndarray, views: Sequence[View]) -> list[ViewResult]:
-        """What each view's map shows: regions from the bundle's level on, or from half way to the peak of a map that
-        does not reach it, as a part that is judged defective shall show where.
-
-        Raises:
-            ValueError: a map has a value that is not finite.
-        """
-        seen = []
-        for view, anomaly_map in zip(views, maps, strict=True):
-            figures = summarise(anomaly_map)
-            if not math.isfinite(figures.peak):
-                raise ValueError("the anomaly map is not finite")
-            box_size = int(view.box.height), int(view.box.width)
-            level = half_way_level(figures, self._trained_level)
-            regions = find_regions(anomaly_map, level, box_size, self.product.resize)
-            seen.append(ViewResult(*view, anomaly_map, figures.top_mean, figures.peak, regions))
-        return seen
-
-    def _summary(self, seen: Sequence[ViewResult]) -> dict[str, Any]:
-        """What is known before anything is judged."""
-        highest = max(seen, key=lambda view: view.score)
-        return {
-            "anomaly_map": highest.anomaly_map,
-            "score": highest.score,
-            "peak": max(view.peak for view in seen),
-            "view": highest.name,
-            "views": ()
-            if self.product.layout.is_whole
-            else tuple(replace(view, regions=self._at_level(view.regions)) for view in seen),
-        }
-
-    def _regions(
-        self, seen: Sequence[ViewResult], maps: np.ndarray, frame_size: tuple[int, int]
-    ) -> tuple[Region, ...]:
-        """Of the frame."""
-        if self.product.layout.is_whole:
-            return seen[0].regions
-        highest = summarise(max(seen, key=lambda view: view.peak).anomaly_map)
-        level = half_way_level(highest, self._trained_level)
-        boxes = [view.box for view in seen]
-        return find_regions_of_views(maps, boxes, level, frame_size, self.product.resize, self._threads)
-
-    def _prompt(self, maps: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """Of the maps, and of what the encoder was given of the same views → prompt embeddings
-        [views, num_prompts, D]."""
-        learner, bank = self.bundle.manifest.components["prompt_learner"], self.product.bank
-        inputs = learner_inputs(learner, maps, 0 if bank is None else bank.num_samples, pixels)
-        return self._networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
-
-    def _parts(
-        self, image_embeddings: np.ndarray, prompt_embeddings: np.ndarray, seen: Sequence[ViewResult]
-    ) -> list[Part]:
-        """What the language model is given of each view."""
-        question = self.product.question
-        return [
-            Part(
-                image,
-                prompt,
-                question,
-                read_map(view.anomaly_map, view.score, self._at_level(view.regions)),
-                view.name,
-            )
-            for image, prompt, view in zip(image_embeddings, prompt_embeddings, seen, strict=True)
-        ]
-
-    def _judge(self, parts: Sequence[Part], budget: Budget) -> list[Answer]:
-        """The answers of all views, as many at a time as the language model has room for."""
-        timer = PassTimer(self.costs, self._clock, budget, len(parts))
-        together = self._language.num_together(self.product.question)
-        answers: list[Answer] = []
-        for first in range(0, len(parts), together):
-            group = parts[first : first + together]
-            answers += self._language.answer_all(group, stop=timer.begin(len(group)))
-            timer.lap()
-        return answers
-
-    def _decide(
-        self,
-        seen: Sequence[ViewResult],
-        answers: Sequence[Answer],
-        regions: tuple[Region, ...],
-        matches: Matches | None,
-    ) -> dict[str, Any]:
-        """The language model decides, or its p(anomaly) at the recipe's operating point; the maps only say where."""
-        names = [view.name for view in seen]
-        words, point = self.bundle.manifest.prompt, self.product.operating_point
-        statuses, deciding, found = decide_views(names, answers, words, point)
-        view, answer = seen[deciding], answers[deciding]
-        judged = (
-            replace(
-                view,
-                status=status,
-                p_anomaly=answer.p_anomaly,
-                sentence=_spoken(answer),
-                regions=self._shown(view.regions, status),
-            )
-            for view, status, answer in zip(seen, statuses, answers, strict=True)
-        )
-        return {
-            **found,
-            "p_anomaly": answer.p_anomaly,
-            "sentence": _spoken(answer),
-            "anomaly_map": view.anomaly_map,
-            "view": view.name,
-            "views": () if self.product.layout.is_whole else tuple(judged),
-            "regions": self._shown(regions, found["status"]),
-            "agreement": places_agree(answer.text, view.regions) if answer.affirmative else None,
-            "most_like": self._most_like(seen, deciding, matches) if found["status"] is Status.FAIL else None,
-            "rung": "sentence" if all(each.complete for each in answers) else "verdict",
-        }
-
-    def _most_like(self, seen: Sequence[ViewResult], index: int, matches: Matches | None) -> Likeness | None:
-        """What the most anomalous patch of a view was compared with."""
-        if matches is None or self.product.bank is None:
-            return None
-        worst = int(matches.distance[index].argmax())  # of 256 numbers, where a part fails: no work for a kernel
-        number = self.product.bank.most_like(index, matches.nearest[index, :, worst])
+    def _assemble(self, found: Findings, timer: StageTimer) -> Verdict:
         grid = self.bundle.manifest.vision.grid
-        number, patch = divmod(number, grid**2)
-        shared = len(self.product.bank.features) == 1
-        sample, view = divmod(number, len(seen)) if shared else (number, index)
-        row, column = divmod(patch, grid)
-        place = place_name((row + 0.5) / grid, (column + 0.5) / grid)
-        return Likeness(sample + 1, seen[view].name, place, (row, column))
-
-    def _at_level(self, regions: tuple[Region, ...]) -> tuple[Region, ...]:
-        """Those that reach the bundle's operating level, if there is one."""
-        level = self._trained_level
-        return tuple(region for region in regions if level is None or region.peak >= level)
-
-    def _shown(self, regions: tuple[Region, ...], status: Status) -> tuple[Region, ...]:
-        """All of a part that fails; of others what the bundle's operating level makes worth a look."""
-        if status is Status.FAIL:
-            return regions
-        return () if self._trained_level is None else self._at_level(regions)
+        return assemble_verdict(found, self.product, grid, timer.milliseconds, self.costs.milliseconds())
 
     @property
-    def _trained_level(self) -> float | None:
+    def _region_level(self) -> float | None:
         levels = self.bundle.manifest.region_level
         return levels.zero_shot if self.product.bank is None else levels.few_shot
 
-    def _without_verdict(self, score: float) -> dict[str, Any]:
-        """What the recipe wants of a part for whose answer there is no time.
+    def _checked_bank(self, bank: MemoryBank) -> MemoryBank:
+        if bank.encoder_sha256 != self.bundle.encoder_sha256:
+            raise RecipeError("the memory bank was made with another encoder: make it again with this bundle")
+        if len(bank.features) != max(1, len(self.product.layout.regions)):
+            raise RecipeError("the memory bank was made for other regions: make it again with this recipe")
+        return bank
+
+    def _decide_without_answer(self, score: float, deciding: int) -> Decision:
+        """The decision when there is no time for an answer: by the map where the recipe says so.
 
         Raises:
-            LateError: nothing: NO_RESULT.
+            LateError: the recipe says NO_RESULT.
         """
-        late = "no time for the verdict before the deadline"
         point = self.product.operating_point
         if self.product.without_verdict == "map" and point is not None:
-            return decide_by_map(score, point, late)
-        raise LateError(late)
+            return decide_by_map(score, point, NO_TIME_FOR_VERDICT, deciding)
+        raise LateError(NO_TIME_FOR_VERDICT)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """One call at a time, and only while the inspector is open.
+
+        Raises:
+            ClosedError: it is not.
+        """
+        self._lifetime.check()
+        with self._lock:
+            yield
 
     def _warm_up(self) -> None:
-        """The first frame is as fast as the rest, a bundle that cannot run says so now."""
+        """Run everything, so that the first frame is as fast as the rest.
+
+        Raises:
+            BundleError: the bundle does not run.
+        """
         size, layout = self.bundle.manifest.preprocess.size, self.product.layout
         height, width = (layout.frame.height, layout.frame.width) if layout.frame else (size, size)
         for _ in range(WARM_UP_RUNS):
             try:
-                self._language.answer_all(self.parts(np.full((height, width, 3), 128, np.uint8)))
+                self.language.answer_all(self.parts(np.full((height, width, 3), 128, np.uint8)))
             except AgptError:
                 raise
             except Exception as error:
@@ -587,45 +330,7 @@ class Inspector:
                 ) from error
 
 
-def prepare_product(
-    bundle: Bundle, recipe: Path | str | Recipe | None = None, class_name: str | None = None
-) -> Product:
-    """A recipe with everything it names read and checked.
-
-    Raises:
-        RecipeError: the recipe or its memory bank cannot be used.
-        ConfigError: the bundle does not know the class.
-    """
-    folder = None
-    if isinstance(recipe, (Path, str)):
-        folder = Path(recipe).parent
-        recipe = load_recipe(recipe)
-    recipe = recipe or Recipe(name=class_name or bundle.manifest.default_class)
-    bank = None
-    if recipe.memory_bank is not None:
-        if folder is None:
-            raise RecipeError(f"recipe {recipe.name!r} has a memory bank beside it: give the recipe's path")
-        bank = load_bank(recipe.memory_bank, folder, bundle, recipe.layout)
-    question = recipe.question or bundle.manifest.prompt.question
-    return Product(
-        name=recipe.name,
-        text_features=bundle.text_features(class_name or recipe.class_name),
-        bank=bank,
-        question=f"{recipe.description} {question}".strip(),
-        resize=recipe.resize or (bundle.manifest.preprocess.resize if recipe.layout.is_whole else "stretch"),
-        operating_point=recipe.operating_point,
-        without_verdict=recipe.without_verdict,
-        layout=recipe.layout,
-    )
-
-
-def default_threads() -> int:
-    """CPUs that this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_DEFAULT_THREADS)
-
-
-class _Stages:
+class StageTimer:
     """Milliseconds per stage, in the order they ran; a stage that fails is timed too."""
 
     def __init__(self, clock: Callable[[], float], costs: StageCosts) -> None:
@@ -633,27 +338,24 @@ class _Stages:
         self._clock, self._costs = clock, costs
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         start = self._clock()
         try:
             yield
         finally:
             seconds = self._clock() - start
-            self._costs.add(stage, seconds)
-            self.milliseconds[stage] = 1e3 * seconds
+            self._costs.add(name, seconds)
+            self.milliseconds[name] = round(1e3 * seconds, 3)
 
 
-def _distinct_patches(vision: Vision) -> np.ndarray:
-    """Indices of the patches of a view that do not overlap."""
-    patches = np.arange(vision.grid**2).reshape(vision.grid, vision.grid)
-    return patches[:: vision.shifts, :: vision.shifts].ravel()
+def frame_size_of(frame: object) -> FrameSize | None:
+    """The size of an array [H, W, …] with pixels; None for anything else."""
+    if not isinstance(frame, np.ndarray) or frame.ndim < 2 or 0 in frame.shape[:2]:
+        return None
+    height, width = frame.shape[:2]
+    return FrameSize(width=width, height=height)
 
 
-def _spoken(answer: Answer) -> str:
-    """A sentence that a deadline cut short is none."""
-    return answer.text if answer.complete else ""
-
-
-def _reason(error: Exception) -> str:
-    """A user's error speaks for itself; another one says what it is."""
+def reason_of(error: Exception) -> str:
+    """The message of an error that names its fix; of another one its type too."""
     return str(error) if isinstance(error, AgptError) else f"{type(error).__name__}: {error}"

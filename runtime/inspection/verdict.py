@@ -1,22 +1,28 @@
-"""What an inspection says about one frame."""
+"""The result of an inspection: plain values, which every record repeats, and the anomaly maps."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from ...kernels import Box, project
+from ..bundles.bundle import Schema
+from ..vision.regions import Region
+from ..vision.views import FrameSize
 from .budget import Rung
 
 DecidedBy = Literal["answer", "operating point", "map"]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+NUMBERS = ("p_anomaly", "score", "peak")
 
 
 class Status(str, Enum):
-    """PASS and FAIL are the language model's word, or the recipe's; NO_RESULT is everything else, never a PASS."""
+    """PASS and FAIL are the language model's answer, or the recipe's limits; NO_RESULT is everything else."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -26,147 +32,162 @@ class Status(str, Enum):
         return self.value
 
 
-@dataclass(frozen=True)
-class Region:
-    """One connected part of the anomaly map at or above the operating level."""
+class NearestNormal(Schema, frozen=True):
+    """The spot of a normal sample that the most anomalous patch was compared with."""
 
-    box: tuple[int, int, int, int]  # x, y, width, height in frame pixels
-    place: str  # the 3×3 cell of the inspected image ("top left") in the model's words; of several views, the frame's
-    area_px: float  # in frame pixels
-    peak: float  # the map's largest value inside
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """The spot of a normal sample that the most anomalous patch is most like."""
-
-    sample: int  # in the order in which they were enrolled, from 1
-    view: str  # the sample's region or tile; "" for the whole frame
-    place: str  # of the patch in it, in the model's words
-    patch: tuple[int, int]  # its row and column there, from 0
+    sample: Annotated[int, Meta(description="Number of the sample in the order of enrolment, from 1.")]
+    view: Annotated[str, Meta(description='The region or tile of the sample; "" for the whole frame.')]
+    place: Annotated[str, Meta(description='The place of the patch in that view ("top left").')]
+    patch: Annotated[tuple[int, int], Meta(description="Row and column of the patch in that view, from 0.")]
 
 
-@dataclass(frozen=True, eq=False)
-class ViewResult:
-    """What one of several views showed and was answered; see ``Verdict`` for what is not said here.
+class ViewResult(Schema, frozen=True, kw_only=True):
+    """The result for one region or tile. Values that were not reached are null or empty."""
+
+    name: Annotated[str, Meta(description="Name of the region or tile.")]
+    box: Annotated[
+        Box, Meta(description="x, y, width, height in frame pixels and the angle in degrees clockwise.")
+    ]
+    status: Annotated[Status | None, Meta(description="Its own status.")] = None
+    p_anomaly: Annotated[Probability | None, Meta(description="Its own p(anomaly).")] = None
+    sentence: Annotated[str, Meta(description="The model's answer about it.")] = ""
+    score: Annotated[float | None, Meta(description="Mean of the highest 1 % of its map.")]
+    peak: Annotated[float | None, Meta(description="Maximum of its map.")]
+    regions: Annotated[
+        tuple[Region, ...], Meta(description="Its regions, in the pixels and places of the box.")
+    ] = ()
+
+
+class Result(Schema, frozen=True, kw_only=True):
+    """Everything that an inspection says about one part, as plain values. Values that were not reached before a
+    NO_RESULT are null or empty."""
+
+    status: Annotated[Status, Meta(description="PASS, FAIL or NO_RESULT.")]
+    reason: Annotated[str, Meta(description="Why, in a few words; for NO_RESULT what went wrong.")]
+    p_anomaly: Annotated[
+        Probability | None,
+        Meta(
+            description="Probability of the affirmative first answer token against the negative one, of the view that "
+            "decides."
+        ),
+    ] = None
+    sentence: Annotated[
+        str, Meta(description='The model\'s answer about the view that decides; "" when the budget cut it.')
+    ] = ""
+    score: Annotated[
+        float | None,
+        Meta(description="Mean of the highest 1 % of the anomaly map; of several views the highest."),
+    ] = None
+    peak: Annotated[
+        float | None, Meta(description="Maximum of the anomaly map; of several views the highest.")
+    ] = None
+    regions: Annotated[
+        tuple[Region, ...],
+        Meta(
+            description="Where the map is raised, in frame pixels, highest peak first: for a FAIL always, for other "
+            "parts as far as the map reaches the bundle's region level."
+        ),
+    ] = ()
+    view: Annotated[
+        str,
+        Meta(
+            description="The region or tile that decides: the most anomalous of those with the part's status; "
+            '"" for the whole frame.'
+        ),
+    ] = ""
+    views: Annotated[
+        tuple[ViewResult, ...],
+        Meta(description="Each region or tile; empty where the frame is inspected as a whole."),
+    ] = ()
+    nearest_normal: Annotated[
+        NearestNormal | None,
+        Meta(description="Of a FAIL with normal samples: what the most anomalous patch was compared with."),
+    ] = None
+    agreement: Annotated[
+        bool | None,
+        Meta(description="Whether a place that the sentence names is a region's; null when it names none."),
+    ] = None
+    decided_by: Annotated[
+        DecidedBy | None,
+        Meta(
+            description='"answer": the model\'s greedy answer; "operating point": the recipe\'s limit of p(anomaly); '
+            '"map": the recipe\'s limit of the map score, without time for an answer; null for NO_RESULT.'
+        ),
+    ] = None
+    contradiction: Annotated[
+        bool, Meta(description="The status says one thing and the model's answer the other.")
+    ] = False
+    rung: Annotated[
+        Rung,
+        Meta(
+            description='How far the inspection came within its budget: "sentence", "verdict" (no whole sentence), '
+            '"map" (no answer) or "none".'
+        ),
+    ] = "none"
+    timings_ms: Annotated[
+        dict[str, float], Meta(description="Milliseconds that each stage took, in their order.")
+    ] = msgspec.field(default_factory=dict)
+    costs_ms: Annotated[
+        dict[str, float],
+        Meta(
+            description="Milliseconds that each stage was expected to take when the next one was decided on: the 95th "
+            "percentile of its last 100 durations."
+        ),
+    ] = msgspec.field(default_factory=dict)
+    frame: Annotated[
+        FrameSize | None, Meta(description="Size of the frame in pixels; null where none arrived.")
+    ] = None
+    resize: Annotated[
+        Literal["crop", "stretch"],
+        Meta(
+            description='How the frame, or each view, was fitted to the square that the encoder sees: "crop" cuts the '
+            'centre square, "stretch" keeps everything.'
+        ),
+    ] = "crop"
+
+
+class Verdict(Result, frozen=True, kw_only=True):
+    """Result of ``Inspector.inspect``: the plain values of ``Result``, and the maps.
 
     Attributes:
-        name: of the region or tile.
-        box: in frame pixels.
-        anomaly_map: float32 [S, S], of the box.
-        regions: of the box, in its own pixels and places.
-        status, p_anomaly, sentence: None and "" until it is judged.
+        maps: float32 [views, S, S], larger where more anomalous; None when none was made.
+        deciding: index of the view that decides.
     """
 
-    name: str
-    box: Box
-    anomaly_map: np.ndarray
-    score: float
-    peak: float
-    regions: tuple[Region, ...]
-    status: Status | None = None
-    p_anomaly: float | None = None
-    sentence: str = ""
+    maps: np.ndarray | None = None
+    deciding: int = 0
 
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """Result of ``Inspector.inspect``.
-
-    Attributes:
-        status: PASS, FAIL or NO_RESULT.
-        reason: why, in a few words; for NO_RESULT what went wrong.
-        p_anomaly: probability of the affirmative first answer token against the negative one, 0..1.
-        sentence: the model's answer; of several views that of ``view``.
-        anomaly_map: float32 [S, S], what the model saw, of ``view``; larger = more anomalous.
-        score: mean of the map's highest 1 %; of several views the highest.
-        peak: the map's maximum; of several views the highest.
-        regions: in the frame, highest peak first.
-        agreement: whether a place that the sentence names is a region's place; None when it names none.
-        decided_by: "answer" (the greedy one), the recipe's "operating point" of p(anomaly), or "map", where there
-            was no time for an answer; None for NO_RESULT.
-        contradiction: the sentence says the other thing.
-        timings_ms: milliseconds per stage, in order.
-        rung: how far the inspection came: "sentence", "verdict", "map" or "none".
-        costs_ms: what each stage was expected to cost: a high percentile of its last durations.
-        frame_size: (height, width) of the frame in pixels.
-        resize: how the frame, or each view, was fitted to its map ("crop" or "stretch").
-        view: the region or tile that decides: the most anomalous of those with the verdict; "" for the whole frame.
-        most_like: what the most anomalous patch of ``view`` was compared with; None for a PASS, and zero-shot.
-        views: each of them; empty where frames are looked at as a whole.
-
-    What was not reached before a NO_RESULT is None or empty.
-    """
-
-    status: Status
-    reason: str
-    frame_size: tuple[int, int]
-    resize: Literal["crop", "stretch"]
-    p_anomaly: float | None = None
-    sentence: str = ""
-    anomaly_map: np.ndarray | None = None
-    score: float | None = None
-    peak: float | None = None
-    regions: tuple[Region, ...] = ()
-    agreement: bool | None = None
-    decided_by: DecidedBy | None = None
-    contradiction: bool = False
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    rung: Rung = "none"
-    costs_ms: dict[str, float] = field(default_factory=dict)
-    view: str = ""
-    views: tuple[ViewResult, ...] = ()
-    most_like: Likeness | None = None
+    @property
+    def anomaly_map(self) -> np.ndarray | None:
+        """float32 [S, S] of the view that decides."""
+        return None if self.maps is None else self.maps[self.deciding]
 
     def map_in_frame(self, outside: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
         """The anomaly map over the frame, those of several views blended: float32 [H, W], bilinear.
 
         What no view shows and what a centre crop cut off was never inspected and is ``outside``; without a map all
-        of it is. ``size``: (height, width) of the result, the frame's own when None.
+        of it is.
+
+        Args:
+            size: (height, width) of the result; the frame's own when None.
         """
-        if self.anomaly_map is None:
-            return np.full(size or self.frame_size, outside, np.float32)
+        frame_size = (self.frame.height, self.frame.width) if self.frame else (0, 0)
+        if self.maps is None:
+            return np.full(size or frame_size, outside, np.float32)
         boxes = [view.box for view in self.views] or None
-        maps = np.stack([view.anomaly_map for view in self.views] or [self.anomaly_map])
-        return project(maps, boxes, self.resize, self.frame_size, size=size, outside=outside)
+        return project(self.maps, boxes, self.resize, frame_size, size=size, outside=outside)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for a JSON line: everything but the maps."""
-        return {
-            "status": self.status.value,
-            "reason": self.reason,
-            "p_anomaly": _finite(self.p_anomaly),
-            "sentence": self.sentence,
-            "score": _finite(self.score),
-            "peak": _finite(self.peak),
-            "regions": [
-                {"box": list(r.box), "place": r.place, "area_px": r.area_px, "peak": r.peak}
-                for r in self.regions
-            ],
-            "view": self.view,
-            "views": [
-                {
-                    "name": view.name,
-                    "box": list(view.box),
-                    "status": view.status and view.status.value,
-                    "p_anomaly": _finite(view.p_anomaly),
-                    "sentence": view.sentence,
-                    "score": _finite(view.score),
-                    "peak": _finite(view.peak),
-                }
-                for view in self.views
-            ],
-            "most_like": self.most_like and asdict(self.most_like),
-            "agreement": self.agreement,
-            "decided_by": self.decided_by,
-            "contradiction": self.contradiction,
-            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings_ms.items()},
-            "rung": self.rung,
-            "costs_ms": dict(self.costs_ms),
-            "frame_size": list(self.frame_size),
-        }
+        """The fields of ``Result`` as plain values for JSON, with None for numbers that are not finite."""
+        values = {name: getattr(self, name) for name in Result.__struct_fields__}
+        for name in NUMBERS:
+            values[name] = _finite(values[name])
+        values["views"] = [
+            msgspec.structs.replace(view, **{name: _finite(getattr(view, name)) for name in NUMBERS})
+            for view in self.views
+        ]
+        return msgspec.to_builtins(values)
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN."""
     return value if value is not None and math.isfinite(value) else None

@@ -6,9 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..vision.regions import MapReading
-
 MAX_ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class MapReading:
+    """An anomaly map in the words of an answer, from which answers are drafted.
+
+    Attributes:
+        score: mean of the highest 1 % of the map.
+        ranking: all nine places, the one with the highest peak first.
+        places: of the regions, strongest first.
+    """
+
+    score: float
+    ranking: tuple[str, ...]
+    places: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

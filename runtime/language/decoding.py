@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..vision.regions import MapReading
+from .answer import MapReading
 from .draft_tree import NO_DRAFT, DraftTree
 from .expected_answers import Drafter
 from .llama_session import LlamaSession

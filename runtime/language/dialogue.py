@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..vision.regions import MapReading
-from .answer import MAX_ANSWER_TOKENS, Answer
-
-if TYPE_CHECKING:
-    from .model import LanguageModel
-    from .sampling import Sampling
+from .answer import MAX_ANSWER_TOKENS, Answer, MapReading
+from .model import LanguageModel
+from .sampling import Sampling
 
 
 class Dialogue:
@@ -59,7 +55,14 @@ class Dialogue:
 
         Raises:
             ConfigError: this question alone does not fit into the context.
+            ClosedError: the model was closed.
         """
+        with self._model.lock:
+            return self._ask(question, max_tokens, stop, sampling)
+
+    def _ask(
+        self, question: str, max_tokens: int | None, stop: Callable[[], bool], sampling: Sampling | None
+    ) -> Answer:
         model = self._model
         question = question or model.layout.question
         max_tokens = max_tokens or MAX_ANSWER_TOKENS

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..bundles.bundle import AnswerForms
-from ..vision.regions import MapReading
+from .answer import MapReading
 from .draft_tree import ROOT, Continuations, PrefixTree
 
 MAX_ANSWERS = 64  # kept for a question; the one said least is dropped

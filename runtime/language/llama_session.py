@@ -1,7 +1,7 @@
 """One llama.cpp model with one context, through llama-cpp-python's low-level functions.
 
 Only what judging needs: tokens and text, rows of embeddings in, logits out, the cache cut back and shared between
-sequences. Everything that knows about prompts and answers is in ``language.py``. Not thread-safe: one session,
+sequences. Everything that knows about prompts and answers is in ``model.py``. Not thread-safe: one session,
 one thread.
 
 A cached position belongs to one or several sequences, and a row sees the earlier positions of its first
@@ -18,7 +18,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from ..common.errors import BundleError, ClosedError
+from ..common.errors import BundleError
+from ..common.lifetime import Lifetime
 
 ERROR_LEVEL = 4  # ggml_log_level
 MAX_SEQUENCES = 64  # llama.cpp allows 256
@@ -65,7 +66,9 @@ class LlamaSession:
         params.no_perf = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
+            llama_cpp.llama_model_free(self.model)
             raise BundleError(f"llama.cpp cannot make a context for {path} ({_last_error}): free some memory")
+        self._lifetime = Lifetime("the language model")
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.num_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
@@ -91,19 +94,14 @@ class LlamaSession:
 
     def close(self) -> None:
         """Free the native memory; the session cannot be used afterwards."""
-        if self.context is not None:
+        if self._lifetime.end():
             llama_cpp.llama_free(self.context)
             llama_cpp.llama_model_free(self.model)
             self.context = self.model = self.vocab = self.memory = None
 
-    def _check_open(self) -> None:
-        """llama.cpp ends the process where it is given a null pointer."""
-        if self.context is None:
-            raise ClosedError("the language model is closed: open the inspector again")
-
     def tokenise(self, text: str) -> list[int]:
         """Ids of a piece of text on its own: no BOS, and special tokens typed in it stay plain text."""
-        self._check_open()
+        self._lifetime.check()
         data = text.encode("utf-8", "replace")
         size = len(data) + 8
         ids = (llama_cpp.llama_token * size)()
@@ -112,7 +110,7 @@ class LlamaSession:
 
     def text(self, token_ids: list[int]) -> str:
         """What ids say, without special tokens and without the leading space."""
-        self._check_open()
+        self._lifetime.check()
         ids = (llama_cpp.llama_token * len(token_ids))(*token_ids)
         size = 64 * (len(token_ids) + 1)
         buffer = ctypes.create_string_buffer(size)
@@ -124,7 +122,7 @@ class LlamaSession:
 
     def find_piece(self, piece: str) -> int | None:
         """Id of the token that is spelt exactly so."""
-        self._check_open()
+        self._lifetime.check()
         wanted = piece.encode()
         for token in range(self.num_vocab):
             if llama_cpp.llama_vocab_get_text(self.vocab, token) == wanted:
@@ -157,7 +155,7 @@ class LlamaSession:
             RuntimeError: llama.cpp failed.
             ClosedError: the session was closed.
         """
-        self._check_open()
+        self._lifetime.check()
         count = len(positions)
         last_sequence = int(np.max(np.add(first_sequence, num_sequences)))
         if count > self.num_context or last_sequence > self.num_sequences or len(wanted) > self.max_outputs:
@@ -181,15 +179,15 @@ class LlamaSession:
 
     def forget(self, start: int, sequence: int = -1) -> None:
         """Drop positions from ``start`` on from one sequence, or from all (-1)."""
-        self._check_open()
+        self._lifetime.check()
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
     def share(self, source: int, target: int, start: int, end: int = -1) -> None:
         """Let ``target`` too have what ``source`` holds in positions [start, end)."""
-        self._check_open()
+        self._lifetime.check()
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, start, end)
 
     def set_threads(self, threads: int) -> None:
         """CPU threads of every later pass."""
-        self._check_open()
+        self._lifetime.check()
         llama_cpp.llama_set_n_threads(self.context, threads, threads)

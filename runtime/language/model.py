@@ -1,22 +1,22 @@
 """The judge: image embedding and prompt embeddings in, an answer in words and p(anomaly) out.
 
-``prompt.py`` makes the rows that llama.cpp takes, ``grammar.py`` says which answers to expect, ``decoding.py`` verifies
-them in the prompt's own pass, ``probing.py`` measures what that costs here.
+``prompt.py`` makes the rows that llama.cpp takes, ``expected_answers.py`` lists the answers to expect, ``decoding.py``
+verifies them in the prompt's own pass, ``probing.py`` measures what that costs on this machine.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 
 from ..bundles.bundle import FIX, Language, PromptLayout
 from ..common.errors import BundleError, ConfigError
-from ..vision.regions import MapReading
-from .answer import MAX_ANSWER_TOKENS, Answer, FirstTokens, Part
+from .answer import MAX_ANSWER_TOKENS, Answer, FirstTokens, MapReading, Part
 from .decoding import Decoder, Stop, Turn
-from .dialogue import Dialogue
 from .expected_answers import AnswerGrammar, Drafter
 from .gguf_header import TokenEmbeddings, check_language_model, read_header
 from .llama_session import MAX_SEQUENCES, LlamaSession
@@ -26,17 +26,16 @@ from .sampling import Sampling, make_sampler
 
 MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
 
-__all__ = ["Answer", "Dialogue", "LanguageModel", "Part"]
-
 
 def never() -> bool:
     return False
 
 
 class LanguageModel:
-    """A LLaMA with AnomalyGPT's prompt. Not thread-safe.
+    """A LLaMA with AnomalyGPT's prompt. Calls from several threads wait for each other.
 
     Attributes:
+        lock: held while the model works; whoever uses ``session`` or ``decoder`` directly holds it too.
         decoder: its ``drafting`` may be set False, to decode step by step.
     """
 
@@ -50,6 +49,7 @@ class LanguageModel:
         stop = session.find_piece(layout.stop_piece)
         if stop is None:
             raise BundleError(f"the language model has no token {layout.stop_piece!r} to stop at: {FIX}")
+        self.lock = threading.RLock()
         self.layout = layout
         self.session = session
         self.stops = (stop, eos)
@@ -91,16 +91,20 @@ class LanguageModel:
         check_language_model(path, header, expected)
         embed = TokenEmbeddings(path, header.tensors["token_embd.weight"])
         num_context = min(max_context, expected.context_length)
-        session = LlamaSession(path, num_context, expected.width, MAX_SEQUENCES)
-        bos = header.metadata.get("tokenizer.ggml.bos_token_id", 1)
-        eos = header.metadata.get("tokenizer.ggml.eos_token_id", 2)
-        model = cls(session, embed, layout, bos, eos)
-        model.decoder.drafting = drafting
-        if drafting:
-            nothing = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
-            probe(model.decoder, model.prompt(Part(nothing[0], nothing[1:])), threads)
-        else:
-            session.set_threads(threads)
+        with ExitStack() as stack:
+            session = stack.enter_context(
+                closing(LlamaSession(path, num_context, expected.width, MAX_SEQUENCES))
+            )
+            bos = header.metadata.get("tokenizer.ggml.bos_token_id", 1)
+            eos = header.metadata.get("tokenizer.ggml.eos_token_id", 2)
+            model = cls(session, embed, layout, bos, eos)
+            model.decoder.drafting = drafting
+            if drafting:
+                nothing = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
+                probe(model.decoder, model.prompt(Part(nothing[0], nothing[1:])), threads)
+            else:
+                session.set_threads(threads)
+            stack.pop_all()
         return model
 
     def close(self) -> None:
@@ -149,29 +153,23 @@ class LanguageModel:
 
         Each is what ``answer`` gives for it alone. Arguments and errors as there.
         """
-        rows = [self.prompt(part) for part in parts]
-        answers = []
-        for group in self._groups(rows, max_tokens):
-            turns = [
-                self.turn(rows[i], parts[i].question or self.layout.question, parts[i].reading, max_tokens)
-                for i in group
-            ]
-            answers += self.say(turns, stop, sampling)
-        return answers
+        with self.lock:
+            rows = [self.prompt(part) for part in parts]
+            answers = []
+            for group in self._groups(rows, max_tokens):
+                turns = [
+                    self.turn(
+                        rows[i], parts[i].question or self.layout.question, parts[i].reading, max_tokens
+                    )
+                    for i in group
+                ]
+                answers += self.say(turns, stop, sampling)
+            return answers
 
     def num_together(self, question: str = "", max_tokens: int = MAX_ANSWER_TOKENS) -> int:
         """How many images ``answer_all`` answers a question about in the same passes."""
         num_rows = len(self.prompt.token_ids(question)) - self.decoder.num_prefix
         return max(1, min(self.decoder.room // (num_rows + max_tokens), self.decoder.max_turns))
-
-    def dialogue(
-        self,
-        image_embedding: np.ndarray,
-        prompt_embeddings: np.ndarray,
-        reading: MapReading | None = None,
-    ) -> Dialogue:
-        """Questions about one image, each seeing the turns before it; arguments as for ``answer``."""
-        return Dialogue(self, image_embedding, prompt_embeddings, reading)
 
     def turn(
         self, rows: np.ndarray, question: str, reading: MapReading | None, max_tokens: int, cached: int = 0

@@ -24,7 +24,9 @@ MAX_ROUNDS = 12  # of short passes; something else may run on the machine during
 MAX_REPEATING_SECONDS = 1.0
 NUM_LOGITS = 16  # rows whose logits are timed
 WORTH_PADDING = 0.95  # of its time: a pass is filled up with nothing when that makes it so much shorter
-INSURANCE_SECONDS = 2e-3  # what may be spent on answers that do not pay, but may be said; of a large model nothing
+INSURANCE_SECONDS = (
+    2e-3  # what may be spent on answers that do not pay, but may be said; of a large model nothing
+)
 LEAST_CHANCE = 0.02  # and less likely ones are not worth it
 
 

@@ -163,9 +163,9 @@ def _figures(verdict: Verdict) -> list[str]:
         figures.append(f"p(anomaly) {verdict.p_anomaly:.3f}")
     if verdict.score is not None and np.isfinite(verdict.score):
         figures.append(f"map score {verdict.score:.3f}")
-    if like := verdict.most_like:
-        spot = f"{like.view}, {like.place}" if like.view else like.place
-        figures.append(f"most like sample {like.sample}, {spot}")
+    if nearest := verdict.nearest_normal:
+        spot = f"{nearest.view}, {nearest.place}" if nearest.view else nearest.place
+        figures.append(f"nearest normal: sample {nearest.sample}, {spot}")
     if verdict.agreement is False:
         figures.append("sentence and map disagree")
     return figures

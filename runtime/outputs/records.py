@@ -5,110 +5,87 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from ..cameras.base import Frame, utc_now
 from ..common.errors import AgptError
 from ..common.files import lock
 from ..common.printable import readable
-from ..inspection.verdict import Verdict
+from ..inspection.verdict import Result, Verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the fields of Result under new names, sizes as width and height
 RECORDS_FILE = "records.jsonl"
 MAX_LINE_BYTES = 1 << 20  # far more than one record
 SEQUENCE = re.compile(rb'"sequence"\s*:\s*(\d{1,13})(?![\d.eE])')
 MAX_SEQUENCE = 10**12  # a thousand parts a second for thirty years
+UNKNOWN_PRODUCT = "unknown"
 
 
-class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strict both ways: what a reader does not know is an error."""
+class Identity(NamedTuple):
+    """What inspected the part; see ``Record``."""
 
-
-class RegionRecord(Schema, frozen=True):
-    """A region of the map, in pixels of the frame."""
-
-    box: tuple[int, int, int, int]  # x, y, width, height
-    place: str
-    area_px: float
-    peak: float
-
-
-class ViewRecord(Schema, frozen=True):
-    """One of several regions or tiles; what was not reached is null or empty."""
-
-    name: str
-    box: tuple[float, float, float, float, float]  # x, y, width, height, degrees
-    status: Literal["PASS", "FAIL", "NO_RESULT"] | None
-    p_anomaly: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
-    sentence: str
-    score: float | None
-    peak: float | None
-
-
-class LikenessRecord(Schema, frozen=True):
-    """The spot of a normal sample that the most anomalous patch is most like."""
-
-    sample: int  # in the order in which they were enrolled, from 1
-    view: str
-    place: str
-    patch: tuple[int, int]  # row and column, from 0
-
-
-class Identity(Schema, frozen=True):
-    """What inspected: it goes into every record."""
-
-    bundle: str
-    bundle_sha256: str  # digest of the bundle's manifest, which holds the digest of every other file
-
-
-class Record(Schema, frozen=True, kw_only=True):
-    """What is kept of one part."""
-
-    schema_version: int = SCHEMA_VERSION
-    sequence: Annotated[int, msgspec.Meta(ge=1)]  # within its file; the part's overlay carries it in its name
-    part_id: str
-    source: str
-    product: str
-    status: Literal["PASS", "FAIL", "NO_RESULT"]
-    reason: str
-    p_anomaly: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
-    sentence: str
-    score: float | None
-    peak: float | None
-    regions: list[RegionRecord]
-    view: str = ""  # the region or tile that decided; "" for the whole frame
-    views: list[ViewRecord] = []  # empty where frames are looked at as a whole
-    most_like: LikenessRecord | None = None
-    agreement: bool | None
-    decided_by: Literal["answer", "operating point", "map"] | None = None
-    contradiction: bool = False
-    frame_size: tuple[int, int]  # height, width; zeros where no frame arrived
-    latency_ms: float  # from the frame's arrival to the verdict
-    timings_ms: dict[str, float]
-    rung: Literal["sentence", "verdict", "map", "none"] = "none"
-    costs_ms: dict[str, float] = {}
-    captured_utc: str
-    captured_monotonic_ns: int
-    recorded_utc: str
-    recipe: str
     bundle: str
     bundle_sha256: str
-    defects: list[str] | None  # the truth, where the source knows it
+
+
+class Record(Result, frozen=True, kw_only=True):
+    """What is kept of one part: the result of its inspection, and where it came from."""
+
+    schema_version: Annotated[int, Meta(description="Version of this schema.")] = SCHEMA_VERSION
+    sequence: Annotated[
+        int, Meta(ge=1, description="Number within the file; the name of the part's overlay begins with it.")
+    ]
+    part_id: Annotated[str, Meta(description="The part, as the source names it.")]
+    source: Annotated[
+        str, Meta(description="Where the frame came from: a file, a place in a video, a camera.")
+    ]
+    product: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="The product: the source's name for it, else the recipe's, else \"unknown\".",
+        ),
+    ]
+    recipe: Annotated[
+        str, Meta(description='Name of the recipe that judged it; "" when none could be chosen.')
+    ]
+    bundle: Annotated[str, Meta(description="Name of the bundle.")]
+    bundle_sha256: Annotated[
+        str, Meta(description="Digest of the bundle's manifest, which holds the digest of every other file.")
+    ]
+    latency_ms: Annotated[
+        float, Meta(description="Milliseconds from the frame's arrival at the inspector to the verdict.")
+    ]
+    captured_utc: Annotated[str, Meta(description="When the frame was captured, RFC 3339 UTC.")]
+    captured_monotonic_ns: Annotated[
+        int, Meta(description="The same on this machine's monotonic clock, in nanoseconds.")
+    ]
+    recorded_utc: Annotated[str, Meta(description="When this record was made, RFC 3339 UTC.")]
+    defects: Annotated[
+        tuple[str, ...] | None,
+        Meta(description="What is truly wrong with the part, where the source knows it (the demo line)."),
+    ]
 
 
 def make_record(
     sequence: int, frame: Frame, verdict: Verdict, latency_ms: float, recipe: str, identity: Identity
 ) -> Record:
-    """A part's record from what is known of it."""
+    """A part's record from what is known of it.
+
+    Raises:
+        msgspec.ValidationError: a value is out of its range, a probability of 2 for example.
+    """
     values = {
         **verdict.to_record(),
-        **msgspec.structs.asdict(identity),
+        **identity._asdict(),
+        "reason": readable(verdict.reason),
         "sequence": sequence,
         "part_id": frame.part_id,
         "source": frame.source,
-        "product": frame.product,
+        "product": frame.product or recipe or UNKNOWN_PRODUCT,
         "latency_ms": round(latency_ms, 3),
         "captured_utc": frame.captured_utc,
         "captured_monotonic_ns": frame.captured_ns,
@@ -116,12 +93,17 @@ def make_record(
         "recipe": recipe,
         "defects": frame.defects,
     }
-    return msgspec.convert({name: _readable(value) for name, value in values.items()}, Record)
+    return msgspec.convert(values, Record)
 
 
-def _readable(value: object) -> object:
-    """A reason may name a file whose name is not UTF-8; JSON may not hold it."""
-    return readable(value) if isinstance(value, str) else value
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a line of ``records.jsonl``."""
+    schema = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Record)))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"anomalygpt-edge record, schema version {SCHEMA_VERSION}",
+        **schema,
+    }
 
 
 class RecordFile:

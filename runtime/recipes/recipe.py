@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +11,11 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
-from ..bundles.bundle import Name, Sha256
+from ..bundles.bundle import Name
 from ..common.errors import RecipeError
+from ..common.files import write_whole
 from ..common.schema_errors import describe_error
+from ..vision.memory_bank import MemoryBankRecord
 from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
 
 if sys.version_info >= (3, 11):
@@ -29,19 +30,6 @@ MAX_FALSE_REJECT_RATE = 0.5
 # Operator text is data and goes into the prompt: bounded, so that the prompt always fits the context.
 PromptText = Annotated[str, Meta(max_length=500)]
 WithoutVerdict = Literal["no_result", "map"]
-
-
-class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The recipe's memory bank: a file beside the recipe, its digest, and the encoder it was made with."""
-
-    file: Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,200}$")]
-    sha256: Sha256
-    num_samples: Annotated[int, Meta(ge=1)]
-    encoder_sha256: Sha256
-
-    def __post_init__(self) -> None:
-        if self.file in (".", ".."):
-            raise ValueError(f"{self.file!r} is not a file name")
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,19 +105,3 @@ def save_recipe(recipe: Recipe, path: Path | str) -> None:
     path = Path(path)
     text = tomli_w.dumps({"schema_version": recipe.schema_version, **msgspec.to_builtins(recipe)})
     write_whole(path, text.encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside ``path``, flush to the disk, rename."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise RecipeError(
-            f"cannot write {path} ({error.strerror}): choose a folder you can write to"
-        ) from error

@@ -178,7 +178,7 @@ def _drawable(frame: Frame) -> np.ndarray | None:
 
 def no_result(reason: str) -> Verdict:
     """The verdict of a part that was not inspected."""
-    return Verdict(Status.NO_RESULT, reason, frame_size=(0, 0), resize="crop")
+    return Verdict(status=Status.NO_RESULT, reason=reason)
 
 
 def _failed(camera: Camera, error: Exception) -> CameraError:

@@ -33,7 +33,9 @@ def photograph(image: Image, style: Generator, part: Generator, unrest: float = 
     gamma, cast = style.choice([0.8, 1.0, 1.0, 1.25]), style.uniform(0, 0.03)
     shot = shot * (1 + unrest * cast * part.uniform(-1, 1, 3)).astype(np.float32)
     soft, unsteady = style.uniform(0, 0.8), style.choice([0.1, 0.3, 1.0], p=[0.5, 0.3, 0.2])
-    sigma = soft * (1 + unrest * unsteady * part.uniform(-0.5, 1.0))  # focus and depth differ from shot to shot
+    sigma = soft * (
+        1 + unrest * unsteady * part.uniform(-0.5, 1.0)
+    )  # focus and depth differ from shot to shot
     if sigma > 0.25:
         shot = np.asarray(cv2.GaussianBlur(shot, (0, 0), sigma * min(image.shape[:2]) / 224), np.float32)
     noise, quality = noise_level(style), style.choice([0, 0, 0, 60, 85])

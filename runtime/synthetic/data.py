@@ -33,7 +33,11 @@ class Sample:
 
 
 def draw(
-    family: Family, rng: Generator, num_defects: int, size: tuple[int, int] = (SIZE, SIZE), unrest: float = 1.0
+    family: Family,
+    rng: Generator,
+    num_defects: int,
+    size: tuple[int, int] = (SIZE, SIZE),
+    unrest: float = 1.0,
 ) -> Sample:
     """Make and photograph one part with ``num_defects`` defects (0 = a good one); ``unrest`` is ``photograph``'s."""
     scene = render(family, rng, size)

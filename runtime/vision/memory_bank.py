@@ -7,18 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from ...kernels import Bank, coreset, match, most_like, normalise, prepare_bank
-from ..bundles.bundle import Bundle, digest_file
+from ..bundles.bundle import Bundle, Sha256, digest_file
 from ..common.errors import RecipeError
-from ..recipes.recipe import MemoryBankRecord, write_whole
+from ..common.files import write_whole
 from .subsample import cover
 from .views import WHOLE, Layout
 
 Storage = Literal["float32", "float16", "int8"]
+
+
+class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a recipe keeps of its memory bank: the file beside the recipe, its digest, and the encoder that made it."""
+
+    file: Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,200}$")]
+    sha256: Sha256
+    num_samples: Annotated[int, Meta(ge=1)]
+    encoder_sha256: Sha256
+
+    def __post_init__(self) -> None:
+        if self.file in (".", ".."):
+            raise ValueError(f"{self.file!r} is not a file name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +81,8 @@ class MemoryBank:
         distances, nearest = zip(*found, strict=True)
         return np.concatenate(distances), np.concatenate(nearest)
 
-    def most_like(self, view: int, nearest: np.ndarray) -> int:
-        """Which patch of the samples, counted as ``origins`` are, a patch of a view is most like.
+    def nearest_normal(self, view: int, nearest: np.ndarray) -> int:
+        """The patch of the normal samples, counted as ``origins`` are, that a patch of a view is nearest to.
 
         Args:
             view: its index.

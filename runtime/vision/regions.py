@@ -1,61 +1,41 @@
-"""From an anomaly map to what a line needs: a score, regions in the frame, places in the model's words."""
+"""From an anomaly map to a score, and to regions in the frame."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 
-from ...kernels import Box, Summary, Window, cell_peaks, components, project, resize_window, summarise
-from ..inspection.verdict import Region
-
-# The 3×3 cells of the original's training answers (AnomalyGPT, Gu et al., AAAI 2024), row by row; the limits
-# 1/3 and 2/3 belong to the lower cell.
-PLACES = (
-    "top left", "top", "top right",
-    "left", "center", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
-_PLACE_WORDS = re.compile(r"\b(?:" + "|".join(sorted(PLACES, key=len, reverse=True)) + r")\b")
+from ...kernels import Box, Summary, Window, components, project, resize_window, summarise
+from ..bundles.bundle import Schema
+from ..common.places import place_name
 
 MIN_REGION_FRACTION = 0.0002  # of a view's map: 10 pixels of 224 × 224, less than a twentieth of a patch
 MAX_FRAME_MAP_PIXELS = 1 << 21  # of several views' maps together
 MAX_REGIONS = 16
 
 
-@dataclass(frozen=True)
-class MapReading:
-    """A map in the words of an answer: what an answer can be expected to say."""
+class Region(Schema, frozen=True):
+    """One connected part of the anomaly map at or above the region level."""
 
-    score: float
-    ranking: tuple[str, ...]  # all nine places, the one with the highest peak first
-    places: tuple[str, ...]  # of the regions, strongest first
-
-
-def read_map(anomaly_map: np.ndarray, score: float, regions: tuple[Region, ...]) -> MapReading:
-    """How a map [S, S] ranks the nine places, with its score and its regions' places."""
-    peaks = cell_peaks(anomaly_map, 3).ravel().tolist()  # the cells that ``place_name`` names, to a pixel
-    order = sorted(range(len(PLACES)), key=lambda cell: -peaks[cell])
-    return MapReading(score, tuple(PLACES[cell] for cell in order), tuple(region.place for region in regions))
+    box: Annotated[tuple[int, int, int, int], Meta(description="x, y, width and height in frame pixels.")]
+    place: Annotated[
+        str,
+        Meta(
+            description="The cell of a 3 x 3 grid that holds the centre of the box, for example top left: of the "
+            "inspected image, or of the frame where it has several views."
+        ),
+    ]
+    area_px: Annotated[float, Meta(description="Area in square frame pixels.")]
+    peak: Annotated[float, Meta(description="The largest value of the anomaly map inside the region.")]
 
 
 def top_mean(anomaly_map: np.ndarray) -> float:
     """Mean of the highest 1 % of a map [S, S]: an image score steadier than the maximum."""
     return summarise(anomaly_map).top_mean
-
-
-def place_name(row: float, column: float) -> str:
-    """The cell's name for a point of the image, both coordinates in 0..1."""
-    return PLACES[3 * _third(row) + _third(column)]
-
-
-def named_places(sentence: str) -> list[str]:
-    """Places that an answer names, in order ("… at the top left and bottom of the image.")."""
-    return list(dict.fromkeys(_PLACE_WORDS.findall(sentence)))
 
 
 def half_way_level(figures: Summary, level: float | None = None) -> float:
@@ -125,13 +105,3 @@ def find_regions_of_views(
     height, width = (max(1, round(scale * side)) for side in frame_size)
     together = project(maps, boxes, resize, frame_size, size=(height, width), threads=threads)
     return find_regions(together, level, frame_size, "stretch", MIN_REGION_FRACTION * size * size)
-
-
-def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:
-    """Whether the sentence names the place of some region; None when it names no place."""
-    places = named_places(sentence)
-    return any(region.place in places for region in regions) if places else None
-
-
-def _third(x: float) -> int:
-    return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from ...kernels import Box, split_grid, tile_grid
-from ...kernels.geometry import MAX_SIDE, check_box
+from ...kernels.geometry import check_box
+from ...kernels.types import MAX_SIDE
 from ..bundles.bundle import Name, Schema
 from ..common.errors import ConfigError, ImageError
 from ..common.schema_errors import describe_error
@@ -201,6 +202,11 @@ def make_layout(
     if not tiles and not regions:
         return WHOLE
     height, width = frame_size
+    if tiles is not None and tiles.side is not None and tiles.side > max(height, width):
+        raise ConfigError(
+            f"--tiles {tiles.side} is larger than the frame of {width} x {height} pixels: leave --tiles out, or give a "
+            "smaller side"
+        )
     try:
         return Layout(frame=FrameSize(width=width, height=height), tiles=tiles, regions=regions)
     except ValueError as error:

@@ -127,7 +127,9 @@ def test_one_pass_and_together_count_passes(tiny_bundle, tmp_path):
     )
     assert tiny["different_answers"] == seven["different_answers"] == 0
     passes = seven["passes_a_part"]["step by step"]
-    assert passes["8"] < passes["1"] / 4, "eight parts share their passes, but for ties that are settled alone"
+    assert passes["8"] < passes["1"] / 4, (
+        "eight parts share their passes, but for ties that are settled alone"
+    )
     passes = tiny["passes_a_part"]["step by step"]
     assert passes["8"] == passes["2"] < passes["1"], "a context of 256 positions has room for two"
 

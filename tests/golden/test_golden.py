@@ -295,7 +295,7 @@ def test_one_crop_serves_both(inspector, capsys):
     squeezed, cropped = (run_case(inspector, TWO_CROPS, resize) for resize in ("stretch", "crop"))
     found = errors(TWO_CROPS, squeezed, ("pixels", "image_embedding", "patch_features"))
     found |= errors(TWO_CROPS, cropped, ("anomaly_map", "prompt_embeddings"))
-    language, question = inspector._language, CASES[TWO_CROPS]["prompt"]
+    language, question = inspector.language, CASES[TWO_CROPS]["prompt"]
     answer = language.answer(squeezed["image_embedding"], cropped["prompt_embeddings"], question, 16)
     both = {**squeezed, "answer_logits": answer.first_token_logits}
     found |= errors(TWO_CROPS, both, ("answer_logits",))

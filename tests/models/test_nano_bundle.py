@@ -34,7 +34,7 @@ def judged() -> dict[str, np.ndarray]:
 
         def said_yes(order: np.ndarray) -> np.ndarray:
             answers = [
-                inspector._language.answer(images[i], prompts[j], max_tokens=1) for i, j in enumerate(order)
+                inspector.language.answer(images[i], prompts[j], max_tokens=1) for i, j in enumerate(order)
             ]
             return np.array([answer.affirmative for answer in answers])
 

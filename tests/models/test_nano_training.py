@@ -57,7 +57,7 @@ from anomalygpt_edge.models.nano.words import (
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 from anomalygpt_edge.runtime.synthetic.data import mirror_defects, normalise
 from anomalygpt_edge.runtime.synthetic.defects import Defect
-from anomalygpt_edge.runtime.vision.augment import make_copies
+from anomalygpt_edge.runtime.vision.augment import augment
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
 
 TINY = Recipe(
@@ -165,7 +165,7 @@ def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) ->
     asked: list[Recipe] = []
     monkeypatch.setattr(train_module, "train", lambda recipe, *rest: asked.append(recipe))
     train_module.main(["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"])
-    assert asked == [Recipe(start=False, ranking=False, seed=7, copies="none")]
+    assert asked == [Recipe(start=False, ranking=False, seed=7, augmentation="none")]
 
 
 def test_the_loss_teaches_matching(groups: Pool) -> None:
@@ -260,7 +260,7 @@ def test_the_gallery_s_banks_are_the_runtime_s(groups: Pool) -> None:
     encoder.config = nano_config().vision
     distinct = encoder.config.tokens**2
     for copies in ("none", "turned"):
-        made = make_copies(normalise(groups[0].pixels[:2]), copies, encoder.config.grid)
+        made = augment(normalise(groups[0].pixels[:2]), copies, encoder.config.grid)
         with torch.no_grad():
             known = [encoder(torch.from_numpy(pixels))[1] for pixels, _ in made]
         samples = [np.concatenate([taps[i : i + 1].numpy() for taps in known], axis=2) for i in range(2)]

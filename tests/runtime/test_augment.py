@@ -12,11 +12,11 @@ import pytest
 from anomalygpt_edge.kernels import coreset, normalise
 from anomalygpt_edge.runtime.common.errors import ConfigError
 from anomalygpt_edge.runtime.enrolment.enroll import enroll
-from anomalygpt_edge.runtime.inspection import inspector as inspector_module
-from anomalygpt_edge.runtime.inspection.inspector import MAX_COPIED_PATCHES, Inspector
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.recipes.recipe import load_recipe
 from anomalygpt_edge.runtime.synthetic.data import fixed_samples, validation_families
-from anomalygpt_edge.runtime.vision.augment import COPIES_OF, make_copies
+from anomalygpt_edge.runtime.vision import bank_builder
+from anomalygpt_edge.runtime.vision.augment import NUM_IMAGES, augment
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
 from anomalygpt_edge.runtime.vision.subsample import cover
 from anomalygpt_edge.runtime.vision.views import RegionOfInterest, Tiles
@@ -46,10 +46,10 @@ def patch(pixels: np.ndarray, number: int) -> np.ndarray:
     return pixels[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
 
 
-@pytest.mark.parametrize("copies", COPIES_OF)
-def test_the_sample_comes_first_and_as_many_as_are_said(copies) -> None:
-    made = make_copies(PIXELS, copies, GRID)
-    assert len(made) == COPIES_OF[copies]
+@pytest.mark.parametrize("augmentation", NUM_IMAGES)
+def test_the_sample_comes_first_and_as_many_as_are_said(augmentation) -> None:
+    made = augment(PIXELS, augmentation, GRID)
+    assert len(made) == NUM_IMAGES[augmentation]
     np.testing.assert_array_equal(made[0][0], PIXELS)
     for pixels, patches in made:
         assert pixels.shape == PIXELS.shape
@@ -58,7 +58,7 @@ def test_the_sample_comes_first_and_as_many_as_are_said(copies) -> None:
 
 
 def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -> None:
-    for turns, (pixels, patches) in enumerate(make_copies(PIXELS, "turned", GRID)):
+    for turns, (pixels, patches) in enumerate(augment(PIXELS, "turned", GRID)):
         for place, number in enumerate(patches):
             np.testing.assert_array_equal(
                 patch(pixels, place), np.rot90(patch(PIXELS, number), turns, (2, 3))
@@ -67,7 +67,7 @@ def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -
 
 def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
     half = PATCH // 2
-    _, (right, _), (down, _), (both, _) = make_copies(PIXELS, "moved", GRID)
+    _, (right, _), (down, _), (both, _) = augment(PIXELS, "moved", GRID)
     np.testing.assert_array_equal(right[..., :-half], PIXELS[..., half:])
     np.testing.assert_array_equal(down[:, :, :-half], PIXELS[:, :, half:])
     np.testing.assert_array_equal(both[:, :, :-half, :-half], PIXELS[:, :, half:, half:])
@@ -75,13 +75,13 @@ def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("copies", "seen_as"),
+    ("augmentation", "seen_as"),
     [("moved", lambda part: np.roll(part, -3, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
 )
 def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
-    copies, seen_as, inspector: Inspector, part: np.ndarray
+    augmentation, seen_as, inspector: Inspector, part: np.ndarray
 ) -> None:
-    plain, copied = (inspector.make_bank([part], copies=each) for each in ("none", copies))
+    plain, copied = (inspector.make_bank([part], augmentation=each) for each in ("none", augmentation))
     assert copied.features.shape == plain.features.shape
     scores = []
     for bank in (plain, copied):
@@ -90,18 +90,16 @@ def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
     assert scores[1] < 0.9 * scores[0]
 
 
-def test_every_row_says_which_patch_of_the_samples_it_shows(
-    inspector: Inspector, part: np.ndarray
-) -> None:
+def test_every_row_says_which_patch_of_the_samples_it_shows(inspector: Inspector, part: np.ndarray) -> None:
     bank = inspector.make_bank([part, part[::-1].copy()], "float32", 300, "both")
     assert bank.features.shape[2] == 300
     assert bank.origins is not None
     assert bank.origins.min() >= 0
     assert 2 * 256 <= bank.origins.max() < 2 * 961
-    views = inspector._views(part)
-    made = make_copies(inspector._preprocess(part, views), "both", 31)
+    vision, product = inspector.vision, inspector.product
+    made = augment(vision.preprocess(part, vision.views(part, product), product), "both", 31)
     shown = np.concatenate([patches for _, patches in made])
-    taps = np.concatenate([inspector._encode(pixels)[1] for pixels, _ in made], axis=2)[0]
+    taps = np.concatenate([vision.encode(pixels).patch_features for pixels, _ in made], axis=2)[0]
     own = bank.origins[0, 0] < 961
     for row, origin in zip(bank.features[0, 0][own], bank.origins[0, 0][own], strict=True):
         unit = taps[0] / np.linalg.norm(taps[0], axis=1, keepdims=True)
@@ -109,15 +107,15 @@ def test_every_row_says_which_patch_of_the_samples_it_shows(
         assert origin in shown[nearest]
 
 
-def test_the_bundle_says_which_copies_and_many_samples_need_none(
+def test_few_samples_are_augmented_as_the_bundle_says_and_many_are_not(
     inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = msgspec.structs.replace(inspector.bundle.manifest, copies="moved")
-    monkeypatch.setattr(inspector, "bundle", replace(inspector.bundle, manifest=manifest))
-    few = MAX_COPIED_PATCHES // (4 * 961)
-    assert inspector._default_copies(few) == "moved"
-    assert inspector._default_copies(few + 1) == "none"
-    expected = inspector.make_bank([part], copies="moved")
+    manifest = msgspec.structs.replace(inspector.bundle.manifest, augmentation="moved")
+    monkeypatch.setattr(inspector.vision, "bundle", replace(inspector.bundle, manifest=manifest))
+    few, layout = bank_builder.MAX_CANDIDATES // (4 * 961), inspector.product.layout
+    assert bank_builder.default_augmentation(manifest, layout, few) == "moved"
+    assert bank_builder.default_augmentation(manifest, layout, few + 1) == "none"
+    expected = inspector.make_bank([part], augmentation="moved")
     np.testing.assert_array_equal(inspector.make_bank([part]).features, expected.features)
 
 
@@ -134,7 +132,7 @@ def test_a_recipe_with_copies_is_enrolled_and_opened_again(
     layout, inspector: Inspector, part: np.ndarray, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "part.toml"
-    enroll(inspector, [part, part[:, ::-1].copy()], recipe, name="part", copies="both", **layout)
+    enroll(inspector, [part, part[:, ::-1].copy()], recipe, name="part", augmentation="both", **layout)
     inspector.use(recipe)
     bank = inspector.product.bank
     assert bank is not None
@@ -160,10 +158,10 @@ def test_overlapping_patches_make_a_bank_no_larger(inspector: Inspector, part: n
 def test_of_many_samples_the_bank_holds_what_does_not_overlap(
     inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(inspector_module, "MAX_COPIED_PATCHES", 961)
+    monkeypatch.setattr(bank_builder, "MAX_CANDIDATES", 961)
     bank = inspector.make_bank([part, part[::-1].copy()], "float32")
-    pixels = inspector._preprocess(part, inspector._views(part))
-    taps = inspector._encode(pixels)[1][0].reshape(4, 31, 31, -1)[:, ::2, ::2].reshape(4, 256, -1)
+    taps = inspector.vision.encode_frame(part, inspector.product).patch_features[0]
+    taps = taps.reshape(4, 31, 31, -1)[:, ::2, ::2].reshape(4, 256, -1)
     np.testing.assert_allclose(bank.features[0, :, :256], normalise(taps), atol=1e-6)
     assert bank.origins is not None
     rows, columns = np.divmod(bank.origins[0, 0] % 961, 31)
@@ -177,14 +175,14 @@ def test_of_many_samples_the_bank_holds_what_does_not_overlap(
 
 def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="none, moved, turned, both"):
-        inspector.make_bank([part], copies="mirrored")  # type: ignore[arg-type]
+        inspector.make_bank([part], augmentation="mirrored")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("max_patches", "size"), [(None, 32), (20, 20), (100, 32)])
 def test_a_bank_with_copies_keeps_what_covers_them_and_one_without_a_coreset(
     max_patches: int | None, size: int
 ) -> None:
-    """As large as without copies, or as ``max_patches`` says if that is less."""
+    """As large as without augmentation, or as ``max_patches`` says if that is less."""
     rng = np.random.default_rng(0)
     samples = [rng.normal(size=(1, 3, 4 * 16, 8)).astype(np.float32) for _ in range(2)]
     shown = np.tile(np.arange(16, dtype=np.int32), 4)

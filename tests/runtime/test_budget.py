@@ -32,29 +32,27 @@ def clocked(opened: Inspector, monkeypatch: pytest.MonkeyPatch) -> tuple[Inspect
     """The inspector on a clock that only its stages advance, each by the seconds it is given."""
     seconds = {"now": 0.0, "preprocess": 1.0, "encode": 1.0, "localise": 1.0, "prompt": 1.0, "pass": 1.0}
 
-    def slow(method: str, stage: str) -> None:
-        original = getattr(opened, method)
+    def slow(stage: str) -> None:
+        original = getattr(opened.vision, stage)
 
         def run(*arguments: object) -> object:
             seconds["now"] += seconds[stage]
             return original(*arguments)
 
-        monkeypatch.setattr(opened, method, run)
+        monkeypatch.setattr(opened.vision, stage, run)
 
-    for method, stage in (
-        ("_preprocess", "preprocess"), ("_encode", "encode"), ("_localise", "localise"), ("_prompt", "prompt"),
-    ):  # fmt: skip
-        slow(method, stage)
-    decode = opened._language.session.decode
+    for stage in ("preprocess", "encode", "localise", "prompt"):
+        slow(stage)
+    decode = opened.language.session.decode
 
     def slow_decode(*arguments: object) -> object:
         seconds["now"] += seconds["pass"]
         return decode(*arguments)
 
-    monkeypatch.setattr(opened._language.session, "decode", slow_decode)
-    monkeypatch.setattr(opened._language.decoder, "drafting", False)
-    monkeypatch.setattr(opened, "_clock", lambda: seconds["now"])
-    opened._language.decoder.ready_prefix()
+    monkeypatch.setattr(opened.language.session, "decode", slow_decode)
+    monkeypatch.setattr(opened.language.decoder, "drafting", False)
+    monkeypatch.setattr(opened, "clock", lambda: seconds["now"])
+    opened.language.decoder.ready_prefix()
     return opened, seconds
 
 
@@ -67,7 +65,7 @@ def test_every_rung_is_entered_exactly_when_it_fits(
     clocked: tuple[Inspector, dict[str, float]], encode: float, prompt: float, one_pass: float, budget: float
 ) -> None:
     inspector, seconds = clocked
-    inspector._costs = CostsOfViews()
+    inspector.reset_costs()
     seconds.update({"encode": encode, "prompt": prompt, "pass": one_pass})
     whole = inspector.inspect(FRAME)  # learns the costs
     assert whole.rung == "sentence"
@@ -126,13 +124,13 @@ def test_every_view_has_its_verdict_before_any_has_its_sentence(
     inspector, seconds = clocked
     recipe = Recipe(name="t", frame=FrameSize(width=64, height=64), tiles=Tiles(rows=2, columns=2))
     inspector.use(recipe)
-    inspector._costs = CostsOfViews()
+    inspector.reset_costs()
     seconds["pass"] = one_pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspector._language.decoder, "noise", Noise(0.0, 0.0))  # nothing is decoded again
-        assert inspector._language.num_together() >= 2
+        patch.setattr(inspector.language.decoder, "noise", Noise(0.0, 0.0))  # nothing is decoded again
+        assert inspector.language.num_together() >= 2
         num_groups = 4 // together
-        patch.setattr(inspector._language, "num_together", lambda question: together)
+        patch.setattr(inspector.language, "num_together", lambda question: together)
         assert inspector.inspect(FRAME).rung == "sentence"
         until_verdict = 4 + num_groups * one_pass
         assert inspector.costs.seconds(("verdict",)) == pytest.approx(num_groups * one_pass)

@@ -10,6 +10,7 @@ import pytest
 
 from anomalygpt_edge.runtime.bundles.bundle import open_bundle
 from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.language.dialogue import Dialogue
 from anomalygpt_edge.runtime.language.model import LanguageModel
 
 QUESTIONS = ("", "Where is the anomaly?", "How many anomalies are there?", "What is in the image?")
@@ -46,7 +47,7 @@ def history(turns: list[tuple[str, str]], question: str) -> str:
 @pytest.mark.parametrize("drafting", [False, True])
 def test_each_turn_is_the_answer_to_the_whole_history(nano, injected, drafting) -> None:
     nano.decoder.drafting = drafting
-    dialogue = nano.dialogue(*injected)
+    dialogue = Dialogue(nano, *injected)
     answers = [dialogue.ask(question) for question in QUESTIONS]
     turns: list[tuple[str, str]] = []
     for question, answer in zip(QUESTIONS, answers, strict=True):
@@ -61,7 +62,7 @@ def test_each_turn_is_the_answer_to_the_whole_history(nano, injected, drafting) 
 
 
 def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
-    dialogue = nano.dialogue(*injected)
+    dialogue = Dialogue(nano, *injected)
     first = dialogue.ask()
     assert first.token_ids[-1] in nano.stops
     dialogue.ask("Where is it?")
@@ -70,9 +71,9 @@ def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
 
 
 def test_another_image_between_two_turns_costs_time_only(nano, injected) -> None:
-    alone = nano.dialogue(*injected)
+    alone = Dialogue(nano, *injected)
     expected = [alone.ask(question).token_ids for question in QUESTIONS]
-    dialogue = nano.dialogue(*injected)
+    dialogue = Dialogue(nano, *injected)
     found = []
     for question in QUESTIONS:
         found.append(dialogue.ask(question).token_ids)
@@ -82,7 +83,7 @@ def test_another_image_between_two_turns_costs_time_only(nano, injected) -> None
 
 def test_the_oldest_turns_leave_and_the_answer_says_so(injected) -> None:
     model = open_nano(160)
-    dialogue = model.dialogue(*injected)
+    dialogue = Dialogue(model, *injected)
     dropped = []
     for index in range(12):
         answer = dialogue.ask(f"Is there anything wrong with this part, number {index}?", 20)

@@ -22,7 +22,7 @@ def show(console: Console, num_parts: int = 3) -> str:
         frame = Frame(
             f"part-{index}", "test", np.zeros((2, 2, 3), np.uint8), product="gear", defects=("hole",)
         )
-        verdict = Verdict(Status.FAIL, "answered Yes", (2, 2), "crop", p_anomaly=0.987, sentence=SENTENCE)
+        verdict = Verdict(status=Status.FAIL, reason="answered Yes", p_anomaly=0.987, sentence=SENTENCE)
         tally.add(frame, verdict, 10.0 + index)
         display.put(frame, verdict, 10.0 + index, tally)
     display.close()
@@ -59,7 +59,7 @@ def test_the_operator_sees_how_far_it_is_and_what_went_wrong(capsys):
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=150, height=30)
         display = open_display("agpt run: test", console, total=82)
-        verdict = Verdict(Status.PASS, "answered No", (2, 2), "crop", p_anomaly=0.1, sentence="No.")
+        verdict = Verdict(status=Status.PASS, reason="answered No", p_anomaly=0.1, sentence="No.")
         frame, tally = Frame("a", "test", np.zeros((2, 2, 3), np.uint8)), Tally()
         for _ in range(54):
             tally.add(frame, verdict, 10.0)
@@ -74,7 +74,7 @@ def test_the_operator_sees_how_far_it_is_and_what_went_wrong(capsys):
 def test_markup_in_an_id_is_only_text():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     display = open_display("title", console)
-    verdict = Verdict(Status.NO_RESULT, "[/red] broken [bold]", (0, 0), "crop")
+    verdict = Verdict(status=Status.NO_RESULT, reason="[/red] broken [bold]")
     tally = Tally()
     tally.add(Frame("[red]x", "test", None), verdict, 1.0)
     display.put(Frame("[red]x", "test", None), verdict, 1.0, tally)

@@ -20,7 +20,6 @@ from anomalygpt_edge.runtime.evaluation.datasets import Sample, find_categories
 from anomalygpt_edge.runtime.evaluation.evaluate import (
     Evaluation,
     class_of,
-    encode_once,
     evaluate_category,
     frame_map_size,
     mask_as_seen,
@@ -74,7 +73,9 @@ class FakeInspector:
         )
         peak = float(anomaly_map.max())
         status = Status.NO_RESULT if frame[0, 0, 0] == 77 else Status.FAIL if peak > 100 else Status.PASS
-        return Verdict(status, "", frame.shape[:2], "stretch", None, "", anomaly_map, peak / 2, peak)
+        return Verdict(
+            status=status, reason="", resize="stretch", maps=anomaly_map[None], score=peak / 2, peak=peak
+        )
 
 
 @pytest.fixture
@@ -162,23 +163,6 @@ def test_banks_are_nested_seeded_and_only_as_large_as_the_category(category):
     np.testing.assert_array_equal(first[2][:4], first[1])
     np.testing.assert_array_equal(first[2], again[2])
     assert any(not np.array_equal(banks(seed)[1], first[1]) for seed in range(1, 5))
-
-
-def test_the_encoder_runs_once_per_image():
-    class Encoder:
-        calls = 0
-
-        def run(self, pixels):
-            self.calls += 1
-            return {"taps": pixels + 1}
-
-    encoder = Encoder()
-    inspector = SimpleNamespace(_networks={"encoder": encoder})
-    encode_once(inspector)
-    first, second = np.zeros((1, 3, 2, 2), np.float32), np.ones((1, 3, 2, 2), np.float32)
-    for pixels in (first, first.copy(), second, second, first):
-        np.testing.assert_array_equal(inspector._networks["encoder"].run(pixels=pixels)["taps"], pixels + 1)
-    assert encoder.calls == 3
 
 
 @pytest.mark.parametrize("shape", [(300, 500), (500, 301), (224, 224), (97, 131)])

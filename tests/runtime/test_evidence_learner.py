@@ -14,6 +14,7 @@ from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
 from anomalygpt_edge.runtime.bundles.bundle import open_bundle
 from anomalygpt_edge.runtime.common.errors import BundleError
+from anomalygpt_edge.runtime.evaluation.trace import trace_inspection
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status
 from anomalygpt_edge.runtime.vision.engines import learner_inputs, open_networks
@@ -32,7 +33,7 @@ LAYOUTS = {
 }
 WAYS = {
     "inspect": lambda inspector: inspector.inspect(frame()),
-    "trace": lambda inspector: inspector.trace(frame()),
+    "trace": lambda inspector: trace_inspection(inspector, frame()),
     "ask": lambda inspector: inspector.ask(frame(), ""),
     "dialogue": lambda inspector: inspector.dialogue(frame()),
 }
@@ -44,12 +45,12 @@ def frame(seed: int = 0) -> np.ndarray:
     return corners.repeat(30, 0).repeat(32, 1).astype(np.uint8)
 
 
-def rows_of(
-    model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int, pixels: np.ndarray
-) -> np.ndarray:
+def rows_of(model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int, pixels: np.ndarray) -> np.ndarray:
     """torch's prompt embeddings [18, D] of one view's map [S, S] and pixels [3, S, S]."""
     counts = torch.full((1,), float(num_samples))
-    return model.prompt_learner(torch.tensor(anomaly_map)[None], counts, torch.tensor(pixels)[None])[0].numpy()
+    return model.prompt_learner(torch.tensor(anomaly_map)[None], counts, torch.tensor(pixels)[None])[
+        0
+    ].numpy()
 
 
 def pixels_of(inspector: Inspector) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_prompts_of_each_view_are_of_its_own_map_and_picture_and_the_number_of_s
 ) -> None:
     look_at(inspector, layout, few_shot)
     verdict = inspector.inspect(frame())
-    maps = [view.anomaly_map for view in verdict.views] or [verdict.anomaly_map]
+    maps = verdict.maps
     parts = inspector.parts(frame())
     assert len(parts) == LAYOUTS[layout].num_views
     right, wrong = (2, 0) if few_shot else (0, 2)
@@ -109,14 +110,14 @@ def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw_and_how_m
     seen: dict[str, list[np.ndarray]] = {}
     counts: list[float] = []
     for name in ("encoder", "prompt_learner"):
-        run = inspector.networks[name].run
+        run = inspector.vision.networks[name].run
 
         def watched(name: str = name, run: Callable = run, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             seen.setdefault(name, []).append(inputs["pixels"])
             counts.extend(inputs.get("num_samples", ()))
             return run(**inputs)
 
-        monkeypatch.setattr(inspector.networks[name], "run", watched)
+        monkeypatch.setattr(inspector.vision.networks[name], "run", watched)
     WAYS[way](inspector)
     assert len(seen["encoder"]) == len(seen["prompt_learner"]) == 1
     assert seen["prompt_learner"][0] is seen["encoder"][0]
@@ -124,7 +125,7 @@ def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw_and_how_m
 
 
 def test_a_trace_holds_what_its_prompts_are_of(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
-    trace = inspector.trace(frame())
+    trace = trace_inspection(inspector, frame())
     expected = rows_of(seeing_model, trace["anomaly_map"], 0, trace["pixels"][0])
     np.testing.assert_allclose(trace["prompt_embeddings"], expected, atol=1e-4)
 
@@ -133,8 +134,8 @@ def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_
     """Copies of one frame: the maps are the same, only the number is not."""
     found = {}
     for count in (0, 1, 4):
-        inspector.use(inspector.make_bank([frame(1)] * count, copies="none") if count else None)
-        trace = inspector.trace(frame())
+        inspector.use(inspector.make_bank([frame(1)] * count, augmentation="none") if count else None)
+        trace = trace_inspection(inspector, frame())
         found[count] = trace["prompt_embeddings"]
         expected = rows_of(seeing_model, trace["anomaly_map"], count, trace["pixels"][0])
         np.testing.assert_allclose(found[count], expected, atol=1e-4)
@@ -146,21 +147,21 @@ def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_
 
 
 def test_a_banks_number_is_its_samples_not_its_patches(inspector: Inspector) -> None:
-    inspector.use(inspector.make_bank([frame(1), frame(2)], max_patches=8, copies="moved"))
+    inspector.use(inspector.make_bank([frame(1), frame(2)], max_patches=8, augmentation="moved"))
     inputs = []
-    run = inspector.networks["prompt_learner"].run
-    inspector.networks["prompt_learner"].run = lambda **given: inputs.append(given) or run(**given)
+    run = inspector.vision.networks["prompt_learner"].run
+    inspector.vision.networks["prompt_learner"].run = lambda **given: inputs.append(given) or run(**given)
     try:
         inspector.part(frame())
     finally:
-        inspector.networks["prompt_learner"].run = run
+        inspector.vision.networks["prompt_learner"].run = run
     assert inputs[0]["num_samples"].tolist() == [2.0]
 
 
 def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspector.inspect(frame()).status is Status.FAIL
     monkeypatch.setattr(
-        "anomalygpt_edge.runtime.inspection.inspector.learner_inputs",
+        "anomalygpt_edge.runtime.vision.stages.learner_inputs",
         lambda learner, maps, *_: {"anomaly_map": maps},
     )
     verdict = inspector.inspect(frame())

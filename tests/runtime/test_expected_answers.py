@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from anomalygpt_edge.models import prompts
 from anomalygpt_edge.runtime.bundles.bundle import AnswerForms
+from anomalygpt_edge.runtime.language.answer import MapReading
 from anomalygpt_edge.runtime.language.expected_answers import MAX_ANSWERS, AnswerGrammar, Drafter
-from anomalygpt_edge.runtime.vision.regions import MapReading
 
 FORMS = AnswerForms(
     none=[prompts.ANSWER_NONE], one=[prompts.ANSWER_ONE], several=[prompts.ANSWER_SEVERAL],

@@ -13,10 +13,9 @@ import pytest
 
 from anomalygpt_edge import kernels
 from anomalygpt_edge.kernels import choice, cuda
-from anomalygpt_edge.runtime.inspection import inspector as inspector_module
 from anomalygpt_edge.runtime.inspection.inspector import Inspector, Product
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
-from anomalygpt_edge.runtime.vision import memory_bank
+from anomalygpt_edge.runtime.vision import memory_bank, pipeline, stages
 from anomalygpt_edge.runtime.vision.views import FrameSize, Layout, Tiles
 from tools.cuda_shim import ShimDriver
 
@@ -74,21 +73,21 @@ def watch(found: Any) -> Any:
 def watched(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> Inspector:
     """An inspector whose kernels' and networks' results, but for the embeddings, are watched."""
     for module, name in (
-        (inspector_module, "preprocess"),
-        (inspector_module, "localise"),
-        (inspector_module, "upsample"),
+        (pipeline, "preprocess"),
+        (stages, "localise"),
+        (stages, "upsample"),
         (memory_bank, "match"),
     ):
         kernel = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, kernel=kernel, **k: watch(kernel(*a, **k)))
     for name, output in (("encoder", "patch_features"), ("decoder", "patch_logits")):
-        run = inspector.networks[name].run
+        run = inspector.vision.networks[name].run
 
         def watched_run(run: Any = run, output: str = output, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             outputs = run(**inputs)
             return {**outputs, output: watch(outputs[output])}
 
-        monkeypatch.setattr(inspector.networks[name], "run", watched_run)
+        monkeypatch.setattr(inspector.vision.networks[name], "run", watched_run)
     return inspector
 
 

@@ -33,7 +33,8 @@ def frame(seed: int = 0, height: int = 120, width: int = 160) -> np.ndarray:
 
 
 def pixels_of(inspector: Inspector, image: np.ndarray) -> np.ndarray:
-    return inspector._preprocess(image, inspector._views(image))
+    vision, product = inspector.vision, inspector.product
+    return vision.preprocess(image, vision.views(image, product), product)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +172,7 @@ def test_a_failing_stage_is_no_result(
         def run(self, **_: np.ndarray) -> dict[str, np.ndarray]:
             raise MemoryError("out of memory")
 
-    monkeypatch.setitem(zero_shot._networks, stage, Broken())
+    monkeypatch.setitem(zero_shot.vision.networks, stage, Broken())
     verdict = zero_shot.inspect(frame())
     assert verdict.status is Status.NO_RESULT
     assert "out of memory" in verdict.reason
@@ -186,14 +187,14 @@ def test_a_failing_stage_is_no_result(
 def test_nan_from_a_network_is_no_result(
     zero_shot: Inspector, monkeypatch: pytest.MonkeyPatch, stage: str, output: str | None
 ) -> None:
-    engine = zero_shot._networks[stage]
+    engine = zero_shot.vision.networks[stage]
 
     class Poisoned:
         def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
             outputs = engine.run(**inputs)
             return {k: np.full_like(v, np.nan) if output in (k, None) else v for k, v in outputs.items()}
 
-    monkeypatch.setitem(zero_shot._networks, stage, Poisoned())
+    monkeypatch.setitem(zero_shot.vision.networks, stage, Poisoned())
     verdict = zero_shot.inspect(frame())
     assert verdict.status is Status.NO_RESULT
     assert "finite" in verdict.reason

@@ -26,6 +26,7 @@ from anomalygpt_edge.runtime.bundles.bundle import Language, PromptLayout, read_
 from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
 from anomalygpt_edge.runtime.language.answer import Answer, Part
 from anomalygpt_edge.runtime.language.decoding import Noise
+from anomalygpt_edge.runtime.language.dialogue import Dialogue
 from anomalygpt_edge.runtime.language.draft_tree import DraftTree, PrefixTree
 from anomalygpt_edge.runtime.language.llama_session import LlamaSession
 from anomalygpt_edge.runtime.language.model import LanguageModel
@@ -424,11 +425,11 @@ def test_a_tie_is_decoded_again_only_as_far_as_it_lies(language: LanguageModel) 
     assert answer.settled
     assert answer.token_ids == wanted.token_ids
     assert answer.num_passes == 2
-    dialogue = language.dialogue(*injected(0))
+    dialogue = Dialogue(language, *injected(0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language.decoder, "noise", margin)
         first = dialogue.ask("", 12)
-    again = language.dialogue(*injected(0))
+    again = Dialogue(language, *injected(0))
     assert first.token_ids == again.ask("", 12).token_ids == wanted.token_ids
     assert dialogue.ask("And now?", 6).token_ids == again.ask("And now?", 6).token_ids, "the cache holds less"
 

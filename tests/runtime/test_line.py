@@ -21,6 +21,7 @@ from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.outputs.overlay import OverlayFolder
 from anomalygpt_edge.runtime.outputs.records import Identity, RecordFile
 from anomalygpt_edge.runtime.station.line import Line, no_result
+from anomalygpt_edge.runtime.vision.views import FrameSize
 
 IDENTITY = Identity(bundle="fake", bundle_sha256="00" * 32)
 
@@ -33,13 +34,12 @@ class FakeInspector:
             raise RuntimeError("the engine fell over")
         bright = frame.mean() > 128
         return Verdict(
-            Status.FAIL if bright else Status.PASS,
-            "answered",
-            frame_size=frame.shape[:2],
-            resize="crop",
+            status=Status.FAIL if bright else Status.PASS,
+            reason="answered",
+            frame=FrameSize(width=frame.shape[1], height=frame.shape[0]),
             p_anomaly=float(bright),
             sentence="Yes." if bright else "No.",
-            anomaly_map=np.full((224, 224), 0.5, np.float32),
+            maps=np.full((1, 224, 224), 0.5, np.float32),
             score=0.5,
             peak=0.5,
         )
@@ -144,7 +144,7 @@ def test_a_product_without_recipe_is_no_result_and_the_line_goes_on(tmp_path):
 def test_a_verdict_that_makes_no_record_is_no_result(tmp_path):
     class Absurd:
         def inspect(self, frame):
-            return Verdict(Status.PASS, "", frame_size=(40, 60), resize="crop", p_anomaly=2.0)
+            return Verdict(status=Status.PASS, reason="", p_anomaly=2.0)
 
     tally = make_line(tmp_path, FakeCamera([frame("a")]), Absurd()).run()
     assert tally.counts() == "1 parts: 0 PASS, 0 FAIL, 1 NO_RESULT"
@@ -280,7 +280,7 @@ ENDLESS_LINE = """
     class Inspector:
         def inspect(self, frame):
             time.sleep(0.02)
-            return Verdict(Status.PASS, "fine", frame_size=frame.shape[:2], resize="crop")
+            return Verdict(status=Status.PASS, reason="fine")
 
     class Endless:
         name = "endless"

@@ -31,7 +31,7 @@ def frame(seed: int = 0) -> np.ndarray:
 
 
 def good_part(p: float, score: float = 0.5) -> Verdict:
-    return Verdict(Status.PASS, "", (1, 1), "crop", p_anomaly=p, score=score)
+    return Verdict(status=Status.PASS, reason="", p_anomaly=p, score=score)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_map_decides_only_where_the_recipe_says_so(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch, score: float, status: Status
 ) -> None:
     """Time for the map and none for the verdict: the clock stands still, and the verdict costs a second."""
-    monkeypatch.setattr(inspector, "_clock", lambda: 0.0)
+    monkeypatch.setattr(inspector, "clock", lambda: 0.0)
     inspector.costs.add("verdict", 1.0)
     recipe = Recipe(name="part", operating_point=point(0.5, score))
     inspector.use(recipe)
@@ -105,7 +105,7 @@ def test_what_breaks_is_never_decided_by_the_map(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("llama_decode returned 1")
 
-    monkeypatch.setattr(inspector._language.session, "decode", broken)
+    monkeypatch.setattr(inspector.language.session, "decode", broken)
     assert inspector.inspect(frame()).status is Status.NO_RESULT
 
 
@@ -148,7 +148,7 @@ def test_the_limit_of_one_choice() -> None:
 
 
 def test_a_good_part_without_a_verdict_is_named() -> None:
-    parts = [good_part(0.1)] * 9 + [Verdict(Status.NO_RESULT, "no light", (1, 1), "crop")]
+    parts = [good_part(0.1)] * 9 + [Verdict(status=Status.NO_RESULT, reason="no light")]
     with pytest.raises(RecipeError, match=r"good part 10 has no verdict \(no light\)"):
         choose_operating_point(parts, 0.1)
 
@@ -181,7 +181,9 @@ def test_enrolment_chooses_it_on_parts_outside_the_bank(
     inspector.use(tmp_path / "part.toml")
     assert inspector.product.operating_point == chosen
     assert inspector.product.without_verdict == "map"
-    assert inspector.networks["encoder"].__class__.__module__.endswith("onnxruntime"), "as it was before"
+    assert inspector.vision.networks["encoder"].__class__.__module__.endswith("onnxruntime"), (
+        "as it was before"
+    )
 
 
 def test_enrolment_refuses_what_means_nothing(inspector: Inspector, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from anomalygpt_edge.runtime.outputs.overlay import (
     draw_overlay,
     overlay_name,
 )
+from anomalygpt_edge.runtime.vision.views import FrameSize
 
 LEVEL = 0.2
 
@@ -28,16 +29,16 @@ def make_verdict(height: int, width: int, status: Status = Status.FAIL, **change
     anomaly_map[:60, :60] = 0.5
     values = {
         "reason": "answered",
-        "frame_size": (height, width),
+        "frame": FrameSize(width=width, height=height),
         "resize": "stretch",
         "p_anomaly": 0.75,
         "sentence": "Yes, there is an anomaly in the image, at the top left of the image.",
-        "anomaly_map": anomaly_map,
+        "maps": anomaly_map[None],
         "score": 0.5,
         "peak": 0.5,
         "regions": (),
     }
-    return Verdict(status, **{**values, **changes})
+    return Verdict(status=status, **{**values, **changes})
 
 
 def panes(canvas: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +68,7 @@ def test_boxes_are_drawn_where_the_region_is():
     frame = np.full((960, 960, 3), 100, np.uint8)
     region = Region((400, 500, 200, 300), "center", 60000.0, 0.9)
     flat = np.zeros((224, 224), np.float32)
-    verdict = make_verdict(960, 960, regions=(region,), anomaly_map=flat)
+    verdict = make_verdict(960, 960, regions=(region,), maps=flat[None])
     _, heated = panes(draw_overlay(frame, verdict, level=LEVEL), 480, 480)
     changed = np.argwhere((heated != 100).any(axis=2))
     assert abs(changed[:, 1].min() - 200) <= 3
@@ -96,7 +97,7 @@ def test_any_sentence_can_be_drawn(sentence):
 
 
 def test_a_part_without_frame_has_a_picture_too():
-    verdict = make_verdict(0, 0, Status.NO_RESULT, anomaly_map=None, sentence="", p_anomaly=None)
+    verdict = make_verdict(0, 0, Status.NO_RESULT, maps=None, frame=None, sentence="", p_anomaly=None)
     assert draw_overlay(None, verdict).shape[1] > PANE_SIDE
 
 

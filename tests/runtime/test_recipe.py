@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anomalygpt_edge.kernels import normalise
 from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
-from anomalygpt_edge.runtime.common.errors import RecipeError
+from anomalygpt_edge.runtime.common.errors import AgptError, RecipeError
 from anomalygpt_edge.runtime.recipes.recipe import MemoryBankRecord, Recipe, load_recipe, save_recipe
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
 
@@ -73,7 +73,7 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match="no recipe at"):
         load_recipe(tmp_path)
-    with pytest.raises(RecipeError, match="cannot write"):
+    with pytest.raises(AgptError, match="cannot write"):
         save_recipe(Recipe(name="a"), tmp_path / "no" / "folder.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="not TOML"):

@@ -19,6 +19,7 @@ from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import AgptError
 from anomalygpt_edge.runtime.inspection.verdict import Region, Status, Verdict
 from anomalygpt_edge.runtime.outputs.records import Identity, Record, RecordFile, make_record
+from anomalygpt_edge.runtime.vision.views import FrameSize
 
 IDENTITY = Identity(bundle="nano", bundle_sha256="ab" * 32)
 
@@ -31,14 +32,14 @@ def verdict(**changes) -> Verdict:
     values = {
         "status": Status.FAIL,
         "reason": "answered Yes",
-        "frame_size": (4, 6),
+        "frame": FrameSize(width=6, height=4),
         "resize": "crop",
         "p_anomaly": 0.9,
         "sentence": "Yes.",
         "score": 0.25,
         "peak": 0.5,
         "regions": (Region((1, 2, 3, 4), "top left", 7.5, 0.5),),
-        "timings_ms": {"encode": 1.23456},
+        "timings_ms": {"encode": 1.235},
     }
     return Verdict(**{**values, **changes})
 

@@ -9,22 +9,22 @@ from hypothesis import strategies as st
 
 from anomalygpt_edge.kernels import summarise
 from anomalygpt_edge.models import prompts
+from anomalygpt_edge.runtime.common.places import PLACES, named_places, place_name
+from anomalygpt_edge.runtime.inspection.assemble import places_agree
 from anomalygpt_edge.runtime.inspection.verdict import Region, Status, Verdict
-from anomalygpt_edge.runtime.vision import regions as localise
 from anomalygpt_edge.runtime.vision.regions import (
+    MAX_REGIONS,
     find_regions,
     half_way_level,
-    named_places,
-    place_name,
-    places_agree,
     top_mean,
 )
+from anomalygpt_edge.runtime.vision.views import FrameSize
 
 UNIT = st.floats(0, 1)
 
 
 def test_places_are_those_the_model_was_trained_on() -> None:
-    assert localise.PLACES == prompts.PLACES
+    assert PLACES == prompts.PLACES
 
 
 @given(UNIT, UNIT)
@@ -94,12 +94,12 @@ def test_boxes_lie_in_the_frame(height: int, width: int, resize: str, seed: int,
     rng = np.random.default_rng(seed)
     values = np.kron(rng.random((7, 7)), np.ones((32, 32))).astype(np.float32)
     regions = find_regions(values, level, (height, width), resize)  # type: ignore[arg-type]
-    assert len(regions) <= localise.MAX_REGIONS
+    assert len(regions) <= MAX_REGIONS
     for region in regions:
         x, y, w, h = region.box
         assert 0 <= x <= x + w <= width
         assert 0 <= y <= y + h <= height
-        assert region.place in localise.PLACES
+        assert region.place in PLACES
         assert level <= region.peak <= values.max()
 
 
@@ -124,7 +124,9 @@ def test_agreement(sentence: str, places: list[str], agree: bool | None) -> None
 def test_map_in_frame_puts_the_map_back() -> None:
     values = np.zeros((224, 224), np.float32)
     values[10:30, 150:180] = 1
-    verdict = Verdict(Status.FAIL, "", (448, 896), "crop", anomaly_map=values)
+    verdict = Verdict(
+        status=Status.FAIL, reason="", frame=FrameSize(width=896, height=448), maps=values[None]
+    )
     framed = verdict.map_in_frame(outside=-1)
     assert framed.shape == (448, 896)
     assert framed.dtype == np.float32
@@ -140,11 +142,11 @@ def test_map_in_frame_puts_the_map_back() -> None:
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(["crop", "stretch"]))
 def test_map_in_frame_keeps_a_level(height: int, width: int, resize: str) -> None:
     verdict = Verdict(
-        Status.PASS,
-        "",
-        (height, width),
-        resize,
-        anomaly_map=np.full((224, 224), 0.25, np.float32),  # type: ignore[arg-type]
+        status=Status.PASS,
+        reason="",
+        frame=FrameSize(width=width, height=height),
+        resize=resize,
+        maps=np.full((1, 224, 224), 0.25, np.float32),
     )
     framed = verdict.map_in_frame()
     assert framed.shape == (height, width)
@@ -154,8 +156,8 @@ def test_map_in_frame_keeps_a_level(height: int, width: int, resize: str) -> Non
 
 def test_records_hold_no_nan() -> None:
     record = Verdict(
-        Status.NO_RESULT, "x", (1, 2), "crop", p_anomaly=float("nan"), score=float("inf")
+        status=Status.NO_RESULT, reason="x", p_anomaly=float("nan"), score=float("inf")
     ).to_record()
     assert record["p_anomaly"] is None
     assert record["score"] is None
-    assert "anomaly_map" not in record
+    assert "maps" not in record

@@ -19,7 +19,7 @@ def test_a_thousand_drafted_answers_are_plain_decodings() -> None:
     num_passes: Counter[int] = Counter()
     num_settled = 0
     with Inspector.open(threads=1) as inspector:
-        language = inspector._language
+        language = inspector.language
         products = enroll_demo_products(inspector)
         for frame in open_camera("demo", num_parts=NUM_PARTS, seed=7).frames():
             inspector.use(products[frame.product])

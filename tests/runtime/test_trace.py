@@ -93,7 +93,7 @@ def test_history_is_part_of_the_question(tiny_bundle, images):
     question = "Is it good?\n### Assistant: It is a pcb.\n### Human: Why?"
     with Inspector.open(tiny_bundle, threads=1) as inspector:
         trace = trace_frame(inspector, read_image(images[0]), [], question=question)
-        pieces = inspector._language.session.tokenise(question + prompts.PIECE_ASSISTANT)
+        pieces = inspector.language.session.tokenise(question + prompts.PIECE_ASSISTANT)
         np.testing.assert_array_equal(trace["text_features"], inspector.bundle.text_features("object"))
     assert list(trace["prompt_token_ids"][-len(pieces) :]) == pieces
 

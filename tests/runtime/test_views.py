@@ -19,6 +19,7 @@ from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, RecipeError
 from anomalygpt_edge.runtime.enrolment.enroll import enroll
+from anomalygpt_edge.runtime.evaluation.trace import trace_inspection
 from anomalygpt_edge.runtime.inspection.decide import decide, decide_views
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status
@@ -230,7 +231,7 @@ def test_every_view_is_judged_as_the_frame_that_it_is(
         )
         inspector.use(replace(product, bank=own, layout=Layout()))
         alone = inspector.inspect(frame()[y : y + height, x : x + width])
-        np.testing.assert_allclose(view.anomaly_map, alone.anomaly_map, atol=1e-5)
+        np.testing.assert_allclose(verdict.maps[index], alone.anomaly_map, atol=1e-5)
         assert view.p_anomaly == pytest.approx(alone.p_anomaly, abs=1e-3)
         assert (view.sentence, view.status) == (alone.sentence, alone.status)
     inspector.use(product)
@@ -249,7 +250,7 @@ def test_a_normal_sample_is_normal_in_every_view(inspector: Inspector, recipes: 
 
 @pytest.mark.parametrize("kind", ["whole", "tiles", "regions"])
 @pytest.mark.parametrize("max_patches", [None, 300])
-def test_an_anomalous_patch_says_which_normal_spot_it_is_most_like(
+def test_an_anomalous_patch_says_which_normal_spot_it_is_nearest_normal(
     inspector: Inspector, recipes: dict[str, Path], kind: str, max_patches: int | None
 ) -> None:
     """Against plain arithmetic over the samples' own features, coreset or not."""
@@ -262,7 +263,7 @@ def test_an_anomalous_patch_says_which_normal_spot_it_is_most_like(
     deciding = names.index(verdict.view)
 
     def taps(image: np.ndarray) -> np.ndarray:
-        return normalise(inspector._encode(inspector._preprocess(image, inspector._views(image)))[1])
+        return normalise(inspector.vision.encode_frame(image, inspector.product).patch_features)
 
     query, known = (
         taps(frame(7))[deciding],
@@ -283,11 +284,11 @@ def test_an_anomalous_patch_says_which_normal_spot_it_is_most_like(
     number = next(one for one, count in zip(best[::-1], votes[::-1], strict=True) if count == max(votes))
     number, patch = divmod(int(number), 256)
     sample, view = (number, deciding) if kind == "regions" else divmod(number, len(names))
-    like = verdict.most_like
+    like = verdict.nearest_normal
     assert (like.sample, like.view, like.patch) == (sample + 1, names[view], divmod(patch, 16))
-    assert verdict.to_record()["most_like"]["sample"] == sample + 1
+    assert verdict.to_record()["nearest_normal"]["sample"] == sample + 1
     inspector.use(None)
-    assert inspector.inspect(frame(7)).most_like is None, "zero-shot there is nothing to be like"
+    assert inspector.inspect(frame(7)).nearest_normal is None, "zero-shot there is nothing to be like"
 
 
 def test_tiles_share_their_patches_and_regions_do_not(inspector: Inspector, recipes: dict[str, Path]) -> None:
@@ -413,14 +414,15 @@ POINTS = st.none() | st.builds(
 @given(ANSWERS, POINTS)
 def test_fail_beats_unclear_and_unclear_beats_pass(answers, point) -> None:
     names = [f"tile {index}" for index in range(len(answers))]
-    statuses, deciding, found = decide_views(names, answers, WORDS, point)
-    alone = [decide(answer, WORDS, point)["status"] for answer in answers]
-    assert statuses == alone
+    found = decide_views(names, answers, WORDS, point)
+    deciding = found.deciding
+    alone = [decide(answer, WORDS, point).status for answer in answers]
+    assert list(found.statuses) == alone
     worst = next(each for each in (Status.FAIL, Status.NO_RESULT, Status.PASS) if each in alone)
-    assert found["status"] is alone[deciding] is worst
+    assert found.status is alone[deciding] is worst
     alike = [answer.p_anomaly for answer, status in zip(answers, alone, strict=True) if status is worst]
     assert answers[deciding].p_anomaly == max(alike)
-    assert found["reason"].startswith(f"{names[deciding]}: ")
+    assert found.reason.startswith(f"{names[deciding]}: ")
 
 
 def test_an_unclear_view_is_no_result_of_the_part(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -441,7 +443,7 @@ def test_a_failing_stage_is_no_result(
     inspector: Inspector, recipes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspector.use(recipes["tiles"])
-    engine = inspector._networks["encoder"]
+    engine = inspector.vision.networks["encoder"]
 
     class OneViewPoisoned:
         def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -450,7 +452,7 @@ def test_a_failing_stage_is_no_result(
             outputs["patch_features"][4] = np.nan
             return outputs
 
-    monkeypatch.setitem(inspector._networks, "encoder", OneViewPoisoned())
+    monkeypatch.setitem(inspector.vision.networks, "encoder", OneViewPoisoned())
     verdict = inspector.inspect(frame())
     assert verdict.status is Status.NO_RESULT
     assert "finite" in verdict.reason
@@ -464,4 +466,4 @@ def test_asking_is_about_the_view_whose_map_is_highest(
     assert inspector.dialogue(frame()).view == highest.name
     assert inspector.ask(frame(), "").text == "Yes, at the top left."
     with pytest.raises(ConfigError, match="whole frames"):
-        inspector.trace(frame())
+        trace_inspection(inspector, frame())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,7 +93,12 @@ def open_networks(bundle: Bundle, engine: str, threads: int = 1) -> dict[str, En
         BundleError: a file is not the network that the manifest describes.
         ConfigError: the engine does not start on this machine.
     """
-    return {name: BACKENDS[engine].load(bundle, name, threads) for name in NETWORKS}
+    with ExitStack() as stack:  # a network that fails to open closes those before it
+        networks = {}
+        for name in NETWORKS:
+            networks[name] = stack.enter_context(closing(BACKENDS[engine].load(bundle, name, threads)))
+        stack.pop_all()
+    return networks
 
 
 def open_engine(path: Path, component: Component, threads: int = 1) -> Engine:

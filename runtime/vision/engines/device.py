@@ -51,7 +51,7 @@ class Buffer:
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: str) -> None:
         self._cuda = cuda
         self.host: np.ndarray = cuda.pagelocked_empty(shape, np.dtype(dtype))
-        self._memory = cuda.mem_alloc(self.host.nbytes)
+        self._memory: Any = cuda.mem_alloc(self.host.nbytes)
         self.address = int(self._memory)
 
     def upload(self, array: np.ndarray, stream: Any) -> None:
@@ -67,7 +67,10 @@ class Buffer:
         return pinned
 
     def free(self) -> None:
-        self._memory.free()
+        """Free the device memory; harmless when called twice, as two engines may share a buffer."""
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
 
     def _part(self, shape: tuple[int, ...]) -> np.ndarray:
         """The first elements of the pinned array, in this shape."""

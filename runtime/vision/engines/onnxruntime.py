@@ -11,6 +11,7 @@ from ...bundles.bundle import FIX, Bundle, Component
 from ...common.cache import cache_folder
 from ...common.errors import BundleError, ConfigError
 from ...common.install import how_to_install
+from ...common.lifetime import Lifetime
 from . import Engine, check_inputs, shape_of
 from .gpu import find_gpu, missing_driver
 
@@ -27,30 +28,38 @@ class CpuEngine:
     """A session whose tensors are NumPy's own."""
 
     def __init__(self, session: ort.InferenceSession, component: Component) -> None:
-        self._session = session
+        self._session: ort.InferenceSession | None = session
         self._component = component
         self._outputs = [spec.name for spec in component.outputs]
+        self._lifetime = Lifetime(f"the {component.file} session")
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """See ``Engine.run``."""
+        self._lifetime.check()
+        assert self._session is not None
         check_inputs(self._component.inputs, inputs)
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def close(self) -> None:
-        """See ``Engine.close``; the session goes with its last reference."""
+        """See ``Engine.close``."""
+        if self._lifetime.end():
+            self._session = None
 
 
 class DeviceEngine:
     """A session whose tensors lie on a device, in buffers that are allocated once for each batch size."""
 
     def __init__(self, session: ort.InferenceSession, component: Component, device: str = "cuda") -> None:
-        self._session = session
+        self._session: ort.InferenceSession | None = session
         self._component = component
         self._device = device
+        self._lifetime = Lifetime(f"the {component.file} session")
         self._buffers: dict[int, dict[str, ort.OrtValue]] = {}
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """See ``Engine.run``."""
+        self._lifetime.check()
+        assert self._session is not None
         batch = check_inputs(self._component.inputs, inputs)
         buffers = self._buffers.get(batch) or self._buffers.setdefault(batch, self._allocate(batch))
         binding = self._session.io_binding()
@@ -66,7 +75,9 @@ class DeviceEngine:
 
     def close(self) -> None:
         """See ``Engine.close``."""
-        self._buffers.clear()
+        if self._lifetime.end():
+            self._buffers.clear()
+            self._session = None
 
     def _allocate(self, batch: int) -> dict[str, ort.OrtValue]:
         return {

@@ -15,10 +15,11 @@ import numpy as np
 
 from ...bundles.bundle import Bundle, Component, Plan, TensorSpec, read_plan, rebuild_hint
 from ...common.cache import cache_folder
-from ...common.errors import BundleError, RecipeError
+from ...common.errors import AgptError, BundleError
+from ...common.files import write_whole
 from ...common.install import how_to_install
+from ...common.lifetime import Lifetime
 from ...common.terminal import tell
-from ...recipes.recipe import write_whole
 from . import check_inputs, shape_of
 from .device import Buffer, Device, open_device
 from .gpu import Gpu, find_gpu, missing_driver
@@ -38,7 +39,9 @@ class TensorRtEngine:
     """One network on the GPU.
 
     Attributes:
-        buffers: of every input and output, for the largest batch that the plan was built for.
+        device: the GPU.
+        max_batch: the largest batch that the plan was built for.
+        buffers: of every input and output, for that batch.
         stream: everything is enqueued on it.
     """
 
@@ -57,8 +60,9 @@ class TensorRtEngine:
         self._context = context
         self._component = component
         self._plan = plan
-        self._device = device
+        self.device = device
         self._cache = cache
+        self._lifetime = Lifetime(f"TensorRT's {plan.file}")
         self._seen: set[int] = set()  # batches that have run: their kernels are compiled
         self._batch = 0  # that the context is set to
         with device.current():
@@ -72,6 +76,7 @@ class TensorRtEngine:
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """See ``Engine.run``. A batch larger than the plan's runs in parts."""
+        self._lifetime.check()
         batch = check_inputs(self._component.inputs, inputs)
         largest = self._plan.max_batch
         parts = [self._run(inputs, start, min(largest, batch - start)) for start in range(0, batch, largest)]
@@ -110,18 +115,26 @@ class TensorRtEngine:
             raise BundleError(
                 f"{self._plan.file} takes {name} as {own}, and it comes as {other}: re-run agpt export"
             )
-        with self._device.current():
+        with self.device.current():
             self.buffers[name].free()
         self.buffers[name] = buffer
         self._bind(name, buffer)
 
     def close(self) -> None:
         """See ``Engine.close``."""
-        self._context = None
+        if self._lifetime.end():
+            self._context = None
+            with self.device.current():
+                for buffer in self.buffers.values():
+                    buffer.free()
+
+    @property
+    def max_batch(self) -> int:
+        return self._plan.max_batch
 
     def _run(self, inputs: dict[str, np.ndarray], start: int, batch: int) -> dict[str, np.ndarray]:
         outputs = {}
-        with self._device.current():
+        with self.device.current():
             for spec in self._component.inputs:
                 self.buffers[spec.name].upload(part(spec, inputs[spec.name], start, batch), self.stream)
             self.enqueue(batch, self.stream)
@@ -158,7 +171,7 @@ class RuntimeCache:
             return
         try:
             write_whole(self._path, bytes(memoryview(self._cache.serialize())))
-        except RecipeError as error:
+        except AgptError as error:
             self._writable = False
             tell(f"compiled kernels are not kept, and the next start compiles them again: {error}")
 

@@ -1,0 +1,90 @@
+"""Normal frames → a memory bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..bundles.bundle import Augmentation, Manifest, Vision
+from ..common.errors import RecipeError
+from .augment import NUM_IMAGES, augment, check_augmentation
+from .memory_bank import MemoryBank, Storage
+from .pipeline import ViewSettings, VisionPipeline
+from .views import Layout
+
+# Patches to choose a bank's rows from: twelve samples of 256 patches with their moved versions. Choosing among more
+# takes minutes, and many samples need no augmentation.
+MAX_CANDIDATES = 12 * 1024
+
+
+def build_bank(
+    vision: VisionPipeline,
+    normals: Sequence[np.ndarray],
+    settings: ViewSettings,
+    storage: Storage = "float32",
+    max_patches: int | None = None,
+    augmentation: Augmentation | None = None,
+    *,
+    track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+) -> MemoryBank:
+    """Memory bank of normal frames.
+
+    Args:
+        vision: its encoder makes the features.
+        normals: the frames, uint8 [H, W, 3] BGR each.
+        settings: how the product's frames are looked at.
+        storage, max_patches: see ``MemoryBank.from_features``.
+        augmentation: see ``augment``; None: the bundle's own, unless the samples are so many that they need none.
+        track: wraps the frames, to show progress.
+
+    Raises:
+        ImageError: something is not a frame, or has another size than the product's regions or tiles are for.
+        RecipeError: no frame, features that are not finite, or an unknown storage.
+        ConfigError: unknown augmentation.
+    """
+    if not normals:
+        raise RecipeError("there is no normal image: give at least one")
+    manifest, layout = vision.bundle.manifest, settings.layout
+    if augmentation is None:
+        augmentation = default_augmentation(manifest, layout, len(normals))
+    check_augmentation(augmentation)
+    geometry = manifest.vision
+    augmented, overlapping = NUM_IMAGES[augmentation] > 1, geometry.shifts > 1
+    thinned = overlapping and not are_few(manifest, layout, len(normals))
+    kept = distinct_patches(geometry) if thinned else slice(None)
+    samples = []
+    for frame in track(normals):
+        pixels = vision.preprocess(frame, vision.views(frame, settings), settings)
+        versions = augment(pixels, augmentation, geometry.grid)
+        features = [vision.encode(version).patch_features[:, :, kept] for version, _ in versions]
+        samples.append(np.concatenate(features, axis=2))
+    shown = np.concatenate([patches[kept] for _, patches in versions]) if augmented or thinned else None
+    return MemoryBank.from_features(
+        samples,
+        vision.bundle.encoder_sha256,
+        storage,
+        max_patches,
+        per_view=bool(layout.regions),
+        shown=shown,
+        distinct=geometry.num_distinct if augmented or overlapping else None,
+        threads=vision.threads,
+    )
+
+
+def default_augmentation(manifest: Manifest, layout: Layout, num_samples: int) -> Augmentation:
+    """The bundle's own for few samples, "none" for many."""
+    return manifest.augmentation if are_few(manifest, layout, num_samples) else "none"
+
+
+def are_few(manifest: Manifest, layout: Layout, num_samples: int) -> bool:
+    """Whether all augmented and overlapping patches of so many samples are at most ``MAX_CANDIDATES``."""
+    num_views = 1 if layout.regions else layout.num_views
+    patches = NUM_IMAGES[manifest.augmentation] * num_samples * num_views * manifest.vision.grid**2
+    return patches <= MAX_CANDIDATES
+
+
+def distinct_patches(geometry: Vision) -> np.ndarray:
+    """Indices of the patches of a view that do not overlap: int [num_distinct]."""
+    patches = np.arange(geometry.grid**2).reshape(geometry.grid, geometry.grid)
+    return patches[:: geometry.shifts, :: geometry.shifts].ravel()

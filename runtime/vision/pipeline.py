@@ -1,0 +1,158 @@
+"""The vision pipeline: views, preprocess, encode, localise, prompt. Each stage is a public method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ...kernels import preprocess
+from ..bundles.bundle import Bundle
+from ..common.lifetime import Lifetime
+from .engines import Engine, open_networks
+from .images import check_frame
+from .resident_stages import open_resident_stages
+from .stages import Encoded, Matches, Reference, Stages
+from .views import Layout, View
+
+CACHE_BYTES = 256 << 20
+
+
+class ViewSettings(Protocol):
+    """How the frames of a product are looked at."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def resize(self) -> Literal["crop", "stretch"]: ...
+
+
+class VisionPipeline:
+    """From a frame to anomaly maps and prompt embeddings. Not thread-safe.
+
+    Attributes:
+        bundle: the bundle that it runs.
+        engine: the engine that runs its networks.
+        threads: at most this many CPU threads run engines and kernels.
+    """
+
+    def __init__(self, bundle: Bundle, engine: str, stages: Stages, threads: int) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.threads = threads
+        self._stages = stages
+        self._cache: EncoderCache | None = None
+        self._lifetime = Lifetime("the vision pipeline")
+
+    @classmethod
+    def open(cls, bundle: Bundle, engine: str, threads: int) -> VisionPipeline:
+        """Open the bundle's networks with one engine.
+
+        Raises:
+            BundleError: a file is not the network that the manifest describes.
+            ConfigError: the engine does not start on this machine.
+        """
+        networks = open_networks(bundle, engine, threads)
+        stages = open_resident_stages(bundle, networks, threads) or Stages(bundle, networks, threads)
+        return cls(bundle, engine, stages, threads)
+
+    @property
+    def networks(self) -> dict[str, Engine]:
+        """Encoder, decoder and prompt learner by name."""
+        return self._stages.networks
+
+    def views(self, frame: np.ndarray, settings: ViewSettings) -> tuple[View, ...]:
+        """The boxes of a frame, uint8 [H, W, 3] BGR, that go through the networks.
+
+        Raises:
+            ImageError: not a frame, or of another size than the product's regions or tiles are for.
+        """
+        return settings.layout.views(check_frame(frame).shape[:2])
+
+    def preprocess(self, frame: np.ndarray, views: Sequence[View], settings: ViewSettings) -> np.ndarray:
+        """Views of a frame → the encoder's input, float32 [views, 3, S, S]."""
+        wanted = self.bundle.manifest.preprocess
+        boxes = [view.box for view in views]
+        return preprocess(
+            frame, wanted.size, settings.resize, wanted.mean, wanted.std, boxes=boxes, threads=self.threads
+        )
+
+    def encode(self, pixels: np.ndarray) -> Encoded:
+        """float32 [views, 3, S, S] → image embeddings and patch features.
+
+        Raises:
+            ClosedError: the pipeline was closed, or opened before a fork.
+        """
+        self._lifetime.check()
+        if self._cache is None:
+            return self._stages.encode(pixels)
+        return self._cache.get(pixels, self._stages.encode)
+
+    def encode_frame(self, frame: np.ndarray, settings: ViewSettings) -> Encoded:
+        """``views``, ``preprocess`` and ``encode`` in one."""
+        return self.encode(self.preprocess(frame, self.views(frame, settings), settings))
+
+    def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
+        """→ anomaly maps, float32 [views, S, S], larger where more anomalous; with a memory bank also the nearest
+        normal patches."""
+        self._lifetime.check()
+        return self._stages.localise(encoded, reference)
+
+    def prompt(self, maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
+        """Maps, and the encoder's input for the same views → prompt embeddings, float32 [views, num_prompts, D]."""
+        self._lifetime.check()
+        return self._stages.prompt(maps, pixels, reference)
+
+    @contextmanager
+    def encoder_cache(self, max_bytes: int = CACHE_BYTES) -> Iterator[None]:
+        """Meanwhile the encoder's outputs are kept, at most ``max_bytes`` of them, and reused for equal pixels."""
+        before, self._cache = self._cache, EncoderCache(max_bytes)
+        try:
+            yield
+        finally:
+            self._cache = before
+
+    def close(self) -> None:
+        """Free the networks; harmless when called twice."""
+        if self._lifetime.end():
+            self._stages.close()
+
+
+class EncoderCache:
+    """Encoder outputs by the digest of their input, bounded in bytes.
+
+    When it is full the newest entry is replaced: whoever walks over the same images again and again finds those at the
+    beginning, and whoever uses one image several times in a row finds that one.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.num_bytes = 0
+        self._max_bytes = max_bytes
+        self._entries: dict[bytes, Encoded] = {}
+
+    def get(self, pixels: np.ndarray, encode: Callable[[np.ndarray], Encoded]) -> Encoded:
+        """The output for these pixels: kept, or computed now."""
+        key = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
+        found = self._entries.get(key)
+        if found is None:
+            made = encode(pixels)
+            found = Encoded(made.image_embeddings.copy(), made.patch_features.copy())
+            self._keep(key, found)
+        return found
+
+    def _keep(self, key: bytes, encoded: Encoded) -> None:
+        size = size_of(encoded)
+        while self._entries and self.num_bytes + size > self._max_bytes:
+            self.num_bytes -= size_of(self._entries.popitem()[1])
+        if size <= self._max_bytes:
+            self._entries[key] = encoded
+            self.num_bytes += size
+
+
+def size_of(encoded: Encoded) -> int:
+    """Bytes of both arrays."""
+    return encoded.image_embeddings.nbytes + encoded.patch_features.nbytes
