@@ -1,10 +1,21 @@
-"""This machine: processors and memory."""
+"""This machine: processors and memory, and how a report says what is found."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 MAX_DEFAULT_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report; ``fix`` says how to get what is missing, and "" that nothing is."""
+
+    name: str
+    found: str
+    fix: str = ""
+    needed: bool = True
 
 
 def default_threads() -> int:
