@@ -28,10 +28,10 @@ from rich.table import Table
 
 from anomalygpt_edge import kernels
 from anomalygpt_edge.runtime.cameras import Frame, open_camera
-from anomalygpt_edge.runtime.cli.run import enroll_demo_products, identify
 from anomalygpt_edge.runtime.common.errors import AgptError
 from anomalygpt_edge.runtime.common.machine import default_threads
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.station.run import enroll_demo_products, identify
 
 RESULTS = Path(__file__).parent / "results"
 NUM_COMPARED = 100  # inspections with the NumPy references, each followed by one with the kernels

@@ -29,7 +29,6 @@ from rich.table import Table
 
 from anomalygpt_edge.runtime.bundles.bundle import Language, open_bundle
 from anomalygpt_edge.runtime.cameras import open_camera
-from anomalygpt_edge.runtime.cli.run import enroll_demo_products
 from anomalygpt_edge.runtime.common.errors import AgptError
 from anomalygpt_edge.runtime.common.machine import default_threads
 from anomalygpt_edge.runtime.common.places import PLACES
@@ -37,6 +36,7 @@ from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.language.answer import Answer, MapReading, Part
 from anomalygpt_edge.runtime.language.gguf_header import read_header
 from anomalygpt_edge.runtime.language.model import LanguageModel
+from anomalygpt_edge.runtime.station.run import enroll_demo_products
 
 ANSWER_TOKENS = 64
 

@@ -10,10 +10,10 @@ from numpy.random import default_rng
 
 from ..kernels import preprocess
 from ..runtime.bundles.bundle import Preprocess
-from ..runtime.cameras.folder import is_image
 from ..runtime.common.errors import ConfigError
 from ..runtime.synthetic.data import SIZE, draw
 from ..runtime.synthetic.products import TRAINED_KINDS, Family
+from ..runtime.vision.image_files import find_images
 from ..runtime.vision.images import read_image
 from .samples import draw_poster, draw_texture
 
@@ -31,7 +31,7 @@ def calibration_images(folder: Path | None) -> list[Path]:
     """
     if folder is None:
         return []
-    images = sorted(filter(is_image, folder.rglob("*"))) if folder.is_dir() else []
+    images = find_images(folder).paths if folder.is_dir() else ()
     if not images:
         raise ConfigError(f"--calibration {folder} holds no image: give a folder of normal images")
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_IMAGES)).round().astype(int)

@@ -20,6 +20,7 @@ from ..runtime.bundles.bundle import (
     Vision,
 )
 from ..runtime.common.errors import ConfigError
+from ..runtime.common.schema_errors import describe_error
 from .checkpoints import Checkpoints
 from .options import ExportOptions
 from .staging import tool_versions
@@ -43,6 +44,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region_level: RegionLevel = RegionLevel()
     augmentation: Augmentation = "none"
     classes: list[str] = []
+    questions: list[str] = []
 
 
 def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
@@ -54,7 +56,7 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
         return msgspec.convert(read_json(path), About)
     except msgspec.ValidationError as error:
         raise CheckpointError(
-            f"{path} does not describe a model ({error}): fix or leave out --about"
+            f"{path} does not describe a model ({describe_error(error)}): fix or leave out --about"
         ) from error
 
 
@@ -93,6 +95,7 @@ def describe(
         region_level=about.region_level,
         augmentation=about.augmentation,
         prompt=prompt_layout(),
+        questions=about.questions,
         components={**components, "language_model": Component(GGUF_FILE, options.llm_quant)},
         tools=tool_versions(),
     )

@@ -20,8 +20,7 @@ from ..models.imagebind import VisionEncoder
 from ..models.llama import DecoderLayer, Llama, LlamaConfig
 from ..models.original_names import LORA_KEY
 from ..models.prompt_learner import PromptLearner
-from ..runtime.cli.doctor import Finding
-from ..runtime.common.machine import memory_gib
+from ..runtime.common.machine import Finding, memory_gib
 from .checkpoints import check_role, open_networks, read_learner_config
 from .gguf_llm import open_tokenizer
 from .imagebind import has_text_tower, read_text_config, read_vision_config

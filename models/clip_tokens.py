@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.common.errors import ConfigError
+from ..runtime.common.install import how_to_install
 
 PACKAGE, FILE = "open_clip", "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "67603cfda2e032ad77b5f8808af37789d590db664b26df8705d2bf8b3c553fc8"  # of the text within
@@ -141,4 +142,4 @@ def _vocabulary_file() -> Path:
 
 
 def _missing(package: str) -> str:
-    return f"computing text features needs {package}: pip install 'anomalygpt-edge[export]', or give --text-features"
+    return f"computing text features needs {package}: {how_to_install('export')}, or give --text-features"

@@ -34,6 +34,7 @@ def save_checkpoint(
     name: str = "nano",
     notices: Iterable[str] = NOTICES,
     augmentation: str = "none",
+    questions: Iterable[str] = (),
 ) -> None:
     """Write the four checkpoints, the text features and ``model.json`` into ``folder``.
 
@@ -43,6 +44,7 @@ def save_checkpoint(
         text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
         region_level: ``{"few_shot": …, "zero_shot": …}``, the map level that makes a region, or None.
         augmentation: of normal samples that memory banks hold too ("none", "moved", "turned", "both").
+        questions: one of each kind that the model was trained to answer.
         folder: made if missing; files of an earlier checkpoint are overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ def save_checkpoint(
         "region_level": dict(region_level),
         "augmentation": augmentation,
         "classes": list(text_features),
+        "questions": list(questions),
     }
     write_json(folder / "model.json", about)
 

@@ -22,6 +22,7 @@ from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Maps, Vocabulary, train_language
 from .train_look import look_at, train_look
 from .train_vision import CLASSES, train_vision
+from .words import KNOWN_QUESTIONS
 
 LOOK_LOUDNESS = 0.35
 GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
@@ -92,6 +93,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         {"few_shot": region_level(gallery), "zero_shot": 0.5},
         checkpoint,
         augmentation=recipe.augmentation,
+        questions=KNOWN_QUESTIONS,
     )
     print(f"checkpoint written to {checkpoint}", flush=True)
 

@@ -60,6 +60,16 @@ KIND_QUESTIONS = (
     "What product is this?",
     "Describe the image.",
 )
+KNOWN_QUESTIONS = (  # one of each kind, to show to who asks
+    DEFAULT_QUESTION,
+    PLACE_QUESTIONS[0],
+    COUNT_QUESTIONS[0],
+    SIZE_QUESTIONS[0],
+    LOOK_QUESTIONS[0],
+    SHADE_QUESTIONS[0],
+    SURE_QUESTIONS[0],
+    KIND_QUESTIONS[0],
+)
 
 NOUNS = {
     "weave": "woven fabric", "knit": "knitted fabric", "leather": "leather", "wood": "wood", "metal": "metal surface",

@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Meta
 
 from ..common.errors import BundleError, ConfigError
+from ..common.schema_errors import describe_error
 
 SCHEMA_VERSION = 3  # 3: "copies" is "augmentation"; 2: the decoder ends in logits, the runtime makes the map
 MANIFEST_FILE = "manifest.json"
@@ -183,6 +184,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     region_level: RegionLevel
     augmentation: Augmentation = "none"  # of the normal samples in a memory bank
     prompt: PromptLayout
+    questions: list[Name] = []  # of the kinds that the model was trained to answer, one of each
     components: dict[str, Component]
     plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine
     files: dict[str, FileRecord] = {}
@@ -319,6 +321,8 @@ def read_manifest(folder: Path) -> Manifest:
                 "re-run agpt export with this version"
             )
         return msgspec.json.decode(data, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path} is malformed ({describe_error(error)}): {FIX}") from error
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is malformed ({error}): {FIX}") from error
 

@@ -9,24 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..common.errors import CameraError
-from ..vision.images import read_image
+from ..vision.images import is_image, read_image
 from .base import Camera, Frame
 
 __all__ = ["Camera", "Frame", "open_camera"]
 
+SOURCES = "demo, a folder of images, an image, a video file or a camera's number"
 
-def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> Camera:
+
+def open_camera(
+    source: str, *, num_parts: int | None = None, seed: int = 0, out: Path | None = None
+) -> Camera:
     """Open the source a command line names.
 
     Args:
         source: "demo", a camera's index ("0"), a folder, an image or a video file.
         num_parts: how many parts the demo line carries; the other sources end by themselves.
         seed: what passes on the demo line.
+        out: the run's own output folder; what a source folder holds of it is not inspected.
 
     Raises:
         CameraError: no such source, or it cannot be opened.
         ImageError: the source is one image, and it does not decode.
     """
+    if not source.strip():
+        raise CameraError(f"the source is empty: give {SOURCES}")
     path = Path(source)
     if source == "demo":
         from .demo import DemoLine
@@ -37,13 +44,11 @@ def open_camera(source: str, *, num_parts: int | None = None, seed: int = 0) -> 
 
         return DeviceCamera(int(source))
     if not path.exists():
-        raise CameraError(
-            f"there is no source {source!r}: give demo, a folder of images, a video file or a camera's number"
-        )
-    from .folder import FolderCamera, is_image
+        raise CameraError(f"there is no source {source!r}: give {SOURCES}")
+    from .folder import FolderCamera
 
     if path.is_dir():
-        return FolderCamera(path)
+        return FolderCamera(path, out)
     if is_image(path):
         read_image(path)  # a single image that does not decode is a mistake, not a part without result
         return FolderCamera(path)

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..synthetic import line
-from .base import Frame
+from .base import Camera, Frame
 
 NUM_PARTS = 60
 PRODUCTS: tuple[str, ...] = tuple(line.PRODUCTS)
 
 
-class DemoLine:
+class DemoLine(Camera):
     """Drawn parts, the same for the same seed."""
 
     def __init__(self, num_parts: int | None = None, seed: int = 0) -> None:
         self.name = "demo"
         self._num_parts = NUM_PARTS if num_parts is None else num_parts
+        self.num_frames = self._num_parts
         self._seed = seed
 
     def frames(self) -> Iterator[Frame]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..common.errors import CameraError
-from .base import Frame
+from .base import Camera, Frame, moment
 from .capture import open_capture
 
 
@@ -17,7 +17,7 @@ def present_cameras() -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-class DeviceCamera:
+class DeviceCamera(Camera):
     """Frames of a live camera, until it is lost."""
 
     def __init__(self, index: int) -> None:
@@ -39,12 +39,15 @@ class DeviceCamera:
     def frames(self) -> Iterator[Frame]:
         position = 0
         while True:
-            delivered, pixels = self._capture.read()
+            delivered = self._capture.grab()
+            grabbed = moment()
+            if delivered:
+                delivered, pixels = self._capture.retrieve()
             if not delivered:
                 raise CameraError(
                     f"{self.name} stopped after {position} frames: check its cable and its power"
                 )
-            yield Frame(f"{position:06d}", f"{self.name}#{position}", pixels)
+            yield Frame(f"{position:06d}", f"{self.name}#{position}", pixels, **grabbed)
             position += 1
 
     def close(self) -> None:

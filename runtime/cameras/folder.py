@@ -1,39 +1,60 @@
-"""A folder of images, or one image, replayed in the order of their names."""
+"""A folder of images, or one image, replayed in natural order of their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..common.errors import CameraError, ImageError
+from ..vision.image_files import find_images
 from ..vision.images import SUFFIXES, read_image
-from .base import Frame
+from .base import Camera, Frame, moment
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+class FolderCamera(Camera):
+    """Every image that ``find_images`` takes. One that does not decode becomes a frame without pixels, not a stop."""
 
+    def __init__(self, path: Path, out: Path | None = None) -> None:
+        """
+        Args:
+            path: the folder, or one image.
+            out: the run's own output folder, which is not looked into.
 
-class FolderCamera:
-    """Every image below a folder. One that does not decode becomes a frame without pixels, not a stop."""
-
-    def __init__(self, path: Path) -> None:
+        Raises:
+            CameraError: the folder holds no image.
+        """
         self.name = str(path)
-        self._root = path if path.is_dir() else path.parent
-        self._paths = sorted(filter(is_image, path.rglob("*"))) if path.is_dir() else [path]
-        if not self._paths:
-            raise CameraError(f"{path} holds no image ({', '.join(SUFFIXES)}): put some in")
+        root = path.parent
+        paths: tuple[Path, ...] = (path,)
+        if path.is_dir():
+            found = find_images(path, out)
+            root, paths, self.remark = path, found.paths, found.remark()
+            if not paths:
+                kinds = ", ".join(SUFFIXES)
+                remark = f" ({self.remark})" if self.remark else ""
+                raise CameraError(f"{path} holds no image{remark}: put some in ({kinds})")
+        self._parts = name_parts(paths, root)
+        self.num_frames = len(paths)
 
     def frames(self) -> Iterator[Frame]:
-        for path in self._paths:
-            yield self._read(path)
+        for part_id, path in self._parts.items():
+            yield self._read(part_id, path)
 
-    def _read(self, path: Path) -> Frame:
-        part_id = path.relative_to(self._root).with_suffix("").as_posix()
+    def _read(self, part_id: str, path: Path) -> Frame:
+        begun = moment()
         try:
-            return Frame(part_id, str(path), read_image(path))
+            return Frame(part_id, str(path), read_image(path), **begun)
         except (ImageError, OSError) as error:
-            return Frame(part_id, str(path), None, problem=str(error))
+            return Frame(part_id, str(path), None, problem=str(error), **begun)
 
     def close(self) -> None:
         pass
+
+
+def name_parts(paths: Iterable[Path], root: Path) -> dict[str, Path]:
+    """Part ids: the path below ``root`` without its suffix, and with it where two would be the same."""
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    stems = {name: Path(name).with_suffix("").as_posix() for name in names}
+    taken = Counter([*names, *stems.values()])
+    return {stems[name] if taken[stems[name]] == 1 else name: path for name, path in names.items()}

@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 
 from ..common.errors import CameraError
-from .base import Frame
+from .base import Camera, Frame, moment
 from .capture import open_capture
 
 
-class VideoCamera:
+class VideoCamera(Camera):
     """Frames of a video file, as fast as they are asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -29,10 +29,13 @@ class VideoCamera:
     def frames(self) -> Iterator[Frame]:
         position = 0
         while True:
-            delivered, pixels = self._capture.read()
+            delivered = self._capture.grab()
+            grabbed = moment()
+            if delivered:
+                delivered, pixels = self._capture.retrieve()
             if not delivered:
                 break
-            yield Frame(f"{self._stem}-{position:06d}", f"{self.name}#{position}", pixels)
+            yield Frame(f"{self._stem}-{position:06d}", f"{self.name}#{position}", pixels, **grabbed)
             position += 1
         # Containers often count one frame that is not there.
         if position < self._num_promised - 1:

@@ -1,195 +1,67 @@
-"""``agpt run``: from options to a running line, and the summary at its end."""
+"""``agpt run``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from ..bundles.bundle import MANIFEST_FILE, Bundle, digest_file
-from ..cameras import Frame, open_camera
-from ..cameras.folder import is_image
-from ..common.errors import ConfigError, ImageError, UnjudgedError
-from ..outputs.display import open_display
-from ..outputs.overlay import OverlayFolder
-from ..outputs.records import Identity, RecordFile
-from ..station.line import Line
-from ..vision.engines import AUTO
-from ..vision.images import read_image
-
-if TYPE_CHECKING:
-    from ..inspection.inspector import Inspector, Product
-
-OVERLAY_CHOICES = ("all", "reject", "none")
-DEMO_SHOTS = 4  # good parts that each of the demo line's products is enrolled with
+from .options import (
+    BundleOption,
+    ClassOption,
+    EngineOption,
+    NormalOption,
+    RecipeOption,
+    ThreadsOption,
+    path,
+)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """The options of ``agpt run``; see its help."""
+def run(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="demo, a folder of images (with its subfolders), an image, a video file, or a camera's number."
+        ),
+    ] = "demo",
+    bundle: BundleOption = None,
+    recipe: RecipeOption = None,
+    normal: NormalOption = None,
+    class_name: ClassOption = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder for records.jsonl and overlays/.")
+    ] = None,
+    overlays: Annotated[str, typer.Option(help="Which parts get a picture: all, reject or none.")] = "all",
+    parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the parts that the demo line draws.")] = 0,
+    threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Milliseconds for each part. When they run out, stages are skipped: first the sentence, then the "
+            "verdict.",
+        ),
+    ] = None,
+) -> None:
+    """Inspect the frames of a source: a live table, records, overlays, and a summary."""
+    from ..station.run import RunOptions, run_line
 
-    source: str = "demo"
-    bundle: Path | None = None
-    recipe: Path | None = None
-    normals: tuple[Path, ...] = ()
-    class_name: str | None = None
-    out: Path | None = None
-    overlays: str = "all"
-    parts: int | None = None
-    seed: int = 0
-    threads: int | None = None
-    engine: str = AUTO
-    budget_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.overlays not in OVERLAY_CHOICES:
-            raise ConfigError(
-                f"--overlays {self.overlays!r} is not known: choose one of {', '.join(OVERLAY_CHOICES)}"
-            )
-        if self.recipe is not None and self.normals:
-            raise ConfigError("--recipe brings its own good parts: leave out --normal, or enroll again")
-
-
-def image_paths(paths: tuple[Path, ...] | list[Path]) -> list[Path]:
-    """Image files, folders among them replaced by the images they hold.
-
-    Raises:
-        ImageError: a path does not exist, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(filter(is_image, path.iterdir())) if path.is_dir() else [path]
-        if not inside:
-            raise ImageError(f"{path} holds no image: put pictures of good parts in")
-        found += inside
-    return found
-
-
-def open_inspector(
-    bundle: Path | None,
-    recipe: Path | None,
-    normals: tuple[Path, ...],
-    class_name: str | None,
-    threads: int | None,
-    engine: str = AUTO,
-) -> Inspector:
-    """An inspector from what a command line names."""
-    from ..inspection.inspector import Inspector
-
-    frames = [read_image(path) for path in image_paths(normals)]
-    return Inspector.open(
-        bundle, recipe, normals=frames or None, class_name=class_name, threads=threads, engine=engine
-    )
-
-
-def summary(line: Line, options: RunOptions) -> list[str]:
-    """What is said when the line has ended."""
-    tally = line.tally
-    written = (
-        f"records and overlays are in {options.out}" if options.out else "nothing was kept: give --out DIR"
-    )
-    failed = line.overlay_failures
-    return [
-        text
-        for text in (
-            tally.counts(),
-            tally.catches(),
-            f"latency {tally.latency()}; {tally.pace()}",
-            written,
-            f"{len(failed)} overlays are missing: {failed[0]}" if failed else "",
-        )
-        if text
-    ]
-
-
-def run_line(options: RunOptions) -> None:
-    """Inspect until the source ends, then print the summary.
-
-    Raises:
-        AgptError: an option is wrong, a file is bad, records cannot be written, the camera was lost, or not one
-            part got a verdict.
-    """
-    with ExitStack() as opened:
-        # What is quick to check comes first; the model takes seconds to load.
-        camera = opened.enter_context(
-            closing(open_camera(options.source, num_parts=options.parts, seed=options.seed))
-        )
-        records = opened.enter_context(closing(RecordFile(options.out))) if options.out else None
-        overlays = (
-            OverlayFolder(options.out / "overlays") if options.out and options.overlays != "none" else None
-        )
-        with Console(stderr=True).status("loading the model and the good parts"):  # shown on a terminal only
-            inspector = opened.enter_context(
-                open_inspector(
-                    options.bundle,
-                    options.recipe,
-                    options.normals,
-                    options.class_name,
-                    options.threads,
-                    options.engine,
-                )
-            )
-            choose_recipe = _recipe_chooser(inspector, options)
-        manifest = inspector.bundle.manifest
-        few_shot = inspector.product.bank is not None
-        line = Line(
-            camera,
-            inspector,
-            open_display(f"agpt run: {camera.name}, bundle {manifest.name}"),
-            identify(inspector.bundle),
-            choose_recipe=choose_recipe,
-            records=records,
+    run_line(
+        RunOptions(
+            source=source,
+            bundle=bundle,
+            recipe=recipe,
+            normals=tuple(normal or ()),
+            class_name=class_name,
+            out=out,
             overlays=overlays,
-            rejects_only=options.overlays == "reject",
-            level=manifest.region_level.few_shot if few_shot else manifest.region_level.zero_shot,
-            max_parts=options.parts,
-            budget_ms=options.budget_ms,
+            parts=parts,
+            seed=seed,
+            threads=threads,
+            engine=engine,
+            budget_ms=budget_ms,
         )
-        line.run()
-    print("\n".join(summary(line, options)))
-    if line.lost:
-        raise line.lost
-    if line.tally.unjudged:
-        raise UnjudgedError(
-            f"not one of {line.tally.num_parts} parts got a verdict: "
-            + (f"the reasons are in {options.out}" if options.out else "give --out DIR to keep the reasons")
-        )
-
-
-def identify(bundle: Bundle) -> Identity:
-    """The bundle's name and digest, for records."""
-    digest = digest_file(bundle.folder / MANIFEST_FILE).sha256
-    return Identity(bundle=bundle.manifest.name, bundle_sha256=digest)
-
-
-def _recipe_chooser(inspector: Inspector, options: RunOptions) -> Callable[[Frame], str]:
-    """What readies the inspector for a frame's product and returns its recipe's name.
-
-    One recipe serves the whole run, but on the demo line, where several products pass, each has its own bank.
-    """
-    if options.source != "demo" or options.recipe is not None or options.normals:
-        return lambda frame: inspector.product.name
-    products = enroll_demo_products(inspector)
-
-    def choose(frame: Frame) -> str:
-        inspector.use(products[frame.product])
-        return frame.product
-
-    return choose
-
-
-def enroll_demo_products(inspector: Inspector, shots: int = DEMO_SHOTS) -> dict[str, Product]:
-    """The demo line's products by name, each with a bank of a few good parts."""
-    from ..cameras.demo import PRODUCTS, normal_samples
-
-    plain = inspector.product
-    products = {}
-    for name in PRODUCTS:
-        bank = inspector.make_bank(normal_samples(name, shots))
-        products[name] = replace(plain, name=name, bank=bank)
-        inspector.use(products[name])
-    return products
+    )

@@ -1,8 +1,12 @@
 """Every error a user can cause. Each message is one sentence that names what is wrong and the fix."""
 
+import signal
+
 
 class AgptError(Exception):
-    """Base: the command line prints the message after ``agpt:`` and exits with status 2."""
+    """Base: the command line prints the message after ``agpt:`` and exits with ``status``."""
+
+    status = 2
 
 
 class BundleError(AgptError):
@@ -26,11 +30,24 @@ class ConfigError(AgptError):
 
 
 class Interrupted(AgptError):
-    """The user stopped the work; the command line exits with status 130, as for the signal."""
+    """A signal stopped the work; the exit status is the one that shells give for it."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+
+
+class NoReaderError(AgptError):
+    """The reader of standard output has gone; the exit status is the one that shells give for SIGPIPE."""
+
+    status = 128 + 13
+
+    def __init__(self) -> None:
+        super().__init__("the reader of the output has gone: what was not written is lost")
 
 
 class UnjudgedError(AgptError):
-    """Parts came and not one of them got a verdict."""
+    """A run ended and not one part got a verdict."""
 
 
 class ClosedError(AgptError):

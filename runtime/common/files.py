@@ -1,28 +1,51 @@
-"""Files that are whole or absent."""
+"""Files that other processes see whole or not at all, and files that one process has for itself."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 from .errors import AgptError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside ``path``, flush to the disk, rename.
+
+def lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed or the process ends; False when another has locked it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
+
+
+def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Write under a hidden name beside ``path``, then rename.
+
+    Args:
+        flush: write through to the disk, so that the file survives a power cut.
 
     Raises:
         AgptError: the folder or the disk does not take the file; an older file stays as it was.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(staging, "wb") as file:
+        with open(partial, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise AgptError(
-            f"cannot write {path} ({error.strerror}): choose a folder you can write to"
+            f"cannot write {path} ({error.strerror}): free some space, or choose a folder you can write to"
         ) from error

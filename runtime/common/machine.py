@@ -1,8 +1,9 @@
-"""This machine: processors and memory."""
+"""This machine: processors, memory, and the findings of a report about it."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 MAX_DEFAULT_THREADS = 8
 
@@ -11,6 +12,16 @@ def default_threads() -> int:
     """CPUs that this process may use, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MAX_DEFAULT_THREADS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report; ``fix`` says how to get what is missing, and "" that nothing is."""
+
+    name: str
+    found: str
+    fix: str = ""
+    needed: bool = True
 
 
 def memory_gib() -> float:

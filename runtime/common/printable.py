@@ -9,6 +9,11 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def is_text(text: str) -> bool:
+    """Whether a text is valid Unicode; see ``readable``."""
+    return readable(text) == text
+
+
 def printable(text: str) -> str:
     """One line without control characters: they could move the cursor or recolour the operator's screen."""
     return "".join(

@@ -1,7 +1,10 @@
 """Labelled image sets on disk: the MVTec-AD layout and the VisA layout (its split table ``1cls.csv``).
 
-MVTec-AD:  ROOT/<category>/train/good/*  test/<good or defect>/*  ground_truth/<defect>/<name>_mask.png
-VisA:      ROOT/split_csv/1cls.csv with the columns object,split,label,image,mask (paths relative to ROOT)
+MVTec-AD:  ROOT/<category>/train/good/*  test/<good or defect>/*  ground_truth/<defect>/<name>_mask.*
+VisA:      ROOT/split_csv/1cls.csv with the columns object,split,label,image,mask (paths relative to ROOT);
+           columns parted by commas or semicolons
+
+Hidden files and folders are passed over.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..cameras.folder import is_image
 from ..common.errors import ConfigError
+from ..vision.image_files import MASK_FOLDER
+from ..vision.images import is_image
 
 VISA_TABLE = Path("split_csv") / "1cls.csv"
 VISA_COLUMNS = {"object", "split", "label", "image", "mask"}
@@ -59,34 +63,30 @@ def find_categories(folder: Path) -> list[Category]:
 
 def list_images(folder: Path) -> tuple[Path, ...]:
     """The image files directly in a folder, by name; empty where there is no such folder."""
+    return tuple(filter(is_image, _visible(folder)))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds and is not hidden, by name; nothing where there is no such folder."""
     if not folder.is_dir():
-        return ()
-    return tuple(sorted(filter(is_image, folder.iterdir())))
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _mvtec(folder: Path) -> list[Category]:
-    roots = (
-        [folder] if (folder / "test").is_dir() else sorted(path for path in folder.iterdir() if path.is_dir())
-    )
+    roots = [folder] if (folder / "test").is_dir() else _visible(folder)
     found = [_mvtec_category(root) for root in roots if (root / "test").is_dir()]
     return [category for category in found if category.tests]
 
 
 def _mvtec_category(root: Path) -> Category:
     tests = [
-        Sample(image, kind.name, _mvtec_mask(root, kind.name, image.stem))
-        for kind in sorted((root / "test").iterdir())
+        Sample(image, kind.name, masks.get(f"{image.stem}_mask") or masks.get(image.stem))
+        for kind in _visible(root / "test")
+        for masks in ({path.stem: path for path in list_images(root / MASK_FOLDER / kind.name)},)
         for image in list_images(kind)
     ]
     return Category(root.resolve().name, list_images(root / "train" / "good"), tuple(tests))
-
-
-def _mvtec_mask(root: Path, kind: str, stem: str) -> Path | None:
-    for name in (f"{stem}_mask.png", f"{stem}.png"):
-        path = root / "ground_truth" / kind / name
-        if path.is_file():
-            return path
-    return None
 
 
 def _visa(folder: Path) -> list[Category]:
@@ -102,8 +102,10 @@ def _visa(folder: Path) -> list[Category]:
 
 def _visa_rows(table: Path) -> list[dict[str, str]]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            delimiter = ";" if ";" in file.readline() else ","
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter)
             rows = [{name: row[name] or "" for name in VISA_COLUMNS & row.keys()} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{table} is not a readable CSV table ({error}): copy it again") from error

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.run import image_paths
 from ..common.errors import ConfigError
+from ..common.terminal import tell
 from ..inspection.inspector import Inspector
 from ..vision.engines import AUTO
+from ..vision.image_files import image_paths
 from ..vision.images import read_image
 
 RESIZE_MODES = ("crop", "stretch")
@@ -46,7 +47,7 @@ def trace_image(options: TraceOptions, out: Path) -> None:
         OSError: ``out`` cannot be written.
     """
     frame = read_image(options.image)
-    normals = [read_image(path) for path in image_paths(options.normals)]
+    normals = [read_image(path) for path in image_paths(options.normals, tell)]
     with Inspector.open(
         options.bundle, class_name=options.class_name, threads=options.threads, engine=options.engine
     ) as inspector:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..cameras.base import Frame
 from ..common.printable import printable
+from ..common.terminal import tell
 from ..inspection.verdict import Status, Verdict
 from .overlay import said
 from .tally import Tally, outcome
@@ -33,13 +34,21 @@ OUTCOME_STYLES = {"caught": "green", "good": "dim", "missed": "bold red", "false
 class Display(Protocol):
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None: ...
 
+    def say(self, sentence: str) -> None:
+        """Show what the operator must know and no part's line tells."""
+        ...
+
     def close(self) -> None: ...
 
 
-def open_display(title: str, console: Console | None = None) -> Display:
-    """The live table when standard output is a terminal, else plain lines."""
+def open_display(title: str, console: Console | None = None, total: int | None = None) -> Display:
+    """The live table when standard output is a terminal, else plain lines.
+
+    Args:
+        total: how many parts will come, where that is known.
+    """
     console = console or Console()
-    return LiveTable(title, console) if console.is_terminal else PlainLines(title, console)
+    return LiveTable(title, console, total) if console.is_terminal else PlainLines(title, console, total)
 
 
 def probability(verdict: Verdict) -> str:
@@ -50,8 +59,9 @@ def probability(verdict: Verdict) -> str:
 class LiveTable:
     """The last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(self, title: str, console: Console, total: int | None = None) -> None:
         self._title = title
+        self._total = total
         self._console = console
         self._rows: deque[tuple[Frame, Verdict, float]] = deque(maxlen=MAX_ROWS)
         self._tally = Tally()
@@ -64,6 +74,9 @@ class LiveTable:
         self._tally = tally
         if time.monotonic() - self._drawn >= REFRESH_SECONDS:
             self._draw()
+
+    def say(self, sentence: str) -> None:
+        self._live.console.print(Text(f"agpt: {printable(sentence)}", "bold yellow"))
 
     def close(self) -> None:
         if self._rows:
@@ -109,19 +122,21 @@ class LiveTable:
         return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
     def _caption(self) -> str:
-        return " · ".join(filter(None, (self._tally.counts(), self._tally.catches(), self._tally.latency())))
+        counts = self._tally.counts(self._total)
+        return " · ".join(filter(None, (counts, self._tally.catches(), self._tally.latency())))
 
 
 class PlainLines:
     """One line a part, for pipes and logs; nothing is cut."""
 
-    def __init__(self, title: str, console: Console) -> None:
+    def __init__(self, title: str, console: Console, total: int | None = None) -> None:
         self._console = console
+        self._total = total
         self._print(title)
 
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
         fields = [
-            f"{tally.num_parts:>5}",
+            f"{tally.num_parts:>5}" + (f" of {self._total}" if self._total else ""),
             f"{printable(frame.part_id):<12}",
             f"{frame.product:<12}" if frame.product else "",
             f"{verdict.status.value:<9}",
@@ -132,6 +147,9 @@ class PlainLines:
             f"[{truth}]" if (truth := outcome(frame, verdict.status)) else "",
         ]
         self._print("  ".join(filter(None, fields)))
+
+    def say(self, sentence: str) -> None:
+        tell(sentence)
 
     def close(self) -> None:
         pass

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...kernels import summarise
 from ..common.errors import AgptError
+from ..common.files import write_whole
 from ..common.printable import printable
 from ..inspection.verdict import Region, Status, Verdict
 from ..vision.regions import half_way_level
@@ -219,24 +220,26 @@ def overlay_name(sequence: int, part_id: str) -> str:
 
 
 class OverlayFolder:
-    """Writes overlays as PNG files."""
+    """Writes overlays as PNG files, each whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            AgptError: the folder cannot be made.
+        """
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for partial in folder.glob(".*.png.partial"):  # of a run that was killed
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise AgptError(
                 f"cannot make {folder} ({error.strerror}): choose another --out folder"
             ) from error
 
     def put(self, name: str, image: np.ndarray) -> None:
+        """Raises AgptError when the image cannot be encoded or written."""
         encoded, data = cv2.imencode(".png", image, PNG_OPTIONS)
         if not encoded:
             raise AgptError(f"cannot encode {name} as PNG: report the frame's size {image.shape}")
-        try:
-            (self.folder / name).write_bytes(data.tobytes())
-        except OSError as error:
-            raise AgptError(
-                f"cannot write {self.folder / name} ({error.strerror}): free some space"
-            ) from error
+        write_whole(self.folder / name, data.tobytes(), flush=False)

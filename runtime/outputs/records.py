@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -10,12 +12,15 @@ from msgspec import Meta
 
 from ..cameras.base import Frame, utc_now
 from ..common.errors import AgptError
+from ..common.files import lock
 from ..common.printable import readable
 from ..inspection.verdict import Result, Verdict
 
 SCHEMA_VERSION = 2  # 2: the fields of Result under new names, sizes as width and height
 RECORDS_FILE = "records.jsonl"
-TAIL_BYTES = 1 << 20  # far more than one record
+MAX_LINE_BYTES = 1 << 20  # far more than one record
+SEQUENCE = re.compile(rb'"sequence"\s*:\s*(\d{1,13})(?![\d.eE])')
+MAX_SEQUENCE = 10**12  # a thousand parts a second for thirty years
 UNKNOWN_PRODUCT = "unknown"
 
 
@@ -102,23 +107,41 @@ def record_schema() -> dict[str, Any]:
 
 
 class RecordFile:
-    """Appends to ``records.jsonl``: each record whole, and with the operating system before the next part."""
+    """Appends to ``records.jsonl``: each record whole, and with the operating system before the next part.
+
+    One process has the file at a time.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Continue the numbering of a file that is there.
 
         Raises:
-            AgptError: the folder or file cannot be written.
+            AgptError: the folder or file cannot be written, or another run writes it.
         """
         self.path = folder / RECORDS_FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
-            self.next_sequence = _repair_tail(self.path) + 1
+            try:
+                self._continue()
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as error:
             raise AgptError(
                 f"cannot write {self.path} ({error.strerror}): choose another --out folder"
             ) from error
+
+    def _continue(self) -> None:
+        """Lock the file and find where its numbering goes on."""
+        if not lock(self._file):
+            raise AgptError(
+                f"another run writes {self.path}: wait for it to end, or choose another --out folder"
+            )
+        self._end_last_line()
+        self.next_sequence = _last_sequence(self.path) + 1
+        if self.next_sequence > MAX_SEQUENCE:
+            raise AgptError(f"{self.path} has used up its sequence numbers: choose another --out folder")
 
     def put(self, record: Record) -> None:
         """Raises AgptError when the disk does not take the record."""
@@ -134,19 +157,23 @@ class RecordFile:
     def close(self) -> None:
         self._file.close()
 
+    def _end_last_line(self) -> None:
+        """End a torn last line where it broke off, so that the next record has a line of its own."""
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    self._file.write(b"\n")
 
-def _repair_tail(path: Path) -> int:
-    """Sequence of the last whole record, 0 without any; a torn last line is ended where it broke off."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - TAIL_BYTES))
-        tail = file.read()
-    if tail and not tail.endswith(b"\n"):
-        with open(path, "ab") as file:
-            file.write(b"\n")
-    for line in reversed(tail.splitlines()):
-        try:
-            return msgspec.json.decode(line, type=Record).sequence
-        except msgspec.MsgspecError:
-            continue
-    return 0
+
+def _last_sequence(path: Path) -> int:
+    """The highest number that a run may have given a record of the file; 0 without any.
+
+    Lines are searched, not parsed: those that are torn or of another schema version have used their numbers too. Of
+    more than 13 digits no run has given any, and none will.
+    """
+    last = 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            last = max(last, *map(int, SEQUENCE.findall(line)), 0)
+    return last

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..cameras.base import Frame
-from ..inspection.verdict import Status
+from ..inspection.verdict import Status, Verdict
 
 WINDOW = 10_000  # latencies kept for the percentiles: hours of a line, and a bounded memory
 
@@ -33,11 +33,12 @@ class Tally:
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     started: float = field(default_factory=time.monotonic)
 
-    def add(self, frame: Frame, status: Status, latency_ms: float) -> None:
-        self.statuses[status] += 1
-        self.outcomes[outcome(frame, status)] += 1
+    def add(self, frame: Frame, verdict: Verdict, latency_ms: float) -> None:
+        """Count a part. The latency of one that was not inspected says nothing and is left out."""
+        self.statuses[verdict.status] += 1
+        self.outcomes[outcome(frame, verdict.status)] += 1
         self.num_defective += bool(frame.defects)
-        if frame.pixels is not None:
+        if verdict.status != Status.NO_RESULT or verdict.anomaly_map is not None:
             self.latencies_ms.append(latency_ms)
 
     @property
@@ -55,7 +56,7 @@ class Tally:
 
     @property
     def inspections_per_second(self) -> float:
-        """What the inspector could take, were there always a frame waiting."""
+        """What the inspector could take, were there always a frame waiting; 0 before the first inspection."""
         return 1e3 * len(self.latencies_ms) / max(sum(self.latencies_ms), 1e-9)
 
     @property
@@ -63,19 +64,24 @@ class Tally:
         """Pace of the whole line: frames are waited for (or drawn, for the demo) and results written."""
         return self.num_parts / max(time.monotonic() - self.started, 1e-9)
 
-    def counts(self) -> str:
+    def counts(self, total: int | None = None) -> str:
+        """How many parts of each status; of how many, where ``total`` says it."""
+        of = f" of {total}" if total else ""
         return (
-            f"{self.num_parts} parts: {self.statuses[Status.PASS]} PASS, {self.statuses[Status.FAIL]} FAIL, "
+            f"{self.num_parts}{of} parts: {self.statuses[Status.PASS]} PASS, {self.statuses[Status.FAIL]} FAIL, "
             f"{self.statuses[Status.NO_RESULT]} NO_RESULT"
         )
 
     def latency(self) -> str:
+        """Percentiles of the inspected parts; empty before the first."""
+        if not self.latencies_ms:
+            return ""
         return f"p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms"
 
     def pace(self) -> str:
-        return (
-            f"{self.inspections_per_second:.1f} inspections/s, whole line {self.parts_per_second:.1f} parts/s"
-        )
+        """What the inspector takes and what the line took; the former only where a part was inspected."""
+        inspections = f"{self.inspections_per_second:.1f} inspections/s, " if self.latencies_ms else ""
+        return f"{inspections}whole line {self.parts_per_second:.1f} parts/s"
 
     def catches(self) -> str:
         """One line on the truth; empty where no frame knew it."""

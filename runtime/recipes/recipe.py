@@ -14,6 +14,7 @@ from msgspec import Meta
 from ..bundles.bundle import Name
 from ..common.errors import RecipeError
 from ..common.files import write_whole
+from ..common.schema_errors import describe_error
 from ..vision.memory_bank import MemoryBankRecord
 from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
 
@@ -89,13 +90,16 @@ def load_recipe(path: Path | str) -> Recipe:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path} is over {MAX_RECIPE_BYTES >> 20} MiB: it is not a recipe")
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Recipe)
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), Recipe)
     except OSError as error:
         raise RecipeError(f"no recipe at {path} ({error.strerror}): make one with agpt enroll") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML ({error}): correct it or run agpt enroll again") from error
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path} is not a recipe ({error}): correct it or run agpt enroll again") from error
+        problem = describe_error(error)
+        raise RecipeError(
+            f"{path} is not a recipe ({problem}): correct it or run agpt enroll again"
+        ) from error
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:

@@ -9,19 +9,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from ..cameras.base import Camera, Frame
-from ..common.errors import AgptError, CameraError
+from ..common.errors import CameraError, ImageError
 from ..inspection.verdict import Status, Verdict
 from ..outputs.display import Display
 from ..outputs.overlay import OverlayFolder, draw_overlay, overlay_name
 from ..outputs.records import Identity, RecordFile, make_record
 from ..outputs.tally import Tally
+from ..vision.images import check_frame
 
 
 class Inspects(Protocol):
@@ -36,7 +37,9 @@ class Line:
     Attributes:
         tally: running figures.
         lost: why the camera ended before its time; None when it did not.
-        overlay_failures: why overlays are missing, one sentence each.
+        stopped_by: the signal that ended the run before the source did; None when none did.
+        num_overlays_missing: overlays that could not be drawn or written.
+        overlay_failure: why the last of them is missing.
     """
 
     def __init__(
@@ -71,7 +74,10 @@ class Line:
         self._budget_ms = budget_ms
         self.tally = Tally()
         self.lost: CameraError | None = None
-        self.overlay_failures: list[str] = []
+        self.stopped_by: int | None = None
+        self.num_overlays_missing = 0
+        self.overlay_failure = ""
+        self._overlay_failed = False
 
     def run(self) -> Tally:
         """Inspect until the source ends, or SIGINT or SIGTERM arrives; a part begun is finished.
@@ -80,21 +86,20 @@ class Line:
             AgptError: a record cannot be kept. Going on would inspect parts that nobody hears of.
         """
         self.tally = Tally()
-        try:
+        with ExitStack() as ending:
+            for part in (self._records, self._camera, self._display):
+                if part:
+                    ending.callback(part.close)
             with stop_requests() as stopping:
                 for frame in self._frames(stopping):
                     self._handle(frame)
-        finally:
-            self._display.close()
-            self._camera.close()
-            if self._records:
-                self._records.close()
+            self.stopped_by = stopping.number
         return self.tally
 
-    def _frames(self, stopping: threading.Event) -> Iterator[Frame]:
+    def _frames(self, stopping: StopRequest) -> Iterator[Frame]:
         """The camera's frames. A lost camera gives one last frame without pixels: the part that was due."""
         frames = self._camera.frames()
-        while not stopping.is_set() and self.tally.num_parts != self._max_parts:
+        while stopping.number is None and self.tally.num_parts != self._max_parts:
             try:
                 frame = next(frames)
             except StopIteration:
@@ -112,7 +117,7 @@ class Line:
         sequence = self._records.next_sequence if self._records else self.tally.num_parts + 1
         if self._records:
             verdict = self._record(self._records, frame, verdict, latency_ms, recipe)
-        self.tally.add(frame, verdict.status, latency_ms)
+        self.tally.add(frame, verdict, latency_ms)
         if self._overlays and not (self._rejects_only and verdict.status == Status.PASS):
             self._draw(sequence, frame, verdict, latency_ms)
         self._display.put(frame, verdict, latency_ms, self.tally)
@@ -149,10 +154,26 @@ class Line:
         assert self._overlays is not None
         note = "  |  ".join(filter(None, (f"part {frame.part_id}", frame.product, f"{latency_ms:.0f} ms")))
         try:
-            image = draw_overlay(frame.pixels, verdict, note, self._level)
+            image = draw_overlay(_drawable(frame), verdict, note, self._level)
             self._overlays.put(overlay_name(sequence, frame.part_id), image)
-        except (AgptError, cv2.error, ValueError) as error:
-            self.overlay_failures.append(str(error))
+        except Exception as error:  # native code may raise anything
+            self.num_overlays_missing += 1
+            self.overlay_failure = str(error) or type(error).__name__
+            if not self._overlay_failed:  # of many that follow each other the first is said
+                self._display.say(f"part {frame.part_id} has no overlay: {self.overlay_failure}")
+            self._overlay_failed = True
+        else:
+            self._overlay_failed = False
+
+
+def _drawable(frame: Frame) -> np.ndarray | None:
+    """The frame's pixels, if they make a picture."""
+    if frame.pixels is None:
+        return None
+    try:
+        return check_frame(frame.pixels)
+    except ImageError:
+        return None
 
 
 def no_result(reason: str) -> Verdict:
@@ -164,17 +185,24 @@ def _failed(camera: Camera, error: Exception) -> CameraError:
     return CameraError(f"{camera.name} failed ({type(error).__name__}: {error}): check it and start again")
 
 
+@dataclass
+class StopRequest:
+    """The signal that asked to stop; None until one does."""
+
+    number: int | None = None
+
+
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set. The second one acts as it did before: a hung part can be left."""
-    stopping = threading.Event()
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGINT and SIGTERM become a request. The second one acts as it did before: a hung part can be left."""
+    stopping = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, _frame: object) -> None:
-        stopping.set()
+        stopping.number = number
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

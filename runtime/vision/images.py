@@ -16,6 +16,11 @@ MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 100_000_000  # 10,000 × 10,000: 300 MB decoded
 
 
+def is_image(path: Path) -> bool:
+    """Whether a path is a file with the suffix of a format that ``read_image`` takes."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
 def read_image(path: Path | str) -> np.ndarray:
     """Decode a PNG, JPEG, BMP, TIFF or WebP file: uint8 [H, W, 3], BGR.
 

@@ -14,6 +14,7 @@ from ...kernels.geometry import check_box
 from ...kernels.types import MAX_SIDE
 from ..bundles.bundle import Name, Schema
 from ..common.errors import ConfigError, ImageError
+from ..common.schema_errors import describe_error
 
 MAX_VIEWS = 256  # of a frame: each is a pass of the networks
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
@@ -159,7 +160,7 @@ def parse_tiles(text: str, overlap: float) -> Tiles:
         return msgspec.convert({**values, "overlap": overlap}, Tiles)
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"--tiles {text!r} --overlap {overlap} are not tiles ({error}): correct them"
+            f"--tiles {text!r} --overlap {overlap} are not tiles ({describe_error(error)}): correct them"
         ) from error
 
 
@@ -176,16 +177,18 @@ def parse_region(text: str) -> RegionOfInterest:
         ConfigError: anything else.
     """
     name, _, numbers = text.rpartition("=")
+    wanted = "NAME=x,y,width,height or NAME=x,y,width,height,angle"
     try:
         values = [float(number) for number in numbers.split(",")]
-        if len(values) not in (4, 5):
-            raise ValueError(f"{len(values)} numbers")
-        fields = dict(zip(("x", "y", "width", "height", "angle"), values, strict=False))
+    except ValueError as error:
+        raise ConfigError(f"--region {text!r} is not {wanted}: {numbers!r} are not numbers") from error
+    if len(values) not in (4, 5):
+        raise ConfigError(f"--region {text!r} is not {wanted}: it has {len(values)} numbers")
+    fields = dict(zip(("x", "y", "width", "height", "angle"), values, strict=False))
+    try:
         return msgspec.convert({"name": name.strip(), **fields}, RegionOfInterest)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise ConfigError(
-            f"--region {text!r} is not NAME=x,y,width,height or NAME=x,y,width,height,angle ({error})"
-        ) from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"--region {text!r} is not {wanted}: {describe_error(error)}") from error
 
 
 def make_layout(

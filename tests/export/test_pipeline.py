@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from anomalygpt_edge.export import __main__ as command
 from anomalygpt_edge.export import pipeline, staging
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.options import ExportOptions, parse_size
@@ -21,6 +20,7 @@ from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.samples import draw_part
 from anomalygpt_edge.export.tensor_files import CheckpointError
 from anomalygpt_edge.runtime.bundles.bundle import open_bundle
+from anomalygpt_edge.runtime.cli.main import app, main
 from anomalygpt_edge.runtime.common.errors import AgptError, ConfigError
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 
@@ -272,7 +272,7 @@ def arguments(small, out) -> list[str]:
 
 
 def test_command_exports_and_reports(small, tmp_path, exported_networks, capsys):
-    command.export_command(arguments(small, tmp_path / "bundle"))
+    app(args=["export", *arguments(small, tmp_path / "bundle")], standalone_mode=False)
     printed = capsys.readouterr().out
     assert "Parity with the checkpoints" in printed
     assert "answer_tokens f16" in printed
@@ -285,9 +285,9 @@ def test_command_exports_and_reports(small, tmp_path, exported_networks, capsys)
 def test_command_mistakes(small, tmp_path, monkeypatch, capsys):
     missing = replace(small, pandagpt=tmp_path / "none.pt")
     with pytest.raises(AgptError, match=r"none\.pt is not there"):
-        command.export_command(arguments(missing, tmp_path / "bundle"))
-    monkeypatch.setattr(sys, "argv", ["export", *arguments(missing, tmp_path / "bundle")])
+        app(args=["export", *arguments(missing, tmp_path / "bundle")], standalone_mode=False)
+    monkeypatch.setattr(sys, "argv", ["agpt", "export", *arguments(missing, tmp_path / "bundle")])
     with pytest.raises(SystemExit) as stopped:
-        command.main()
+        main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("agpt: ")

@@ -23,8 +23,8 @@ from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors
 from anomalygpt_edge.models.anomalygpt import AnomalyGPTConfig
 from anomalygpt_edge.models.llama import LlamaConfig
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
-from anomalygpt_edge.runtime.cli import doctor
 from anomalygpt_edge.runtime.cli import main as cli
+from anomalygpt_edge.runtime.common.machine import Finding
 
 LLAMA_13B = LlamaConfig(
     hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
@@ -43,7 +43,7 @@ def call(monkeypatch, capsys):
     return run
 
 
-def by_name(findings) -> dict[str, doctor.Finding]:
+def by_name(findings) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 

@@ -16,15 +16,15 @@ import numpy as np
 import onnx
 import pytest
 
-from anomalygpt_edge.export import __main__ as command
 from anomalygpt_edge.export import int8_graph, quantize, rounding, tensorrt_plan
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.options import ExportOptions
 from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.tensorrt_plan import PlanOptions, build, rebuild
 from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, open_bundle, read_manifest, seal
-from anomalygpt_edge.runtime.cli import doctor
+from anomalygpt_edge.runtime.cli.main import app
 from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.evaluation.verify import verify_bundle
 from anomalygpt_edge.runtime.vision.engines import Backend, Engine, onnxruntime
 from anomalygpt_edge.runtime.vision.engines.gpu import Gpu
 
@@ -101,7 +101,8 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     (tmp_path / "tokens").mkdir()
     groups = quantize.calibrate(tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens")
     found = {
-        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None) for group, tokens in groups
+        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None)
+        for group, tokens in groups
     }
     component = int8_graph.write(source, target, found, dict.fromkeys(found, passes))
     kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
@@ -112,7 +113,7 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
 
 @rtx
 def test_verify_looks_at_plans_without_a_gpu(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.verify_bundle(planned)
+    verify_bundle(planned)
     printed = capsys.readouterr().out
     assert printed.count("compute capability 8.9, TensorRT-RTX") == 3
     assert printed.count("whole; cannot run here: there is no NVIDIA GPU") == 3
@@ -128,7 +129,7 @@ def test_what_is_no_plan_is_found_without_a_gpu(planned: Path, tmp_path: Path) -
     with pytest.raises(
         BundleError, match=r"encoder.* is no plan of TensorRT-RTX: it was built for .* --resume"
     ):
-        doctor.verify_bundle(folder)
+        verify_bundle(folder)
 
 
 @rtx
@@ -140,7 +141,7 @@ def test_plans_of_another_graph_are_found(planned: Path, tmp_path: Path) -> None
     manifest = read_manifest(folder)
     seal(folder, msgspec.structs.replace(manifest, components={**manifest.components, "decoder": component}))
     with pytest.raises(BundleError, match=r"decoder.tensorrt-rtx.plan was built from another graph"):
-        doctor.verify_bundle(folder)
+        verify_bundle(folder)
 
 
 @rtx
@@ -160,7 +161,7 @@ def test_damaged_plans_are_refused_and_built_again(planned: Path, tmp_path: Path
         ):
             open_bundle(folder)
     rebuild(folder, [RTX], nothing)
-    doctor.verify_bundle(folder)
+    verify_bundle(folder)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle"]
 
 
@@ -189,7 +190,7 @@ def test_export_builds_plans_too(small, exported_networks, tmp_path: Path, capsy
     pairs = [word for role, path in zip(roles, small.paths, strict=True) for word in (f"--{role}", str(path))]
     out = tmp_path / "bundle"
     engines = ["--engine", "onnx,tensorrt-rtx", "--compute-capability", "12.0"]
-    command.export_command([*pairs, "--out", str(out), *engines])
+    app(args=["export", *pairs, "--out", str(out), *engines], standalone_mode=False)
     manifest = open_bundle(out).manifest
     assert [manifest.plans[name][0].compute_capabilities for name in NETWORKS] == [["12.0"]] * 3
     assert manifest.parity["engines"]["tensorrt-rtx"]["compared"] is False
@@ -210,7 +211,7 @@ def test_mistakes_are_one_sentence(bundle: Path, tmp_path: Path, monkeypatch: py
         (["--resume", "--engine", "tensorrt-rtx", "--version-compatible", str(bundle)], "serve tensorrt:"),
     ):
         with pytest.raises(ConfigError, match=words):
-            command.export_command(arguments)
+            app(args=["export", *arguments], standalone_mode=False)
     with pytest.raises(ConfigError, match="--max-batch 0"):
         PlanOptions("tensorrt", max_batch=0)
     monkeypatch.setitem(sys.modules, "tensorrt", None)

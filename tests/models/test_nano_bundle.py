@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
+from anomalygpt_edge.models.nano.words import KNOWN_QUESTIONS
 from anomalygpt_edge.runtime.bundles.bundle import default_bundle, open_bundle
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.synthetic.data import draw, held_out_families
@@ -56,6 +57,10 @@ def test_verdicts_on_products_never_seen(judged: dict[str, np.ndarray]) -> None:
 def test_verdicts_follow_the_prompt_embeddings(judged: dict[str, np.ndarray]) -> None:
     """With other parts' prompt embeddings, half of them of the other truth, the verdict is worth a coin."""
     assert 0.35 <= (judged["shuffled"] == judged["truth"]).mean() <= 0.65
+
+
+def test_the_bundle_lists_one_question_of_each_kind() -> None:
+    assert tuple(open_bundle().manifest.questions) == KNOWN_QUESTIONS
 
 
 def test_the_repository_carries_little() -> None:

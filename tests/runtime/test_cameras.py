@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.cameras import open_camera
+from anomalygpt_edge.runtime.cameras import device, folder, open_camera
 from anomalygpt_edge.runtime.cameras.demo import PRODUCTS, normal_samples
+from anomalygpt_edge.runtime.cameras.device import DeviceCamera
+from anomalygpt_edge.runtime.cameras.video import VideoCamera
 from anomalygpt_edge.runtime.common.errors import CameraError
 
 
@@ -126,3 +129,44 @@ def test_the_good_parts_to_enroll_are_not_on_the_line():
     sample, other = normal_samples(PRODUCTS[0], 2)
     assert not np.array_equal(sample, other)
     assert sample.dtype == np.uint8
+
+
+def test_a_frames_time_is_before_it_is_read(tmp_path, monkeypatch):
+    """A slow disk or decoder must not make a part look younger than it is."""
+    cv2.imwrite(str(tmp_path / "a.png"), picture(0))
+    read_at = []
+
+    def slowly(path):
+        time.sleep(0.02)
+        read_at.append(time.monotonic_ns())
+        return picture(0)
+
+    monkeypatch.setattr(folder, "read_image", slowly)
+    (frame,) = open_camera(str(tmp_path)).frames()
+    assert frame.captured_ns <= read_at[0] - 20_000_000
+
+
+@pytest.mark.parametrize("kind", [VideoCamera, DeviceCamera])
+def test_a_captured_frames_time_is_between_grabbing_and_decoding(tmp_path, monkeypatch, kind):
+    class Capture:
+        def __init__(self):
+            self.times, self.num_left = [], 1
+
+        def get(self, _property):
+            return 1
+
+        def grab(self):
+            self.times.append(time.monotonic_ns())
+            self.num_left -= 1
+            return self.num_left >= 0
+
+        def retrieve(self):
+            self.times.append(time.monotonic_ns())
+            return True, picture(0)
+
+    capture = Capture()
+    monkeypatch.setattr(sys.modules[kind.__module__], "open_capture", lambda source: capture)
+    monkeypatch.setattr(device, "present_cameras", lambda: [3])
+    camera = kind(3 if kind is DeviceCamera else tmp_path / "x.avi")
+    frame = next(iter(camera.frames()))
+    assert capture.times[0] <= frame.captured_ns <= capture.times[1]

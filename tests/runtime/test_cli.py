@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from anomalygpt_edge.export.options import ENGINES, LLM_PRECISIONS, PRECISIONS, RESIZE_MODES
+from anomalygpt_edge.runtime.cameras import Camera
 from anomalygpt_edge.runtime.cli import main as cli
 
 IN_BATCH = "import sys; from anomalygpt_edge.runtime.cli.main import main; main()"
@@ -88,7 +91,21 @@ def test_mistakes_on_the_command_line(call):
     for arguments, said in [
         (["nonsense"], "No such command"),
         (["run", "--nonsense"], "No such option"),
-        (["ask"], "Missing argument"),
+        (["ask"], "needs an image"),
+        (["ask", "a.png", "is", "it", "broken?"], "put the question in quotes"),
+        (["run", "parts/"], "did you mean --source parts/?"),
+        (["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "b"], "did you mean --normal b?"),
+        (["verify", "a", "b"], "agpt verify --help"),
+        (["trace"], "Missing argument"),
+        (
+            ["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "--without-verdict", "pass"],
+            "--without-verdict must be no_result or map, not 'pass'",
+        ),
+        (["run", "--source", ""], "the source is empty"),
+        (["run", "--normal", ""], "path on the command line is empty"),
+        (["verify", ""], "path on the command line is empty"),
+        (["ask", "a.png", "\udcff?"], "is not UTF-8 text"),
+        (["enroll", "--name", "\udcff", "--out", "r.toml", "--normal", "a"], "is not UTF-8 text"),
         (["run", "--threads", "0"], "threads"),
         (["run", "--overlays", "some"], "all, reject, none"),
         (["eval", "b", "f", "--shots", "x"], "--shots"),
@@ -170,7 +187,7 @@ def test_a_run_without_one_verdict_fails(call, tiny_bundle, parts, tmp_path):
     status, printed, complaint = call("run", "--source", parts, "--bundle", tiny_bundle, "--out", out)
     assert status == 2
     assert "3 parts: 0 PASS, 0 FAIL, 3 NO_RESULT" in printed
-    assert complaint == f"agpt: not one of 3 parts got a verdict: the reasons are in {out}\n"
+    assert complaint == f"agpt: all 3 parts are NO_RESULT: the reasons are in {out}\n"
     assert len((out / "records.jsonl").read_text().splitlines()) == 3
 
 
@@ -277,16 +294,74 @@ def test_eval_prints_a_table_and_writes_json(call, tiny_bundle, tmp_path):
     assert 0 <= figures["mean"]["1"]["pixel_auroc"] <= 1
 
 
-def test_output_into_a_closed_pipe_is_no_crash(tiny_bundle, parts):
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_output_into_a_closed_pipe_is_no_success(tiny_bundle, parts, tmp_path, command):
+    run = ["--source", str(parts), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-c", IN_BATCH, "run", "--source", str(parts), "--bundle", str(tiny_bundle)],
+        [sys.executable, "-c", IN_BATCH, command, *(run if command == "run" else [str(tiny_bundle)])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     process.stdout.close()
-    assert "Traceback" not in process.stderr.read()
-    process.wait(60)
+    complaint = process.stderr.read()
+    assert complaint == "agpt: the reader of the output has gone: what was not written is lost\n"
+    assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_into_a_full_disk_is_said(tiny_bundle):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", IN_BATCH, "verify", str(tiny_bundle)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith("agpt: the system refused to read or write (No space left on device)")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_prints_its_summary_and_is_no_success(tiny_bundle, tmp_path, number):
+    out = tmp_path / "out"
+    arguments = ["run", "--parts", "100000", "--bundle", tiny_bundle, "--out", out, "--overlays", "none"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_BATCH, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    title = process.stdout.readline()
+    first = process.stdout.readline()
+    process.send_signal(number)
+    printed, complaint = process.communicate(timeout=60)
+    assert "agpt run" in title
+    assert "    1 of 100000  " in first
+    num_parts = len((out / "records.jsonl").read_text().splitlines())
+    assert f"{num_parts} parts: " in printed
+    assert complaint == f"agpt: stopped by {number.name} after {num_parts} parts\n"
+    assert process.returncode == 128 + number
+
+
+def test_help_cuts_nothing_and_has_a_short_option(call):
+    for arguments in (["-h"], ["--help"], []):
+        status, said, _ = call(*arguments)
+        assert status == 0
+        assert "..." not in said.replace("[ARGS]...", "")
+        assert "or what a set of checkpoints is." in " ".join(said.split())
+        assert "130 after Ctrl-C" in " ".join(said.split())
+    for command in ("run", "enroll", "ask", "trace", "eval", "export", "verify", "doctor"):
+        status, said, _ = call(command, "-h")
+        assert status == 0
+        assert "-h, --help" in said
+
+
+def test_the_export_commands_help_names_every_choice(call):
+    said = " ".join(call("export", "--help")[1].split())
+    for choices in (ENGINES, PRECISIONS, LLM_PRECISIONS, RESIZE_MODES):
+        assert all(choice in said for choice in choices)
 
 
 def test_a_fault_of_the_program_is_not_disguised(monkeypatch, capsys):
@@ -309,12 +384,12 @@ def test_a_terminal_of_few_letters_is_no_crash(parts):
 
 
 def test_doctor_names_what_is_there_and_how_to_get_the_rest(call, monkeypatch, tiny_bundle, tmp_path):
-    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tiny_bundle)
+    monkeypatch.setattr("anomalygpt_edge.runtime.station.doctor.default_bundle", lambda: tiny_bundle)
     status, said, _ = call("doctor")
     assert status == 0
     assert "onnxruntime" in said
     assert "shipped bundle" in said
-    monkeypatch.setattr("anomalygpt_edge.runtime.cli.doctor.default_bundle", lambda: tmp_path / "absent")
+    monkeypatch.setattr("anomalygpt_edge.runtime.station.doctor.default_bundle", lambda: tmp_path / "absent")
     status, said, _ = call("doctor")
     assert status == 1
     assert "MISS" in said
@@ -331,3 +406,90 @@ def test_a_dialogue_reads_a_question_a_line(call, tiny_bundle, parts, monkeypatc
     assert "ask a shorter question" in complaint
     assert len([line for line in answers if not line.startswith("(the context is full")]) == 31
     assert any("questions are forgotten" in line for line in answers)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("farewell", ["quit", " EXIT "])
+def test_a_dialogue_at_a_terminal_lists_questions_and_can_be_left(
+    call, tiny_bundle, parts, monkeypatch, farewell
+):
+    monkeypatch.setattr(sys, "stdin", Terminal(f"And now?\n{farewell}\nAnd then?\n"))
+    status, said, _ = call("ask", parts / "a.png", "--bundle", tiny_bundle)
+    assert status == 0
+    assert said.count("> ") == 2, "nothing is read after the farewell"
+    assert "  Is there any anomaly in the image?\n" in said
+
+
+def test_questions_that_are_no_text_are_refused_and_the_dialogue_goes_on(tiny_bundle, parts):
+    result = subprocess.run(
+        [sys.executable, "-c", IN_BATCH, "ask", str(parts / "a.png"), "--bundle", str(tiny_bundle)],
+        input=b"\xef\xbb\xbfIs it broken?\n\xff\xfe?\nIs there any anomaly in the image?\n",
+        capture_output=True,
+    )
+    assert result.returncode == 0
+    assert result.stdout.count(b"Yes, at the top left.") == 2
+    assert result.stderr == b"agpt: the question is not UTF-8 text: set the terminal or the file to UTF-8\n"
+
+
+def test_a_dialogue_without_an_input_is_an_error(call, parts, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    result = call("ask", parts / "a.png")
+    assert is_one_sentence(*result)
+    assert "no input to read questions from" in result[2]
+
+
+def test_the_questions_of_a_bundle_are_listed(call, tiny_bundle, tmp_path):
+    assert (
+        call("ask", "--list-questions", "--bundle", tiny_bundle)[1] == "Is there any anomaly in the image?\n"
+    )
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["questions"] = ["Where is it?", "Is there any anomaly in the image?"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = call("ask", "--list-questions", "--bundle", folder)[1]
+    assert said.splitlines() == ["Is there any anomaly in the image?", "Where is it?"]
+
+
+def test_a_system_error_without_a_file_is_one_sentence(call, monkeypatch):
+    def fail(**_: object) -> None:
+        raise OSError("the bus is gone")
+
+    monkeypatch.setattr(cli, "app", fail)
+    status, out, err = call("doctor")
+    assert is_one_sentence(status, out, err)
+    assert "None" not in err
+    assert "the bus is gone" in err
+
+
+def test_a_source_that_ends_before_its_first_part_is_an_error(call, tiny_bundle, monkeypatch, tmp_path):
+    class Empty(Camera):
+        name = "empty"
+
+        def frames(self):
+            return iter(())
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("anomalygpt_edge.runtime.station.run.open_camera", lambda *_, **__: Empty())
+    status, _, err = call("run", "--source", "x", "--bundle", tiny_bundle)
+    assert status == 2
+    assert err == "agpt: nothing was inspected: x gave no frame; check it\n"
+
+
+def test_a_run_says_what_it_leaves_out_and_how_far_it_is(call, tiny_bundle, parts, tmp_path):
+    (parts / "._a.png").write_bytes(b"")
+    (parts / "x.gif").write_bytes(b"")
+    out = parts / "out"
+    for left_out in (
+        "2 files left out: 1 GIF, 1 hidden",
+        "6 files left out: 4 written by a run, 1 GIF, 1 hidden",
+    ):
+        status, said, err = call("run", "--source", parts, "--bundle", tiny_bundle, "--out", out)
+        assert status == 0
+        assert "    3 of 3  " in said
+        assert err == f"agpt: {parts}: {left_out}\n"

@@ -94,3 +94,37 @@ def test_what_is_no_dataset_is_said(tmp_path):
     (tmp_path / "split_csv" / "1cls.csv").write_text("object,image\na,b\n")
     with pytest.raises(ConfigError, match="label, mask, split"):
         find_categories(tmp_path)
+
+
+def test_masks_of_any_format_and_no_hidden_files(tmp_path):
+    category = make_mvtec(tmp_path, "bottle")
+    (category / "ground_truth" / "crack" / "000_mask.png").rename(
+        category / "ground_truth" / "crack" / "000_mask.PNG"
+    )
+    put(category / "ground_truth" / "crack" / "001_mask.bmp", 255)
+    put(category / "ground_truth" / "crack" / "._001_mask.png")
+    put(category / "test" / ".ipynb_checkpoints" / "000.png")
+    put(category / "test" / "crack" / "._000.png")
+    put(category / "train" / "good" / "._000.png")
+    (found,) = find_categories(tmp_path)
+    assert len(found.normals) == 2
+    masks = [sample.mask.name for sample in found.tests if sample.mask]
+    assert masks == ["000_mask.PNG", "001_mask.bmp"]
+    assert {sample.kind for sample in found.tests} == {"good", "crack"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_visa_tables_as_spreadsheets_save_them(tmp_path, delimiter, end, mark):
+    rows = [
+        "object,split,label,image,mask",
+        "pcb1,test,anomaly,pcb1/0.JPG,pcb1/0.png",
+        "pcb1,train,normal,pcb1/1.JPG,",
+    ]
+    (tmp_path / "split_csv").mkdir()
+    text = mark + "".join(row.replace(",", delimiter) + end for row in rows)
+    (tmp_path / "split_csv" / "1cls.csv").write_bytes(text.encode())
+    (found,) = find_categories(tmp_path)
+    assert (found.name, len(found.normals), len(found.tests)) == ("pcb1", 1, 1)
+    assert found.tests[0].mask == tmp_path / "pcb1/0.png"

@@ -23,7 +23,7 @@ def show(console: Console, num_parts: int = 3) -> str:
             f"part-{index}", "test", np.zeros((2, 2, 3), np.uint8), product="gear", defects=("hole",)
         )
         verdict = Verdict(status=Status.FAIL, reason="answered Yes", p_anomaly=0.987, sentence=SENTENCE)
-        tally.add(frame, verdict.status, 10.0 + index)
+        tally.add(frame, verdict, 10.0 + index)
         display.put(frame, verdict, 10.0 + index, tally)
     display.close()
     return console.file.getvalue()
@@ -55,12 +55,28 @@ def test_a_pipe_gets_one_whole_line_a_part():
     assert "[caught]" in lines[0]
 
 
+def test_the_operator_sees_how_far_it_is_and_what_went_wrong(capsys):
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=150, height=30)
+        display = open_display("agpt run: test", console, total=82)
+        verdict = Verdict(Status.PASS, "answered No", (2, 2), "crop", p_anomaly=0.1, sentence="No.")
+        frame, tally = Frame("a", "test", np.zeros((2, 2, 3), np.uint8)), Tally()
+        for _ in range(54):
+            tally.add(frame, verdict, 10.0)
+        display.put(frame, verdict, 10.0, tally)
+        display.say("part [a] has no overlay: disk full")
+        display.close()
+        shown = console.file.getvalue()
+        assert "54 of 82" in shown
+        assert "part [a] has no overlay: disk full" in (shown if terminal else capsys.readouterr().err)
+
+
 def test_markup_in_an_id_is_only_text():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     display = open_display("title", console)
     verdict = Verdict(status=Status.NO_RESULT, reason="[/red] broken [bold]")
     tally = Tally()
-    tally.add(Frame("[red]x", "test", None), verdict.status, 1.0)
+    tally.add(Frame("[red]x", "test", None), verdict, 1.0)
     display.put(Frame("[red]x", "test", None), verdict, 1.0, tally)
     display.close()
     assert "[red]x" in console.file.getvalue()

@@ -16,6 +16,7 @@ import pytest
 
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import AgptError, CameraError
+from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.outputs.overlay import OverlayFolder
 from anomalygpt_edge.runtime.outputs.records import Identity, RecordFile
@@ -61,10 +62,13 @@ class FakeCamera:
 
 class Silent:
     def __init__(self):
-        self.seen, self.closed = [], False
+        self.seen, self.said, self.closed = [], [], False
 
     def put(self, frame, verdict, latency_ms, tally):
         self.seen.append(frame.part_id)
+
+    def say(self, sentence):
+        self.said.append(sentence)
 
     def close(self):
         self.closed = True
@@ -80,8 +84,16 @@ def make_line(tmp_path, camera, inspector=None, **options) -> Line:
         inspector or FakeInspector(),
         Silent(),
         IDENTITY,
-        **{"choose_recipe": lambda frame: "recipe", "records": RecordFile(tmp_path), **options},
+        choose_recipe=options.pop("choose_recipe", lambda frame: "recipe"),
+        records=options.pop("records", None) or RecordFile(tmp_path),
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def tiny_inspector(tiny_bundle):
+    with Inspector.open(tiny_bundle, threads=1) as inspector:
+        yield inspector
 
 
 def records(tmp_path) -> list[dict]:
@@ -168,7 +180,34 @@ def test_an_overlay_that_cannot_be_written_does_not_stop_the_line(tmp_path):
     line = make_line(tmp_path, FakeCamera([frame("a"), frame("b")]), overlays=overlays)
     line.run()
     assert len(records(tmp_path)) == 2
-    assert len(line.overlay_failures) == 2
+    assert line.num_overlays_missing == 2
+    assert "cannot write" in line.overlay_failure
+    assert len(line._display.said) == 1, "the operator hears of the first at once, not of each"
+    assert "part a has no overlay" in line._display.said[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 5, 3), (4, 4), (4, 4, 4), (2, 2, 0)])
+def test_a_frame_that_is_none_costs_its_verdict_only(tmp_path, tiny_inspector, shape):
+    odd = Frame("odd", "fake", np.zeros(shape, np.uint8))
+    parts = [frame("a"), odd, frame("b")]
+    line = make_line(
+        tmp_path, FakeCamera(parts), tiny_inspector, overlays=OverlayFolder(tmp_path / "overlays")
+    )
+    line.run()
+    stored = records(tmp_path)
+    assert [record["status"] == "NO_RESULT" for record in stored] == [False, True, False]
+    assert "the frame" in stored[1]["reason"]
+    assert len(list((tmp_path / "overlays").iterdir())) == 3
+    assert line.num_overlays_missing == 0
+
+
+def test_parts_that_were_not_inspected_do_not_make_the_line_look_fast(tmp_path):
+    parts = [Frame(str(index), "fake", None, problem="lost") for index in range(50)]
+    nothing = make_line(tmp_path / "a", FakeCamera([*parts, frame("c", 13)])).run()
+    assert nothing.latency() == ""
+    assert "inspections/s" not in nothing.pace()
+    tally = make_line(tmp_path / "b", FakeCamera([*parts, frame("x"), frame("y", 255)])).run()
+    assert len(tally.latencies_ms) == 2
 
 
 def test_a_record_that_cannot_be_kept_stops_the_line(tmp_path):
@@ -206,6 +245,23 @@ def test_a_line_runs_in_a_thread_too(tmp_path):
     assert len(records(tmp_path)) == 1
 
 
+def test_everything_is_closed_when_the_screen_is_gone(tmp_path):
+    class Gone(Silent):
+        def put(self, frame, verdict, latency_ms, tally):
+            raise BrokenPipeError
+
+        def close(self):
+            raise BrokenPipeError
+
+    camera, file = FakeCamera([frame("a"), frame("b")]), RecordFile(tmp_path)
+    line = Line(camera, FakeInspector(), Gone(), IDENTITY, choose_recipe=lambda frame: "", records=file)
+    with pytest.raises(BrokenPipeError):
+        line.run()
+    assert camera.closed
+    assert file._file.closed
+    assert len(records(tmp_path)) == 1
+
+
 def test_no_result_has_no_map():
     verdict = no_result("no frame")
     assert verdict.status is Status.NO_RESULT
@@ -237,6 +293,7 @@ ENDLESS_LINE = """
     line = Line(Endless(), Inspector(), open_display("endless"), Identity(bundle="b", bundle_sha256="s"),
                 choose_recipe=lambda frame: "", records=RecordFile(pathlib.Path(sys.argv[1])))
     print(line.run().counts())
+    print(f"stopped by {line.stopped_by}")
 """
 
 
@@ -258,3 +315,4 @@ def test_a_stop_request_ends_cleanly_with_all_records(tmp_path, number):
     assert len(records(tmp_path)) == len(printed) >= 3
     assert f"{len(printed)} parts: {len(printed)} PASS" in out
     assert "camera closed" in out
+    assert f"stopped by {int(number)}\n" in out

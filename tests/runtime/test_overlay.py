@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -121,3 +124,30 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AgptError, match="another --out folder"):
         OverlayFolder(tmp_path / "file")
+
+
+def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
+    folder = OverlayFolder(tmp_path)
+    image = np.zeros((8, 8, 3), np.uint8)
+    folder.put("00001_a.png", image)
+    before = (tmp_path / "00001_a.png").read_bytes()
+
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    for name in ("00001_a.png", "00002_b.png"):
+        with pytest.raises(
+            AgptError, match=f"cannot write .*{name} .No space left on device.: free some space"
+        ):
+            folder.put(name, image + 99)
+    assert [path.name for path in tmp_path.iterdir()] == ["00001_a.png"]
+    assert (tmp_path / "00001_a.png").read_bytes() == before
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    (tmp_path / ".00007_a.png.partial").write_bytes(b"half")
+    OverlayFolder(tmp_path)
+    assert list(tmp_path.iterdir()) == []

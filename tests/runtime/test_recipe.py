@@ -56,8 +56,16 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path: Path, recipe: Recipe)
 def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=complaint):
+    with pytest.raises(RecipeError, match=complaint) as error:
         load_recipe(path)
+    assert not any(word in str(error.value) for word in ("`", "$", "Expected"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    save_recipe(Recipe(name="a"), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_recipe(path) == Recipe(name="a")
 
 
 def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:

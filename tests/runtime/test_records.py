@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import AgptError
@@ -98,3 +103,72 @@ def test_a_full_disk_is_said(tmp_path):
     file._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
     with pytest.raises(AgptError, match="free some space"):
         file.put(make_record(1, frame(), verdict(), 1.0, "", IDENTITY))
+
+
+def put_one(folder: Path) -> int:
+    """A run of one part; its sequence number."""
+    file = RecordFile(folder)
+    sequence = file.next_sequence
+    file.put(make_record(sequence, frame(), verdict(), 1.0, "", IDENTITY))
+    file.close()
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ('{"schema_version":99,"sequence":7,"other":true}\n', 8),
+        ('{"schema_version":1,"sequence":7,"par', 8),  # torn: its overlay is there
+        ('{"sequence":7}\n{"sequence":3}\nnot json\n', 8),
+        ('{"sequence":7}\n' + "x" * (3 << 20) + "\n", 8),
+        ('{"sequence":7}\n' + '{"sequence":-5}\n' * 3, 8),
+        ('{"sequence":7}\n{"sequence":1e30}\n{"sequence":9.5}\n', 8),
+        (f'{{"sequence":7}}\n{{"sequence":{2**63}}}\n{{"sequence":{10**40}}}\n', 8),
+        ('{"sequence":"8"}\n\x00\x00\n[1]\nnull\n', 1),
+        ("\n\n", 1),
+    ],
+)
+def test_numbers_never_repeat_whatever_the_file_holds(tmp_path, old, expected):
+    (tmp_path / "records.jsonl").write_text(old)
+    given = [put_one(tmp_path) for _ in range(3)]
+    assert given[0] == expected
+    assert len(set(given)) == 3
+    lines = (tmp_path / "records.jsonl").read_bytes().split(b"\n")
+    assert sum(line.endswith(b"}") and b'"part_id":"7"' in line for line in lines) == 3
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.binary(max_size=40) | st.builds(lambda n: b'{"sequence": %d}' % n, st.integers()), max_size=8)
+)
+def test_any_old_file_can_be_continued(tmp_path, lines):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    before = {int(number) for number in re.findall(rb'"sequence":\s*(-?\d+)', path.read_bytes())}
+    given = [put_one(tmp_path) for _ in range(2)]
+    assert len(set(given)) == 2
+    assert before.isdisjoint(given)
+
+
+def test_a_file_that_has_used_up_its_numbers_is_refused(tmp_path):
+    (tmp_path / "records.jsonl").write_text(f'{{"sequence":{10**12}}}\n')
+    with pytest.raises(AgptError, match="used up its sequence numbers"):
+        RecordFile(tmp_path)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
+    first = RecordFile(tmp_path)
+    with pytest.raises(
+        AgptError, match=r"another run writes .*records\.jsonl: wait for it to end, or choose another"
+    ):
+        RecordFile(tmp_path)
+    program = (
+        "import sys, pathlib\n"
+        "from anomalygpt_edge.runtime.outputs.records import RecordFile\n"
+        "RecordFile(pathlib.Path(sys.argv[1]))\n"
+    )
+    other = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
+    assert "another run writes" in other.stderr
+    first.put(make_record(1, frame(), verdict(), 1.0, "", IDENTITY))
+    first.close()
+    assert put_one(tmp_path) == 2

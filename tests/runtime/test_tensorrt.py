@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle, read_manifest, seal
 from anomalygpt_edge.runtime.common.errors import BundleError, ConfigError
+from anomalygpt_edge.runtime.common.install import how_to_install
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.vision.engines import choose_engine, open_networks, tensorrt
 from anomalygpt_edge.runtime.vision.engines.device import Device
@@ -123,6 +125,27 @@ def test_rtx_keeps_its_kernels_in_the_devices_cache(
     assert api.configs[0].dynamic_shapes_kernel_specialization_strategy == "eager"
 
 
+def test_a_full_cache_disk_costs_a_sentence_and_no_verdict(
+    fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    gpu_machine.gpu = RTX_4090
+    bundle = fakes.with_plans(tiny_bundle, tmp_path / "rtx", "tensorrt-rtx")
+    gpu_machine.apis["tensorrt-rtx"].cache.content = b"compiled here"
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    decoder = open_networks(bundle, "tensorrt-rtx")["decoder"]
+    for batch in (1, 2):
+        assert decoder.run(**example(batch))
+    said = capsys.readouterr().err
+    assert said.startswith("agpt: compiled kernels are not kept")
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    assert list((tmp_path / "cache" / "tensorrt-rtx").iterdir()) == []
+
+
 def test_a_cache_that_others_can_write_to_is_refused(
     fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -227,7 +250,7 @@ def test_what_is_missing_is_named(gpu_machine, bundle: Bundle, tiny_bundle: Path
     assert sentence() == sentence(None) == ""
     assert "no TensorRT plan of the encoder: agpt export --resume" in sentence(open_bundle(tiny_bundle))
     monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
-    assert "pycuda is not installed: pip install 'anomalygpt-edge[tensorrt]'" in sentence()
+    assert f"pycuda is not installed: {how_to_install('tensorrt')}" in sentence()
     monkeypatch.setattr(tensorrt, "is_installed", lambda engine: False)
     assert "TensorRT is not installed: install JetPack's" in sentence()
     gpu_machine.gpu = None

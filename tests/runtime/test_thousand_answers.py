@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.runtime.cameras import open_camera
-from anomalygpt_edge.runtime.cli.run import enroll_demo_products
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
+from anomalygpt_edge.runtime.station.run import enroll_demo_products
 
 NUM_PARTS = 1000
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import ConfigError
+from ...common.install import how_to_install
 
 
 class Device:
@@ -88,6 +89,6 @@ def open_device() -> Device:
         cuda = import_module("pycuda.driver")
         return Device(cuda)
     except ImportError as error:
-        raise ConfigError(f"pycuda does not load ({error}): pip install 'anomalygpt-edge[cuda]'") from error
+        raise ConfigError(f"pycuda does not load ({error}): {how_to_install('cuda')}") from error
     except Exception as error:  # pycuda's errors are known only once it loads
         raise ConfigError(f"the GPU cannot be used ({error}): run nvidia-smi, then try again") from error

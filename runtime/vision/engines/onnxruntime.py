@@ -10,6 +10,7 @@ import onnxruntime as ort
 from ...bundles.bundle import FIX, Bundle, Component
 from ...common.cache import cache_folder
 from ...common.errors import BundleError, ConfigError
+from ...common.install import how_to_install
 from ...common.lifetime import Lifetime
 from . import Engine, check_inputs, shape_of
 from .gpu import find_gpu, missing_driver
@@ -21,7 +22,6 @@ PROVIDERS = {
 }
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 ERRORS_ONLY = 3
-GPU_PACKAGE = "pip install 'anomalygpt-edge[cuda]' in place of onnxruntime"
 
 
 class CpuEngine:
@@ -91,7 +91,9 @@ class DeviceEngine:
 def obstacle(variant: str, bundle: Bundle | None) -> str:
     """See ``Backend.obstacle``: a bundle always has its graphs, so only the machine matters."""
     if PROVIDERS[variant] not in ort.get_available_providers():
-        return f"this onnxruntime has no {PROVIDERS[variant]}: {GPU_PACKAGE}"
+        return (
+            f"this onnxruntime has no {PROVIDERS[variant]}: {how_to_install('cuda')} in place of onnxruntime"
+        )
     return "" if variant == "cpu" or find_gpu() else missing_driver()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...bundles.bundle import NETWORKS, Bundle, Plan, rebuild_command, rebuild_hint
 from ...common.errors import BundleError, ConfigError
+from ...common.install import how_to_install
 from .gpu import Gpu
 
 # Engine → the package that builds and runs its plans. TensorRT-RTX's API is TensorRT's under another name.
@@ -50,8 +51,8 @@ def open_api(engine: str) -> Any:
 
 def how_to_get(engine: str) -> str:
     if engine == "tensorrt":
-        return "install JetPack's python3-libnvinfer, or pip install 'anomalygpt-edge[tensorrt]'"
-    return "pip install 'anomalygpt-edge[tensorrt-rtx]'"
+        return f"install JetPack's python3-libnvinfer, or {how_to_install(engine)}"
+    return how_to_install(engine)
 
 
 def missing_plans(bundle: Bundle, engine: str) -> str:

@@ -15,9 +15,11 @@ import numpy as np
 
 from ...bundles.bundle import Bundle, Component, Plan, TensorSpec, read_plan, rebuild_hint
 from ...common.cache import cache_folder
-from ...common.errors import BundleError
+from ...common.errors import AgptError, BundleError
 from ...common.files import write_whole
+from ...common.install import how_to_install
 from ...common.lifetime import Lifetime
+from ...common.terminal import tell
 from . import check_inputs, shape_of
 from .device import Buffer, Device, open_device
 from .gpu import Gpu, find_gpu, missing_driver
@@ -159,11 +161,19 @@ class RuntimeCache:
         """
         self._cache = cache
         self._path = path
+        self._writable = True
         if path.is_file() and not path.is_symlink():
             cache.deserialize(path.read_bytes())
 
     def save(self) -> None:
-        write_whole(self._path, bytes(memoryview(self._cache.serialize())))
+        """Keep what was compiled; a cache that cannot be written costs the next start time, not this one a verdict."""
+        if not self._writable:
+            return
+        try:
+            write_whole(self._path, bytes(memoryview(self._cache.serialize())))
+        except AgptError as error:
+            self._writable = False
+            tell(f"compiled kernels are not kept, and the next start compiles them again: {error}")
 
 
 def obstacle(variant: str, bundle: Bundle | None) -> str:
@@ -174,7 +184,7 @@ def obstacle(variant: str, bundle: Bundle | None) -> str:
     if not is_installed(variant):
         return f"{PRODUCTS[variant]} is not installed: {how_to_get(variant)}"
     if find_spec("pycuda") is None:
-        return f"pycuda is not installed: pip install 'anomalygpt-edge[{variant}]'"
+        return f"pycuda is not installed: {how_to_install(variant)}"
     if bundle is None:
         return ""
     return missing_plans(bundle, variant) or misfits(variant, bundle, gpu)

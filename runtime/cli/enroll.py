@@ -1,0 +1,123 @@
+"""``agpt enroll``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    DEFAULT_OVERLAP,
+    BundleOption,
+    ClassOption,
+    EngineOption,
+    OverlapOption,
+    ThreadsOption,
+    TilesOption,
+    path,
+)
+
+
+def enroll(
+    name: Annotated[str, typer.Option(help="The product's name.")],
+    normal: Annotated[
+        list[Path],
+        typer.Option(
+            parser=path,
+            metavar="PATH",
+            help="Image of a good part, or a folder of them with its subfolders; may be given several times.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Recipe file to write; its memory bank goes beside it.")
+    ],
+    bundle: BundleOption = None,
+    class_name: ClassOption = None,
+    description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
+    storage: Annotated[str, typer.Option(help="Memory bank: float32, float16 or int8.")] = "float32",
+    max_patches: Annotated[
+        int | None, typer.Option(min=1, help="Memory bank: keep at most this many patches of each layer.")
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory bank: augmentation of the normal samples: moved (by half a patch), turned (by 90, 180 and "
+            "270 degrees), both or none. Default: the bundle's. The size of the bank does not change."
+        ),
+    ] = None,
+    false_reject_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of good parts that may be rejected, for example 0.01. An operating point of p(anomaly) is "
+            "chosen for it and decides instead of the sentence. 0.01 needs at least 99 good parts.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=path,
+            metavar="PATH",
+            help="Other good parts, or a folder of them, to choose the operating point on. Default: each --normal "
+            "is compared with the rest.",
+        ),
+    ] = None,
+    without_verdict: Annotated[
+        str,
+        typer.Option(
+            help="Status of a part when its deadline leaves no time for the answer: no_result, or what the map gives "
+            "at its operating point (map)."
+        ),
+    ] = "no_result",
+    tiles: TilesOption = None,
+    overlap: OverlapOption = DEFAULT_OVERLAP,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Inspect only this box of the frame: NAME=x,y,width,height or NAME=x,y,width,height,angle, in pixels "
+            "and degrees clockwise. May be given several times."
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    engine: EngineOption = "auto",
+) -> None:
+    """Make a product's recipe from pictures of good parts."""
+    from ..common.terminal import tell
+    from ..enrolment.enroll import enroll as make_recipe
+    from ..enrolment.operating_point import rate_limit
+    from ..enrolment.samples import identical_samples, read_samples
+    from ..inspection.inspector import Inspector
+    from ..vision.image_files import image_paths
+    from ..vision.views import parse_region, parse_tiles
+
+    grid = parse_tiles(tiles, overlap) if tiles is not None else None
+    regions = [parse_region(text) for text in region or ()]
+    samples = read_samples(image_paths(normal, tell))
+    others = read_samples(image_paths(held_out, tell)) if held_out else []
+    for name_of_copy, name_of_first in identical_samples(samples):
+        tell(f"{name_of_copy} is the same picture as {name_of_first}: it adds nothing to the memory bank")
+    with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
+        recipe = make_recipe(
+            inspector,
+            samples,
+            out,
+            name=name,
+            class_name=class_name,
+            description=description,
+            storage=storage,  # type: ignore[arg-type]  # checked there
+            max_patches=max_patches,
+            false_reject_rate=false_reject_rate,
+            held_out=others,
+            without_verdict=without_verdict,  # type: ignore[arg-type]  # checked there
+            tiles=grid,
+            regions=regions,
+            augmentation=augmentation,  # type: ignore[arg-type]  # checked there
+        )
+    print(f"{out}: recipe {name!r} from {len(samples)} good parts; use it with --recipe {out}")
+    if point := recipe.operating_point:
+        limit = rate_limit(point.false_reject_rate, point.num_normals)
+        print(
+            f"FAIL above p(anomaly) {point.p_anomaly:.6g}, chosen on {point.num_normals} good parts: on average over "
+            f"such choices at most {point.false_reject_rate:.1%} of good parts are rejected; after this one, at most "
+            f"{limit:.1%} (with 95 % confidence)"
+        )
