@@ -352,10 +352,16 @@ def test_help_cuts_nothing_and_has_a_short_option(call):
         assert "..." not in said.replace("[ARGS]...", "")
         assert "or what a set of checkpoints is." in " ".join(said.split())
         assert "130 after Ctrl-C" in " ".join(said.split())
-    for command in ("run", "enroll", "ask", "trace", "eval", "export", "verify", "doctor"):
+    for command in ("run", "enroll", "ask", "trace", "eval", "export", "verify", "doctor", "schema"):
         status, said, _ = call(command, "-h")
         assert status == 0
         assert "-h, --help" in said
+
+
+def test_the_schema_is_the_published_one(call):
+    status, said, _ = call("schema")
+    assert status == 0
+    assert said == (Path(__file__).parents[2] / "docs" / "record.schema.json").read_text()
 
 
 def test_the_export_commands_help_names_every_choice(call):

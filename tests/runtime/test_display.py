@@ -59,7 +59,7 @@ def test_the_operator_sees_how_far_it_is_and_what_went_wrong(capsys):
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=150, height=30)
         display = open_display("agpt run: test", console, total=82)
-        verdict = Verdict(Status.PASS, "answered No", (2, 2), "crop", p_anomaly=0.1, sentence="No.")
+        verdict = Verdict(status=Status.PASS, reason="answered No", p_anomaly=0.1, sentence="No.")
         frame, tally = Frame("a", "test", np.zeros((2, 2, 3), np.uint8)), Tally()
         for _ in range(54):
             tally.add(frame, verdict, 10.0)
