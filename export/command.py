@@ -28,8 +28,7 @@ def run_export(options: ExportOptions) -> None:
         from .report import print_report
     except ImportError as error:
         raise ConfigError(
-            f"agpt export needs a package that is not installed ({error.name}): "
-            f"{how_to_install('export')}"
+            f"agpt export needs a package that is not installed ({error.name}): {how_to_install('export')}"
         ) from error
     console = Console()
     try:

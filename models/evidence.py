@@ -40,7 +40,9 @@ def evidence(anomaly_map: Tensor, num_samples: Tensor) -> Tensor:
     down, right = steps.repeat_interleave(side), steps.repeat(side)
     figures = []
     for sharpness in SHARPNESS:
-        weight = ((raised + EPSILON) / (highest + EPSILON)) ** sharpness  # 1 at the peak, and all over a flat map
+        weight = (
+            (raised + EPSILON) / (highest + EPSILON)
+        ) ** sharpness  # 1 at the peak, and all over a flat map
         figures.append(_extent(weight / weight.sum(dim=1, keepdim=True), down, right))
     levels = torch.stack([upper[:, 0], upper[:, :5].mean(dim=1), upper[:, -1]], dim=1)
     shots = torch.stack([(num_samples > limit).to(levels.dtype) for limit in SHOTS], dim=1)

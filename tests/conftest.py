@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import itertools
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -21,9 +23,11 @@ from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.models.llama import Llama, LlamaConfig
 from anomalygpt_edge.models.nano.save import save_checkpoint
 from anomalygpt_edge.models.prompt_learner import PromptLearnerConfig
+from anomalygpt_edge.runtime.vision import resident_stages
 from anomalygpt_edge.runtime.vision.engines import plans, tensorrt
 from anomalygpt_edge.runtime.vision.engines.device import Device
 from anomalygpt_edge.runtime.vision.engines.gpu import Gpu
+from tools.cuda_shim import ShimDriver
 
 # The networks here are small, and on a busy machine torch's threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -46,7 +50,11 @@ def fakes() -> ModuleType:
 
 @pytest.fixture
 def gpu_machine(fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """A Jetson Orin and a PC in one: TensorRT 10.3 and TensorRT-RTX 1.7 are installed."""
+    """A Jetson Orin and a PC in one: TensorRT 10.3 and TensorRT-RTX 1.7 are installed; CUDA kernels do not load."""
+
+    def no_kernels(stream: object) -> None:
+        raise RuntimeError("the fake GPU has no kernels")
+
     cuda = fakes.FakeCuda()
     apis = {
         "tensorrt": fakes.FakeTensorRt(cuda, "10.3.0.30"),
@@ -55,6 +63,7 @@ def gpu_machine(fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simpl
     found = SimpleNamespace(
         cuda=cuda, apis=apis, device=Device(cuda), gpu=Gpu("Orin", "8.7", integrated=True)
     )
+    monkeypatch.setattr(resident_stages, "PycudaDriver", no_kernels)
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: found.gpu)
     monkeypatch.setattr(tensorrt, "find_spec", lambda name: name == "pycuda")
     monkeypatch.setattr(tensorrt, "is_installed", lambda engine: engine in apis)
@@ -63,6 +72,16 @@ def gpu_machine(fakes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simpl
     monkeypatch.setattr(plans, "is_installed", lambda engine: False)  # the fakes have no headers to look at
     monkeypatch.setenv("AGPT_CACHE", str(tmp_path / "cache"))
     return found
+
+
+@pytest.fixture(scope="module")
+def shim() -> Iterator[ShimDriver]:
+    """The CUDA kernels, compiled for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("the shim is compiled with g++: install it")
+    driver = ShimDriver()
+    yield driver
+    driver.close()
 
 
 @pytest.fixture(scope="session")

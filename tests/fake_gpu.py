@@ -2,7 +2,8 @@
 
 Memory is host arrays by address, a stream is a queue that is worked off when it is synchronised, and a plan runs as
 the ONNX graph that it holds, by onnxruntime. What a real device would refuse, this refuses: work outside a current
-context, unbound tensors, reading before synchronising, allocating during a capture.
+context, unbound tensors, reading before synchronising, allocating during a capture, launching a graph whose
+execution context was modified since.
 """
 
 from __future__ import annotations
@@ -268,10 +269,12 @@ class KernelsOnShim:
         del self._cuda.memory[address]
 
     def upload(self, address: int, array: np.ndarray) -> None:
+        self._cuda.copies.append("htod")
         self._stream.synchronize()
         self._cuda.write(address, array)
 
     def download(self, array: np.ndarray, address: int) -> None:
+        self._cuda.copies.append("dtoh")
         self._stream.synchronize()
         array[...] = self._cuda.read(address, array.shape, array.dtype)
 
@@ -345,6 +348,7 @@ class FakeContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._names = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
         self.executions = 0
+        self._modified = 0
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -352,14 +356,16 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shapes[name] = shape
+        self._modified += 1
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
         if self._addresses.keys() != self._names:
             return False
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        shapes, addresses, modified = dict(self._shapes), dict(self._addresses), self._modified
 
         def work() -> None:
+            assert modified == self._modified, "the context was modified since this was recorded"
             self.executions += 1
             inputs = {
                 node.name: self._api.cuda.read(addresses[node.name], shapes[node.name], np.float32)

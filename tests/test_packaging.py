@@ -275,7 +275,9 @@ def test_importing_the_runtime_needs_no_torch(tmp_path: Path) -> None:
 def test_running_the_runtime_needs_no_torch(tmp_path: Path, tiny_bundle: Path) -> None:
     """The demo line, few-shot, with overlays: every import that waits inside a function is reached."""
     arguments = ["agpt", "run", "--bundle", str(tiny_bundle), "--parts", "3", "--out", str(tmp_path / "out")]
-    code = WITHOUT_HEAVY + f"sys.argv = {arguments}\nfrom anomalygpt_edge.runtime.cli.main import main\nmain()"
+    code = (
+        WITHOUT_HEAVY + f"sys.argv = {arguments}\nfrom anomalygpt_edge.runtime.cli.main import main\nmain()"
+    )
     result = run_python(code, tmp_path)
     assert result.returncode == 0, result.stderr
     records = (tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()

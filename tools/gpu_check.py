@@ -3,11 +3,11 @@
     python -m tools.gpu_check [--bundle DIR] [--golden] [--results DIR]
 
 Plans are built on this machine, from a copy of the bundle; every engine that runs here is compared with onnxruntime on
-the CPU; the vision chain, zero-shot and few-shot, stays on the device and is recorded as a CUDA graph, against the same
-engines one by one; latencies are between CUDA events; the CUDA kernels have their own part (``tools.gpu_kernels``); the
-original's golden vectors go through each engine (--golden: full size, 30 GB of disk). Figures go to
-benchmarks/results/<device>.json. The exit status is 1 when something that ran is wrong; a machine without a GPU skips
-everything, and that is no failure.
+the CPU; the stages that stay on the device, zero-shot and few-shot, plain and as CUDA graphs, are compared with the
+same engines through host memory; latencies are between CUDA events; the CUDA kernels have their own part
+(``tools.gpu_kernels``); the original's golden vectors go through each engine (--golden: full size, 30 GB of disk).
+Figures go to benchmarks/results/<device>.json. The exit status is 1 when something that ran is wrong; a machine without
+a GPU skips everything, and that is no failure.
 """
 
 from __future__ import annotations
@@ -22,30 +22,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anomalygpt_edge import kernels
 from anomalygpt_edge.export.tensorrt_plan import PLAN_ENGINES, PlanOptions, rebuild
-from anomalygpt_edge.kernels import cuda
+from anomalygpt_edge.kernels import cuda, normalise
 from anomalygpt_edge.kernels.cuda.driver import Driver, PycudaDriver
 from anomalygpt_edge.runtime.bundles.bundle import NETWORKS, Bundle, open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError
-from anomalygpt_edge.runtime.vision.engines import BACKENDS, Engine, learner_inputs, open_networks
+from anomalygpt_edge.runtime.common.machine import default_threads
+from anomalygpt_edge.runtime.inspection.product import Product, prepare_product
+from anomalygpt_edge.runtime.vision.engines import BACKENDS, learner_inputs, open_networks
 from anomalygpt_edge.runtime.vision.engines.agreement import (
     compare_with_cpu,
     difference,
     run_chain,
     sample_pixels,
 )
-from anomalygpt_edge.runtime.vision.engines.chain import RESULTS, Chain, few_shot, zero_shot
 from anomalygpt_edge.runtime.vision.engines.device import Device, open_device
 from anomalygpt_edge.runtime.vision.engines.gpu import Graph, find_gpu, missing_driver
 from anomalygpt_edge.runtime.vision.engines.tensorrt import TensorRtEngine
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.vision.resident_stages import ResidentStages
+from anomalygpt_edge.runtime.vision.stages import Stages
 
 from . import gpu_kernels
 
@@ -88,14 +92,20 @@ class Report:
 
 
 def checks() -> list[Check]:
-    """Every check, in order; later issues add theirs here."""
+    """Every check, in order."""
     engines = [name for name in BACKENDS if name != CPU]
     return [
         *(Check(f"{name}, plans built here", needs_builder(name), build_of(name)) for name in PLAN_ENGINES),
         *(Check(f"{name} against the CPU", needs(name), agreement_of(name)) for name in engines),
         *(Check(f"{name}, latency", needs(name), latency_of(name)) for name in engines),
-        *(Check(f"{name}, zero-shot chain", needs(name), chain_of(name)) for name in PLAN_ENGINES),
-        *(Check(f"{name}, few-shot chain", needs(name), chain_of(name, True)) for name in PLAN_ENGINES),
+        *(
+            Check(f"{name}, resident stages, zero-shot", needs(name), resident_of(name))
+            for name in PLAN_ENGINES
+        ),
+        *(
+            Check(f"{name}, resident stages, few-shot", needs(name), resident_of(name, by_bank=True))
+            for name in PLAN_ENGINES
+        ),
         Check("CUDA kernels", needs_kernels, check_kernels),
         *(
             Check(f"{name} against the golden vectors", needs_golden(name), golden_of(name))
@@ -177,99 +187,145 @@ def check_kernels(setting: Setting) -> dict[str, Any]:
     return gpu_kernels.as_json(report)
 
 
-def chain_of(engine: str, by_bank: bool = False) -> Callable[[Setting], dict[str, Any]]:
-    """The chain resident on the device, stage by stage and as one graph: same results, and what each takes."""
+def resident_of(engine: str, by_bank: bool = False) -> Callable[[Setting], dict[str, Any]]:
+    """The stages that stay on the device, plain and as CUDA graphs: the host path's results, and what each takes."""
 
     def run(setting: Setting) -> dict[str, Any]:
-        bundle, device = setting.bundle, setting.open_device()
-        pixels = sample_pixels(bundle)[:1]
-        networks = open_networks(bundle, engine)
-        encoder, decoder, learner = tensorrt_engines(open_networks(bundle, engine))
-        driver = setting.open_driver(encoder.stream)
-        if by_bank:
-            normals = (
-                np.random.default_rng(1).normal(size=(NUM_NORMALS, *pixels.shape[1:])).astype(np.float32)
-            )
-            bank = kernels.prepare_bank(bank_rows(networks["encoder"].run(pixels=normals)["patch_features"]))
-            expected, tolerance = few_shot_one_by_one(bundle, networks, pixels, bank), FEW_SHOT_SAME
-            chain = few_shot(device, driver, encoder, learner, bank, NUM_NORMALS)
-        else:
-            text = bundle.text_features()
-            expected, tolerance = run_chain(bundle, networks, pixels, text), ZERO_SHOT_SAME
-            chain = zero_shot(device, driver, encoder, decoder, learner, text)
-        figures: dict[str, Any] = {}
-        try:
-            figures["stream"] = measure_chain(setting, device, chain, pixels, expected, tolerance)
-            chain.record(setting.make_graph())
-            figures["graph"] = measure_chain(setting, device, chain, pixels, expected, tolerance)
-        finally:
-            chain.close()
+        bundle, tolerance = setting.bundle, FEW_SHOT_SAME if by_bank else ZERO_SHOT_SAME
+        pixels, product = sample_pixels(bundle)[:1], prepare_product(bundle)
+        with closing(Stages(bundle, open_networks(bundle, engine), default_threads())) as stages:
+            if by_bank:
+                product = replace(product, bank=make_bank(bundle, stages, pixels.shape[1:]))
+            expected = run_stages(stages, pixels, product)
+        figures = {}
+        for name, make_graph in (("stream", None), ("graph", setting.make_graph)):
+            with closing(open_resident(setting, engine, make_graph)) as resident:
+                figures[name] = measure_resident(setting, resident, pixels, product, expected, tolerance)
         return figures
 
     return run
 
 
-def tensorrt_engines(networks: dict[str, Engine]) -> tuple[TensorRtEngine, TensorRtEngine, TensorRtEngine]:
-    """Encoder, decoder and prompt learner, as what they are."""
-    encoder, decoder, learner = (networks[name] for name in NETWORKS)
+def make_bank(bundle: Bundle, stages: Stages, shape: tuple[int, ...]) -> MemoryBank:
+    """A bank of ``NUM_NORMALS`` images of noise."""
+    normals = np.random.default_rng(1).normal(size=(NUM_NORMALS, 1, *shape)).astype(np.float32)
+    samples = [stages.encode(normal).patch_features for normal in normals]
+    return MemoryBank.from_features(samples, bundle.encoder_sha256)
+
+
+def open_resident(setting: Setting, engine: str, make_graph: Callable[[], Graph] | None) -> ResidentStages:
+    networks = open_networks(setting.bundle, engine)
+    encoder = networks["encoder"]
     assert isinstance(encoder, TensorRtEngine)
-    assert isinstance(decoder, TensorRtEngine)
-    assert isinstance(learner, TensorRtEngine)
-    return encoder, decoder, learner
+    driver = setting.open_driver(encoder.stream)
+    return ResidentStages(setting.bundle, networks, default_threads(), encoder.device, driver, make_graph)
 
 
-def bank_rows(patch_features: np.ndarray) -> np.ndarray:
-    """Taps of K normal images, [K, T, P, V] → [T, K · P, V]."""
-    images, taps, patches, width = patch_features.shape
-    return patch_features.transpose(1, 0, 2, 3).reshape(taps, images * patches, width)
+def run_stages(stages: Stages, pixels: np.ndarray, product: Product) -> dict[str, np.ndarray]:
+    """One frame's results by name, patch features included."""
+    encoded = stages.encode(pixels)
+    maps, matches = stages.localise(encoded, product)
+    results = {
+        "image_embedding": encoded.image_embeddings,
+        "patch_features": encoded.patch_features,
+        "anomaly_map": maps,
+        "prompt_embeddings": stages.prompt(maps, pixels, product),
+    }
+    return results if matches is None else results | matches._asdict()
 
 
-def few_shot_one_by_one(
-    bundle: Bundle, networks: dict[str, Engine], pixels: np.ndarray, bank: kernels.Bank
-) -> dict[str, np.ndarray]:
-    """The engines with the CPU's kernels between them; the bank is of ``NUM_NORMALS`` images."""
-    found = networks["encoder"].run(pixels=pixels)
-    anomaly_map = kernels.upsample(kernels.match(found["patch_features"], bank), pixels.shape[-1])
-    learner = bundle.manifest.components["prompt_learner"]
-    inputs = learner_inputs(learner, anomaly_map, NUM_NORMALS, pixels)
-    return found | {"anomaly_map": anomaly_map} | networks["prompt_learner"].run(**inputs)
-
-
-def measure_chain(
+def measure_resident(
     setting: Setting,
-    device: Device,
-    chain: Chain,
+    stages: ResidentStages,
     pixels: np.ndarray,
+    product: Product,
     expected: dict[str, np.ndarray],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Milliseconds on the device, from event to event, and from host to host.
+    """Milliseconds on the device, from event to event without copies, and from host to host.
 
     Raises:
-        AgptError: the results are not those of the engines one by one.
+        AgptError: a result is not the host path's, or a stage did not run as it was to: on the device, as a graph.
     """
-    found = chain.run(pixels)
-    for stage in RESULTS:
-        error = difference(expected[stage], found[stage], "relative")
-        if not error <= tolerance:
-            raise AgptError(f"{stage} of the chain differs by {error:.2g} from the engines one by one")
-    on_device = percentiles(device_clock(device, chain, setting.runs))
+
+    def run_frame() -> None:
+        maps, _ = stages.localise(stages.encode(pixels), product)
+        stages.prompt(maps, pixels, product)
+
+    run_frame()
+    found = run_stages(stages, pixels, product)  # graphs are recorded in the second run
+    check_results(found, expected, product, tolerance)
+    check_steps(stages)
     return {
-        "device_ms": on_device,
-        "host_to_host_ms": percentiles(wall_clock(lambda: chain.run(pixels), setting.runs)),
+        "device_ms": percentiles(device_clock(setting.open_device(), stages, setting.runs)),
+        "host_to_host_ms": percentiles(wall_clock(run_frame, setting.runs)),
     }
 
 
-def device_clock(device: Device, chain: Chain, runs: int) -> list[float]:
-    """Milliseconds between events before and behind the chain on its stream."""
+def check_results(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], product: Product, tolerance: float
+) -> None:
+    """Compare by the largest difference, relative to the largest value; nearest patches by their distances, as of
+    equally near ones either may be found.
+
+    Raises:
+        AgptError: a difference is over the tolerance.
+    """
+    errors = {
+        name: difference(array, found[name], "relative")
+        for name, array in expected.items()
+        if name != "nearest"
+    }
+    if product.bank is not None:
+        errors["nearest"] = excess_distance(
+            expected["patch_features"], product.bank, expected["nearest"], found["nearest"]
+        )
+    for name, error in errors.items():
+        if not error <= tolerance:
+            raise AgptError(f"{name} of the resident stages differs by {error:.2g} from the host path's")
+
+
+def excess_distance(
+    patch_features: np.ndarray, bank: MemoryBank, expected: np.ndarray, found: np.ndarray
+) -> float:
+    """How much farther from its patch, at most, a found row of the bank is than the expected one, as 1 - cosine.
+
+    Args:
+        patch_features: float32 [views, T, P, V].
+        expected, found: int32 [views, T, P].
+    """
+    rows, features = bank.prepared[0].to_float(), normalise(patch_features)
+    taps = np.arange(len(rows))[:, None]
+    near, other = ((features * rows[taps, nearest]).sum(axis=-1) for nearest in (expected, found))
+    return float((near - other).max())
+
+
+def check_steps(stages: ResidentStages) -> None:
+    """
+    Raises:
+        AgptError: a stage went through host memory, or is not a graph where graphs are wanted.
+    """
+    if len(stages.steps) != len(NETWORKS):
+        raise AgptError(
+            f"{len(NETWORKS) - len(stages.steps)} of the resident stages went through host memory"
+        )
+    if stages.records:
+        for step in stages.steps:
+            if step.graph is None:
+                raise AgptError(f"a resident stage cannot be recorded as a CUDA graph: {step.obstacle}")
+
+
+def device_clock(device: Device, stages: ResidentStages, runs: int) -> list[float]:
+    """Milliseconds between events before and behind all stages on their stream, on what lies in their buffers."""
     times = []
     with device.current():
         for index in range(WARM_UP + runs):
             before, behind = device.event(), device.event()
-            before.record(chain.stream)
-            chain.launch()
-            behind.record(chain.stream)
-            chain.stream.synchronize()
+            before.record(stages.stream)
+            for step in stages.steps:
+                step.run()
+            behind.record(stages.stream)
+            stages.stream.synchronize()
             if index >= WARM_UP:
                 times.append(behind.time_since(before))
     return times

@@ -28,7 +28,11 @@ class Driver(Protocol):
     def num_multiprocessors(self) -> int: ...
 
     def kernel(self, file: str, name: str, arguments: str) -> Any:
-        """``name`` of ``file``.cu; ``arguments``: a ``struct`` format character for each parameter."""
+        """``name`` of ``file``.cu; ``arguments``: a ``struct`` format character for each parameter.
+
+        Raises:
+            RuntimeError: the file's kernels do not load here.
+        """
 
     def launch(self, kernel: Any, grid: Dims, block: Dims, *arguments: Any) -> None: ...
 
@@ -242,7 +246,13 @@ class PycudaDriver:
             except self.cuda.Error:
                 pass  # built by a newer CUDA than the driver's, or for other devices
         major, minor = self.compute_capability
-        return self.cuda.module_from_buffer(compiler.compile_for_device(file, f"{major}{minor}"))
+        compiled = compiler.compile_for_device(file, f"{major}{minor}")
+        try:
+            return self.cuda.module_from_buffer(compiled)
+        except self.cuda.Error as error:
+            raise RuntimeError(
+                f"{file}.cu, compiled here, does not load ({error}): install the CUDA toolkit of the driver's version"
+            ) from error
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..common.errors import ConfigError
 from .options import (
     DEFAULT_OVERLAP,
     BundleOption,
@@ -18,8 +17,6 @@ from .options import (
     TilesOption,
     path,
 )
-
-WITHOUT_VERDICT = ("no_result", "map")
 
 
 def enroll(
@@ -45,8 +42,8 @@ def enroll(
     augmentation: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: augment the normal samples: moved (by half a patch), turned (by 90, 180 and 270 "
-            "degrees), both or none. Default: the bundle's. The size of the bank does not change."
+            help="Memory bank: augmentation of the normal samples: moved (by half a patch), turned (by 90, 180 and "
+            "270 degrees), both or none. Default: the bundle's. The size of the bank does not change."
         ),
     ] = None,
     false_reject_rate: Annotated[
@@ -88,21 +85,21 @@ def enroll(
     from ..common.terminal import tell
     from ..enrolment.enroll import enroll as make_recipe
     from ..enrolment.operating_point import rate_limit
+    from ..enrolment.samples import identical_samples, read_samples
     from ..inspection.inspector import Inspector
     from ..vision.image_files import image_paths
-    from ..vision.images import read_image
     from ..vision.views import parse_region, parse_tiles
 
-    if without_verdict not in WITHOUT_VERDICT:
-        raise ConfigError(f"--without-verdict must be no_result or map, not {without_verdict!r}")
     grid = parse_tiles(tiles, overlap) if tiles is not None else None
     regions = [parse_region(text) for text in region or ()]
-    frames = [read_image(path) for path in image_paths(normal, tell)]
-    others = [read_image(path) for path in image_paths(held_out, tell)] if held_out else []
+    samples = read_samples(image_paths(normal, tell))
+    others = read_samples(image_paths(held_out, tell)) if held_out else []
+    for name_of_copy, name_of_first in identical_samples(samples):
+        tell(f"{name_of_copy} is the same picture as {name_of_first}: it adds nothing to the memory bank")
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
         recipe = make_recipe(
             inspector,
-            frames,
+            samples,
             out,
             name=name,
             class_name=class_name,
@@ -116,7 +113,7 @@ def enroll(
             regions=regions,
             augmentation=augmentation,  # type: ignore[arg-type]  # checked there
         )
-    print(f"{out}: recipe {name!r} from {len(frames)} good parts; use it with --recipe {out}")
+    print(f"{out}: recipe {name!r} from {len(samples)} good parts; use it with --recipe {out}")
     if point := recipe.operating_point:
         limit = rate_limit(point.false_reject_rate, point.num_normals)
         print(

@@ -1,10 +1,10 @@
-"""``agpt schema``: the JSON Schema of a record."""
+"""``agpt schema``."""
 
 from __future__ import annotations
 
 
 def schema() -> None:
-    """Print the JSON Schema of a record."""
+    """Print the JSON Schema of a record, a line of records.jsonl."""
     import msgspec
 
     from ..outputs.records import record_schema

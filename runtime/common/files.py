@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and files that one process has for itself."""
+"""Files that other processes see whole or not at all, and files that one process has for itself."""
 
 from __future__ import annotations
 
@@ -14,41 +14,6 @@ except ImportError:  # not a POSIX system: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside ``path``, flush to the disk, rename.
-
-    Raises:
-        AgptError: the folder or the disk does not take the file; an older file stays as it was.
-    """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise AgptError(
-            f"cannot write {path} ({error.strerror}): choose a folder you can write to"
-        ) from error
-
-
-def write_by_rename(path: Path, data: bytes) -> None:
-    """``write_whole`` without waiting for the disk: after a power cut the file may be lost.
-
-    Raises:
-        OSError: the file cannot be written; nothing is left behind.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def lock(file: IO[bytes]) -> bool:
     """Lock an open file until it is closed or the process ends; False when another has locked it."""
     if fcntl is None:
@@ -60,3 +25,27 @@ def lock(file: IO[bytes]) -> bool:
     except OSError:
         return True  # a file system without locks
     return True
+
+
+def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Write under a hidden name beside ``path``, then rename.
+
+    Args:
+        flush: write through to the disk, so that the file survives a power cut.
+
+    Raises:
+        AgptError: the folder or the disk does not take the file; an older file stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise AgptError(
+            f"cannot write {path} ({error.strerror}): free some space, or choose a folder you can write to"
+        ) from error

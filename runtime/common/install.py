@@ -24,7 +24,9 @@ def how_to_install_package(name: str) -> str:
 
 def pip_command() -> str:
     """This environment's pip, relative to the current folder where it lies below it."""
-    return shlex.quote(str(Path(_from_here(Path(sys.prefix)), "bin" if os.name == "posix" else "Scripts", "pip")))
+    return shlex.quote(
+        str(Path(_from_here(Path(sys.prefix)), "bin" if os.name == "posix" else "Scripts", "pip"))
+    )
 
 
 def _from_here(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""This machine: processors and memory, and how a report says what is found."""
+"""This machine: processors, memory, and the findings of a report about it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 from dataclasses import dataclass
 
 MAX_DEFAULT_THREADS = 8
+
+
+def default_threads() -> int:
+    """CPUs that this process may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_DEFAULT_THREADS)
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,6 @@ class Finding:
     found: str
     fix: str = ""
     needed: bool = True
-
-
-def default_threads() -> int:
-    """CPUs that this process may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_DEFAULT_THREADS)
 
 
 def memory_gib() -> float:

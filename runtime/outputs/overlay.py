@@ -12,7 +12,7 @@ import numpy as np
 
 from ...kernels import summarise
 from ..common.errors import AgptError
-from ..common.files import write_by_rename
+from ..common.files import write_whole
 from ..common.printable import printable
 from ..inspection.verdict import Region, Status, Verdict
 from ..vision.regions import half_way_level
@@ -242,9 +242,4 @@ class OverlayFolder:
         encoded, data = cv2.imencode(".png", image, PNG_OPTIONS)
         if not encoded:
             raise AgptError(f"cannot encode {name} as PNG: report the frame's size {image.shape}")
-        try:
-            write_by_rename(self.folder / name, data.tobytes())
-        except OSError as error:
-            raise AgptError(
-                f"cannot write {self.folder / name} ({error.strerror}): free some space or check the folder"
-            ) from error
+        write_whole(self.folder / name, data.tobytes(), flush=False)

@@ -97,7 +97,9 @@ def load_recipe(path: Path | str) -> Recipe:
         raise RecipeError(f"{path} is not TOML ({error}): correct it or run agpt enroll again") from error
     except msgspec.ValidationError as error:
         problem = describe_error(error)
-        raise RecipeError(f"{path} is not a recipe ({problem}): correct it or run agpt enroll again") from error
+        raise RecipeError(
+            f"{path} is not a recipe ({problem}): correct it or run agpt enroll again"
+        ) from error
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:

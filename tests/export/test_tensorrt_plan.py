@@ -101,7 +101,8 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     (tmp_path / "tokens").mkdir()
     groups = quantize.calibrate(tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens")
     found = {
-        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None) for group, tokens in groups
+        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None)
+        for group, tokens in groups
     }
     component = int8_graph.write(source, target, found, dict.fromkeys(found, passes))
     kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]

@@ -373,6 +373,17 @@ def test_code_that_the_driver_refuses_is_compiled_on_the_device(
     assert fake_cuda.loaded == [b"own code"]
 
 
+def test_code_that_does_not_load_at_all_is_one_sentence(
+    fake_cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "shipped_binary", lambda file: tmp_path / f"{file}.fatbin")
+    monkeypatch.setattr(compiler, "compile_for_device", lambda file, target: b"shipped code is no better")
+    with pytest.raises(
+        RuntimeError, match=r"match.cu, compiled here, does not load \(device kernel image is"
+    ):
+        PycudaDriver().kernel("match", "match_f16", "PPPPiiiii")
+
+
 def test_a_cameras_buffer_is_read_where_it_lies(fake_cuda: FakeCuda) -> None:
     driver = PycudaDriver()
     mapped = driver.map_host(np.zeros((4, 32), np.uint8))

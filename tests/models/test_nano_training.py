@@ -143,7 +143,9 @@ def test_the_same_weights_are_the_same_files(tmp_path: Path, words: train_langua
     files = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 10
     for path in files:
-        assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes(), path
+        assert path.read_bytes() == (tmp_path / "other" / path.relative_to(tmp_path / "one")).read_bytes(), (
+            path
+        )
     vision = tmp_path / "one" / "imagebind.safetensors"
     with safe_open(vision, "pt") as file:  # read as before, though its header was written again
         assert file.metadata() == vision_metadata(model.encoder)
@@ -164,7 +166,9 @@ def test_the_shipped_weights_are_of_this_recipe() -> None:
 def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) -> None:
     asked: list[Recipe] = []
     monkeypatch.setattr(train_module, "train", lambda recipe, *rest: asked.append(recipe))
-    train_module.main(["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"])
+    train_module.main(
+        ["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"]
+    )
     assert asked == [Recipe(start=False, ranking=False, seed=7, augmentation="none")]
 
 
@@ -196,7 +200,12 @@ def test_only_answers_are_learned(words) -> None:
 
 
 def test_a_shade_is_one_token(words) -> None:
-    assert [words.tokenizer.id_to_piece(i) for i in words.shades] == ["▁dark", "▁bright", "▁darker", "▁brighter"]
+    assert [words.tokenizer.id_to_piece(i) for i in words.shades] == [
+        "▁dark",
+        "▁bright",
+        "▁darker",
+        "▁brighter",
+    ]
 
 
 def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
@@ -214,7 +223,9 @@ def test_a_gallery_is_the_same_from_several_processes(groups: Pool) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     made = [
-        build_gallery(vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups, workers=workers)
+        build_gallery(
+            vision.encoder, vision.decoder, vision.text_features()[0].detach(), groups, workers=workers
+        )
         for workers in (1, 2)
     ]
     for name in ARRAYS:
@@ -331,7 +342,9 @@ def test_a_shade_is_said_where_it_can_be_seen() -> None:
     assert look_answer([], "darker") == shade_answer([], "darker") == NOTHING
 
 
-@pytest.mark.parametrize(("shade", "name"), [(-0.1, "darker"), (0.07, "brighter"), (0.05, "neither"), (0, "neither")])
+@pytest.mark.parametrize(
+    ("shade", "name"), [(-0.1, "darker"), (0.07, "brighter"), (0.05, "neither"), (0, "neither")]
+)
 def test_what_changes_in_both_directions_has_no_shade(shade: float, name: str) -> None:
     assert shade_of(Defect("dent", (0.5, 0.5), 0.01, 0.1, shade)) == name
 
@@ -431,7 +444,9 @@ def test_the_zero_shot_map_is_the_decoder_s(groups: Pool) -> None:
     text = vision.text_features()[0].detach()
     maps = shown_maps(build_gallery(vision.encoder, vision.decoder, text, groups))
     with torch.no_grad():
-        expected = vision.decoder(vision.encoder(torch.from_numpy(normalise(groups[0].pixels[NORMALS:])))[1], text)
+        expected = vision.decoder(
+            vision.encoder(torch.from_numpy(normalise(groups[0].pixels[NORMALS:])))[1], text
+        )
     shown = maps.seen(np.arange(ENTRIES), "zero").maps
     np.testing.assert_allclose(shown.numpy(), expected.numpy(), atol=2e-3)  # margins are kept in float16
 
@@ -450,7 +465,9 @@ def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
                     flips = [axis for axis, on in ((-2, up_down), (-1, left_right)) if on]
                     defects = mirror_defects(maps.gallery.defects[index], left_right, up_down)
                     for source in maps.SOURCES:
-                        likeness = np.corrcoef(shown[source][row].flip(flips).flatten(), drawn.flatten())[0, 1]
+                        likeness = np.corrcoef(shown[source][row].flip(flips).flatten(), drawn.flatten())[
+                            0, 1
+                        ]
                         candidates.append((likeness, train_language.cell_truths(defects)))
             np.testing.assert_array_equal(max(candidates, key=lambda c: c[0])[1], truths.numpy())
 

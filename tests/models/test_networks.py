@@ -123,7 +123,9 @@ def test_zero_shot_map_is_high_where_patches_look_abnormal() -> None:
 
 
 def test_prompt_rows_read_their_own_cell_of_the_map() -> None:
-    learner = PromptLearner(replace(nano_config().prompt_learner, evidence_width=0, look_channels=None)).eval()
+    learner = PromptLearner(
+        replace(nano_config().prompt_learner, evidence_width=0, look_channels=None)
+    ).eval()
     flat = torch.zeros(1, 224, 224)
     marked = flat.clone()
     marked[0, 214:, 214:] = 1.0  # beyond what the first cell sees
@@ -144,7 +146,11 @@ def test_evidence_changes_the_first_prompt_row_alone() -> None:
 @pytest.mark.parametrize("evidence_width", [8, 0])
 def test_the_picture_changes_the_learned_rows_alone(evidence_width: int) -> None:
     config = PromptLearnerConfig((4, 8, 8, 16, 16), 32, evidence_width, look_channels=(4, 4, 4))
-    learner, anomaly_map, pixels = PromptLearner(config).eval(), torch.rand(1, 224, 224), torch.randn(1, 3, 224, 224)
+    learner, anomaly_map, pixels = (
+        PromptLearner(config).eval(),
+        torch.rand(1, 224, 224),
+        torch.randn(1, 3, 224, 224),
+    )
     count = torch.ones(1) if evidence_width else None
     change = (learner(anomaly_map, count, pixels) - learner(anomaly_map, count, -pixels)).abs().sum(dim=-1)[0]
     assert change.nonzero().flatten().tolist() == list(range(9))

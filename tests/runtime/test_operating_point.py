@@ -203,7 +203,10 @@ def test_enrolment_refuses_what_means_nothing(inspector: Inspector, tmp_path: Pa
     [
         ("without_verdict = 'map'", "no operating_point"),
         ("without_verdict = 'pass'", "pass"),
-        ("[operating_point]\nfalse_reject_rate = 0.01\nnum_normals = 99\np_anomaly = 1.5\nscore = 1", "at most 1[)]"),
+        (
+            "[operating_point]\nfalse_reject_rate = 0.01\nnum_normals = 99\np_anomaly = 1.5\nscore = 1",
+            "at most 1[)]",
+        ),
         (
             "[operating_point]\nfalse_reject_rate = 0.9\nnum_normals = 99\np_anomaly = 0.5\nscore = 1",
             "at most 0.5",

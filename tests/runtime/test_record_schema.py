@@ -63,7 +63,14 @@ def test_real_records_are_valid(records: list[dict]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"p_anomaly": 2.0}, {"status": "OK"}, {"sequence": 0}, {"product": ""}, {"unknown": 1}, {"regions": [{}]}],
+    [
+        {"p_anomaly": 2.0},
+        {"status": "OK"},
+        {"sequence": 0},
+        {"product": ""},
+        {"unknown": 1},
+        {"regions": [{}]},
+    ],
 )
 def test_what_is_wrong_is_invalid(records: list[dict], change: dict) -> None:
     with pytest.raises(jsonschema.ValidationError):

@@ -97,6 +97,15 @@ def test_a_buffer_that_is_declared_otherwise_is_not_shared(gpu_machine, bundle: 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_a_buffer_for_a_smaller_batch_is_not_shared(gpu_machine, bundle: Bundle) -> None:
+    decoder = open_networks(bundle, "tensorrt")["decoder"]
+    with gpu_machine.device.current():
+        small = gpu_machine.device.buffer((1, 4, 256, 32), "float32")
+    with pytest.raises(BundleError, match="is for a larger batch than the plan that gives it patch_features"):
+        decoder.share("patch_features", small)
+
+
+@pytest.mark.filterwarnings("ignore:anomaly maps are made on the CPU:RuntimeWarning")
 def test_the_inspector_takes_the_plans_by_itself(gpu_machine, bundle: Bundle, tiny_bundle: Path) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (240, 240, 3), np.uint8)
     with Inspector.open(bundle.folder, threads=1) as ours, Inspector.open(tiny_bundle, threads=1) as plain:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError, ConfigError
-from anomalygpt_edge.runtime.vision.engines import BACKENDS, open_networks
-from anomalygpt_edge.runtime.vision.engines.agreement import run_chain, sample_pixels
-from anomalygpt_edge.runtime.vision.engines.chain import Chain, few_shot, zero_shot
+from anomalygpt_edge.runtime.vision.engines import BACKENDS
 from anomalygpt_edge.runtime.vision.engines.gpu import Graph, find_gpu
+from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
+from anomalygpt_edge.runtime.vision.resident_stages import ResidentStages
+from anomalygpt_edge.runtime.vision.stages import Stages
 from tools import gpu_check
 from tools.cuda_shim import ShimDriver
-from tools.gpu_check import CPU, Check, Report, Setting, run_checks
+from tools.gpu_check import Check, Report, Setting, run_checks
 
 ROOT = Path(__file__).parents[2]
 without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="this machine has a GPU")
@@ -52,15 +53,6 @@ def test_every_engine_is_checked() -> None:
         assert engine == "onnxruntime" or f"{engine} against the golden vectors" in names
 
 
-@pytest.fixture(scope="module")
-def shim() -> Iterator[ShimDriver]:
-    if shutil.which("g++") is None:
-        pytest.skip("the shim is compiled with g++: install it")
-    driver = ShimDriver()
-    yield driver
-    driver.close()
-
-
 @pytest.fixture
 def jetson(
     fakes, gpu_machine: SimpleNamespace, shim: ShimDriver, tmp_path: Path
@@ -86,101 +78,107 @@ def chosen(*names: str) -> list[Check]:
     return [check for check in gpu_check.checks() if check.name in names]
 
 
+ZERO_SHOT, FEW_SHOT = "tensorrt, resident stages, zero-shot", "tensorrt, resident stages, few-shot"
+
+
 def test_engines_and_graphs_are_checked_and_measured(setting: Setting, gpu_machine, capsys) -> None:
-    names = ("tensorrt against the CPU", "tensorrt, latency", "tensorrt, zero-shot chain")
+    names = ("tensorrt against the CPU", "tensorrt, latency", ZERO_SHOT)
     report = run_checks(setting, chosen(*names))
     assert report.failed == {}
     assert tuple(report.figures) == names
     assert report.figures["tensorrt against the CPU"]["patch_features"]["error"] < 1e-4
     assert report.figures["tensorrt, latency"]["encoder"]["p50"] > 0
-    chain = report.figures["tensorrt, zero-shot chain"]
-    assert chain["graph"]["device_ms"]["p50"] > 0
-    assert set(chain["stream"]) == {"device_ms", "host_to_host_ms"}
+    resident = report.figures[ZERO_SHOT]
+    assert set(resident) == {"stream", "graph"}
+    for figures in resident.values():
+        assert set(figures) == {"device_ms", "host_to_host_ms"}
+        assert figures["device_ms"]["p50"] > 0
     assert capsys.readouterr().out.count("ok    ") == 3
     assert gpu_machine.cuda.depth == 0
 
 
-def test_a_chain_keeps_everything_between_pixels_and_results_on_the_device(
-    setting: Setting, gpu_machine
-) -> None:
-    networks = gpu_check.tensorrt_engines(open_networks(setting.bundle, "tensorrt"))
-    driver = setting.open_driver(networks[0].stream)
-    chain = zero_shot(gpu_machine.device, driver, *networks, setting.bundle.text_features())
-    pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    first = chain.run(pixels)
-    chain.record(setting.make_graph())
-    gpu_machine.cuda.copies.clear()
-    executions = [context.executions for context in gpu_machine.apis["tensorrt"].contexts]
-    second = chain.run(pixels)
-    assert gpu_machine.cuda.copies == ["htod", "dtoh", "dtoh", "dtoh"]  # pixels; embedding, map, prompts
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name])
-    after = [context.executions for context in gpu_machine.apis["tensorrt"].contexts]
-    assert [now - before for now, before in zip(after, executions, strict=True)] == [1, 1, 1]
-    other = chain.run(pixels[..., ::-1].copy())  # a graph reads what lies there now
-    assert np.abs(other["anomaly_map"] - second["anomaly_map"]).max() > 0
-    chain.close()
-
-
-def test_a_learner_that_reads_more_reads_the_encoders_pixels_and_the_number_of_normals(
-    jetson: Callable[[Path], Setting], gpu_machine, seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setting = jetson(seeing_bundle)
-    setting.runs = 1
-    monkeypatch.setattr(gpu_check, "WARM_UP", 0)
-    names = ("tensorrt against the CPU", "tensorrt, latency", "tensorrt, few-shot chain")
-    assert run_checks(setting, chosen(*names)).failed == {}
-    encoder, decoder, learner = gpu_check.tensorrt_engines(open_networks(setting.bundle, "tensorrt"))
-    driver, text = setting.open_driver(encoder.stream), setting.bundle.text_features()
-    chain = zero_shot(gpu_machine.device, driver, encoder, decoder, learner, text)
-    chain.record(setting.make_graph())
-    for pixels in sample_pixels(setting.bundle)[:, None]:
-        gpu_machine.cuda.copies.clear()
-        found = chain.run(pixels)
-        assert gpu_machine.cuda.copies == ["htod", "dtoh", "dtoh", "dtoh"]  # the pixels go up once
-        expected = run_chain(setting.bundle, open_networks(setting.bundle, CPU), pixels, text)
-        np.testing.assert_allclose(found["prompt_embeddings"], expected["prompt_embeddings"], atol=1e-3)
-    chain.close()
-
-
-def test_a_chain_that_counts_other_normals_fails(
+def test_a_learner_that_reads_more_is_checked(
     jetson: Callable[[Path], Setting], seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = jetson(seeing_bundle)
     setting.runs = 1
     monkeypatch.setattr(gpu_check, "WARM_UP", 0)
-    monkeypatch.setattr(gpu_check, "few_shot", lambda *given: few_shot(*given[:-1], 0))
-    (failed,) = run_checks(setting, chosen("tensorrt, few-shot chain")).failed.values()
-    assert "prompt_embeddings of the chain differs" in failed
+    names = ("tensorrt against the CPU", "tensorrt, latency", FEW_SHOT)
+    assert run_checks(setting, chosen(*names)).failed == {}
 
 
-def test_few_shot_has_the_kernels_between_the_engines(setting: Setting, shim: ShimDriver) -> None:
+def test_few_shot_has_the_kernels_between_the_engines(
+    setting: Setting, shim: ShimDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting.runs = 1
+    monkeypatch.setattr(gpu_check, "WARM_UP", 0)
     shim.launches.clear()
-    report = run_checks(setting, chosen("tensorrt, few-shot chain"))
+    report = run_checks(setting, chosen(FEW_SHOT))
     assert report.failed == {}
-    assert set(report.figures["tensorrt, few-shot chain"]) == {"stream", "graph"}
+    assert set(report.figures[FEW_SHOT]) == {"stream", "graph"}
     launched = [name for name, *_ in shim.launches]
     assert launched[:4] == ["unit_rows_f32_f16", "match_f16", "match_distance", "upsample_f32_f32"]
     assert launched == launched[:4] * (len(launched) // 4)
 
 
-def test_a_chain_that_differs_fails(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Chain.run
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("encode", "image_embedding"), ("localise", "anomaly_map"), ("prompt", "prompt_embeddings")],
+)
+def test_a_result_that_differs_fails(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, stage: str, name: str
+) -> None:
+    def broken(self: ResidentStages, *given: Any) -> Any:
+        found = plain(self, *given)
+        if stage == "prompt":
+            return found + 1
+        (found.image_embeddings if stage == "encode" else found[0])[...] += 1
+        return found
 
-    def other(self: Chain, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: array + 1 for name, array in run(self, pixels).items()}
+    plain = getattr(ResidentStages, stage)
+    monkeypatch.setattr(ResidentStages, stage, broken)
+    report = run_checks(setting, chosen(ZERO_SHOT))
+    assert f"{name} of the resident stages differs by" in report.failed[ZERO_SHOT]
 
-    monkeypatch.setattr(Chain, "run", other)
-    report = run_checks(setting, chosen("tensorrt, zero-shot chain"))
-    assert "differs by" in report.failed["tensorrt, zero-shot chain"]
+
+def test_another_nearest_patch_passes_only_where_it_is_as_near(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1, 2, 5, 8)).astype(np.float32)  # 2 taps
+    rows[..., 4, :] = rows[..., 3, :]
+    bank = MemoryBank.from_features([rows], "0" * 64)
+    nearest = np.tile(np.arange(5, dtype=np.int32), (1, 2, 1))
+    tie = np.where(nearest == 4, 3, nearest)
+    wrong = np.where(nearest == 4, 2, nearest)
+    assert gpu_check.excess_distance(rows, bank, nearest, nearest) == 0
+    assert gpu_check.excess_distance(rows, bank, nearest, tie) < 1e-6
+    assert gpu_check.excess_distance(rows, bank, nearest, wrong) > 0.1
+
+    localise = ResidentStages.localise
+
+    def other_rows(self: ResidentStages, *given: Any) -> Any:
+        maps, matches = localise(self, *given)
+        matches.nearest[...] = 0
+        return maps, matches
+
+    monkeypatch.setattr(ResidentStages, "localise", other_rows)
+    assert "nearest of the resident stages differs" in run_checks(setting, chosen(FEW_SHOT)).failed[FEW_SHOT]
+
+
+def test_what_goes_through_the_host_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResidentStages, "prompt", Stages.prompt)
+    report = run_checks(setting, chosen(ZERO_SHOT))
+    assert "1 of the resident stages went through host memory" in report.failed[ZERO_SHOT]
 
 
 def test_what_cannot_be_recorded_is_a_failure(setting: Setting, fakes, gpu_machine) -> None:
     driver = fakes.FakeDriver()
     driver.cuda, driver.fail = gpu_machine.cuda, "cuGraphInstantiateWithFlags"
     setting.make_graph = lambda: Graph(driver)
-    report = run_checks(setting, chosen("tensorrt, zero-shot chain"))
-    assert "cuGraphInstantiateWithFlags" in report.failed["tensorrt, zero-shot chain"]
+    report = run_checks(setting, chosen(ZERO_SHOT))
+    assert "cannot be recorded as a CUDA graph" in report.failed[ZERO_SHOT]
+    assert "cuGraphInstantiateWithFlags" in report.failed[ZERO_SHOT]
 
 
 def test_one_failure_does_not_hide_the_others(setting: Setting, tiny_bundle: Path) -> None:

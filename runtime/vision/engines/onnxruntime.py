@@ -91,7 +91,9 @@ class DeviceEngine:
 def obstacle(variant: str, bundle: Bundle | None) -> str:
     """See ``Backend.obstacle``: a bundle always has its graphs, so only the machine matters."""
     if PROVIDERS[variant] not in ort.get_available_providers():
-        return f"this onnxruntime has no {PROVIDERS[variant]}: {how_to_install('cuda')} in place of onnxruntime"
+        return (
+            f"this onnxruntime has no {PROVIDERS[variant]}: {how_to_install('cuda')} in place of onnxruntime"
+        )
     return "" if variant == "cpu" or find_gpu() else missing_driver()
 
 

@@ -43,6 +43,9 @@ class TensorRtEngine:
         max_batch: the largest batch that the plan was built for.
         buffers: of every input and output, for that batch.
         stream: everything is enqueued on it.
+        num_reshapes: how often the context was set to another batch. CUDA graphs recorded before must not be launched
+            any more (TensorRT developer guide: undefined once the context is modified).
+        num_runs: how often ``run`` has overwritten the buffers.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TensorRtEngine:
         self._lifetime = Lifetime(f"TensorRT's {plan.file}")
         self._seen: set[int] = set()  # batches that have run: their kernels are compiled
         self._batch = 0  # that the context is set to
+        self.num_reshapes = self.num_runs = 0
         with device.current():
             self.stream = device.stream()
             self.buffers = {
@@ -78,6 +82,7 @@ class TensorRtEngine:
         """See ``Engine.run``. A batch larger than the plan's runs in parts."""
         self._lifetime.check()
         batch = check_inputs(self._component.inputs, inputs)
+        self.num_runs += 1
         largest = self._plan.max_batch
         parts = [self._run(inputs, start, min(largest, batch - start)) for start in range(0, batch, largest)]
         return {
@@ -90,9 +95,10 @@ class TensorRtEngine:
         Raises:
             BundleError: TensorRT refuses.
         """
-        if (
-            batch != self._batch
-        ):  # setting shapes has work done at the next run, which a capture would not repeat
+        if batch != self._batch:
+            # Setting shapes has work done at the next run, which a capture would not repeat.
+            self.num_reshapes += 1
+            self._batch = 0
             for spec in self._component.inputs:
                 if not self._context.set_input_shape(spec.name, shape_of(spec, batch)):
                     raise BundleError(
@@ -102,11 +108,17 @@ class TensorRtEngine:
         if not self._context.execute_async_v3(stream.handle):
             raise BundleError(f"{PRODUCTS[self._plan.engine]} cannot run {self._plan.file}: build it again")
 
+    def keep_kernels(self, batch: int) -> None:
+        """Write what TensorRT-RTX compiled for a batch into its cache; to be called when the batch has run."""
+        if self._cache and batch not in self._seen:
+            self._cache.save()
+        self._seen.add(batch)
+
     def share(self, name: str, buffer: Buffer) -> None:
         """Take another engine's buffer for one of this one's: what lies there for that, this reads, on the device.
 
         Raises:
-            BundleError: they declare it differently.
+            BundleError: they declare it differently, or the other's batch is smaller.
         """
         own, other = (
             f"{each.host.dtype} {list(each.host.shape[1:])}" for each in (self.buffers[name], buffer)
@@ -114,6 +126,10 @@ class TensorRtEngine:
         if own != other:
             raise BundleError(
                 f"{self._plan.file} takes {name} as {own}, and it comes as {other}: re-run agpt export"
+            )
+        if len(buffer.host) < len(self.buffers[name].host):
+            raise BundleError(
+                f"{self._plan.file} is for a larger batch than the plan that gives it {name}: build all plans again"
             )
         with self.device.current():
             self.buffers[name].free()
@@ -141,9 +157,7 @@ class TensorRtEngine:
             for spec in self._component.outputs:
                 outputs[spec.name] = self.buffers[spec.name].download(shape_of(spec, batch), self.stream)
             self.stream.synchronize()
-            if self._cache and batch not in self._seen:
-                self._cache.save()
-        self._seen.add(batch)
+        self.keep_kernels(batch)
         return {name: array.copy() for name, array in outputs.items()}
 
     def _bind(self, name: str, buffer: Buffer) -> None:
