@@ -32,7 +32,6 @@ SKIPPED = {
     "/opt/agpt/bin/": "needs an installation there",
     "build-venv/bin/pip wheel": "builds wheels from the network for minutes",
     "CMAKE_ARGS=": "compiles llama.cpp",
-    "pip install": "changes the environment",
     "rm -rf /opt/agpt": "deletes what other people may have there",
     ".venv/bin/agpt run --source 0": "needs a camera",
     "agpt doctor --checkpoints": "needs the original's checkpoints",
