@@ -83,6 +83,7 @@ def enroll(
 ) -> None:
     """Make a product's recipe from pictures of good parts."""
     from ..common.terminal import tell
+    from ..enrolment.enroll import check_folder, check_options
     from ..enrolment.enroll import enroll as make_recipe
     from ..enrolment.operating_point import rate_limit
     from ..enrolment.samples import identical_samples, read_samples
@@ -90,6 +91,8 @@ def enroll(
     from ..vision.image_files import image_paths
     from ..vision.views import parse_region, parse_tiles
 
+    check_options(name, storage, max_patches, augmentation, without_verdict)
+    check_folder(out)
     grid = parse_tiles(tiles, overlap) if tiles is not None else None
     regions = [parse_region(text) for text in region or ()]
     samples = read_samples(image_paths(normal, tell))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-from pathlib import Path
+import resource
 
 import cv2
 import numpy as np
@@ -126,23 +125,20 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
         OverlayFolder(tmp_path / "file")
 
 
-def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
+def test_a_picture_is_whole_or_absent(tmp_path):
+    """The system takes the first 100 bytes of a file and refuses the rest, as a full disk does."""
     folder = OverlayFolder(tmp_path)
-    image = np.zeros((8, 8, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     folder.put("00001_a.png", image)
     before = (tmp_path / "00001_a.png").read_bytes()
-
-    def half(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", half)
-    for name in ("00001_a.png", "00002_b.png"):
-        with pytest.raises(
-            AgptError, match=f"cannot write .*{name} .No space left on device.: free some space"
-        ):
-            folder.put(name, image + 99)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        for name in ("00001_a.png", "00002_b.png"):
+            with pytest.raises(AgptError, match=f"cannot write .*{name} .File too large.: free some space"):
+                folder.put(name, 255 - image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["00001_a.png"]
     assert (tmp_path / "00001_a.png").read_bytes() == before
 
