@@ -167,7 +167,7 @@ def test_every_choice_of_the_recipe_is_an_option(tmp_path: Path, monkeypatch) ->
     asked: list[Recipe] = []
     monkeypatch.setattr(train_module, "train", lambda recipe, *rest: asked.append(recipe))
     train_module.main(
-        ["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--copies", "none"]
+        ["--run", str(tmp_path), "--no-start", "--no-ranking", "--seed", "7", "--augmentation", "none"]
     )
     assert asked == [Recipe(start=False, ranking=False, seed=7, augmentation="none")]
 
