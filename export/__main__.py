@@ -1,4 +1,4 @@
-"""``agpt export``: research checkpoints to one bundle for the edge."""
+"""``agpt export``: converts research checkpoints to one bundle for edge devices."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 def export(
     bundle: Annotated[
-        Path | None, typer.Argument(help="With --resume: the bundle that gets the plans of --engine.")
+        Path | None, typer.Argument(help="With --resume: the bundle to add the plans of --engine to.")
     ] = None,
     imagebind: Annotated[
-        Path | None, typer.Option(help="imagebind_huge.pth, or a tower saved in its key names.")
+        Path | None, typer.Option(help="imagebind_huge.pth, or another tower saved under the same key names.")
     ] = None,
     vicuna: Annotated[
         Path | None, typer.Option(help="Hugging Face folder of the language model (Vicuna v0).")
@@ -38,60 +38,84 @@ def export(
         Path | None, typer.Option(help="AnomalyGPT's pytorch_model.pt (decoder, learner).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Bundle folder to write; a bundle that is there is replaced.")
+        Path | None, typer.Option(help="Bundle folder to write; an existing bundle is replaced.")
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Build plans from a bundle's own graphs, on the device: no checkpoints, no torch.",
+            help="Build plans from a bundle's graphs on the device; needs neither checkpoints nor torch.",
         ),
     ] = False,
     text_features: Annotated[
         Path | None,
         typer.Option(
-            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out."
+            help="npz file of text features, class name to [2, E] (normal, abnormal); by default they are computed "
+            "with ImageBind's text tower."
         ),
     ] = None,
-    about: Annotated[Path | None, typer.Option(help="model.json: name, notices, region levels.")] = None,
-    precision: Annotated[str, typer.Option(help=f"Of the networks: {', '.join(PRECISIONS)}.")] = "fp32",
+    about: Annotated[
+        Path | None, typer.Option(help="model.json with the model's name, notices and region levels.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help=f"Precision of the networks: {', '.join(PRECISIONS)}.")
+    ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Folder of your normal images, for --precision int8; drawn parts when left out."),
+        typer.Option(
+            help="Folder of your normal images to calibrate --precision int8 with; by default generated ones alone."
+        ),
     ] = None,
     llm_quant: Annotated[
-        str, typer.Option(help=f"Of the language model: {', '.join(LLM_PRECISIONS)}.")
+        str, typer.Option(help=f"Precision of the language model: {', '.join(LLM_PRECISIONS)}.")
     ] = "f16",
-    engine: Annotated[str, typer.Option(help=f"Comma-separated: {', '.join(ENGINES)}.")] = "onnx",
+    engine: Annotated[
+        str, typer.Option(help=f"Engines to export for, comma-separated: {', '.join(ENGINES)}.")
+    ] = "onnx",
     compute_capability: Annotated[
         str,
         typer.Option(
-            help="For tensorrt-rtx, comma-separated, for example 8.9; this GPU's or the usual ones."
+            help="Compute capabilities to build tensorrt-rtx plans for, comma-separated, for example 8.9; by default "
+            "this GPU's or, without a GPU, those of GeForce RTX 30, 40 and 50."
         ),
     ] = "",
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of plans.")] = 4,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch that the plans accept.")] = 4,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans for later TensorRTs of the major version too.")
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="Build plans that later TensorRT releases of the same major version can load too.",
+        ),
     ] = False,
     hardware_compatible: Annotated[
         bool,
-        typer.Option("--hardware-compatible", help="Plans for other GPUs from 8.0 on too; not on Jetson."),
+        typer.Option(
+            "--hardware-compatible",
+            help="Build plans that run on other GPUs of compute capability 8.0 and later too; not on Jetson.",
+        ),
     ] = False,
     classes: Annotated[
         str,
-        typer.Option(help="Comma-separated class names, with the text tower any; all known when left out."),
+        typer.Option(
+            help="Class names, comma-separated: any with the text tower, else those of --text-features; all known "
+            "ones by default."
+        ),
     ] = "",
     resize: Annotated[
         str, typer.Option(help=f"How frames become square: {' or '.join(RESIZE_MODES)}.")
     ] = "crop",
     max_memory: Annotated[
-        str | None, typer.Option(help="Refuse at once what would take more memory, for example 8G.")
+        str | None, typer.Option(help="Refuse at once an export that would take more memory, for example 8G.")
     ] = None,
     allow_parity_failure: Annotated[
-        bool, typer.Option("--allow-parity-failure", help="Publish, marked, what fails the comparison.")
+        bool,
+        typer.Option(
+            "--allow-parity-failure",
+            help="Publish a bundle that fails the comparison; the failure is recorded in its manifest.",
+        ),
     ] = False,
 ) -> None:
-    """Turn checkpoints into a bundle, compare it with them, and publish it whole or not at all."""
+    """Convert checkpoints to a bundle, compare it with them, and publish it completely or not at all."""
     plans = plan_options(
         split(engine), split(compute_capability), max_batch, version_compatible, hardware_compatible
     )
@@ -110,7 +134,8 @@ def export(
     if imagebind is None or vicuna is None or pandagpt is None or anomalygpt is None or out is None:
         missing = ", ".join(f"--{name}" for name, path in needed.items() if path is None)
         raise ConfigError(
-            f"agpt export needs {missing}: give it, or agpt export --resume --engine … BUNDLE for plans alone"
+            f"agpt export needs {missing}: give the missing options, or run agpt export --resume --engine … BUNDLE "
+            "to build plans only"
         )
     options = ExportOptions(
         imagebind=imagebind,
@@ -152,10 +177,10 @@ def plan_options(
     version_compatible: bool,
     hardware_compatible: bool,
 ) -> tuple[PlanOptions, ...]:
-    """What each engine's plans are built for. An option that only one of two engines has goes to that one.
+    """Build options of each engine. With both engines, an option that one does not support applies to the other.
 
     Raises:
-        ConfigError: an option that none of them has.
+        ConfigError: no engine supports an option.
     """
     several = len(set(engines) & set(PLAN_ENGINES)) > 1
     return tuple(
@@ -178,15 +203,17 @@ def build_plans_of(
     checkpoints: list[str],
     allow_failure: bool,
 ) -> None:
-    """``--resume``: plans from a bundle's own graphs.
+    """``--resume``: build plans from a bundle's graphs.
 
     Raises:
-        ConfigError: the options do not fit together, or an engine cannot build here.
+        ConfigError: the options do not fit together, or an engine cannot build on this machine.
     """
     if bundle is None or not resume:
-        raise ConfigError("--resume builds plans of a bundle: agpt export --resume --engine tensorrt BUNDLE")
+        raise ConfigError(
+            "building plans needs both --resume and a bundle: run agpt export --resume --engine tensorrt BUNDLE"
+        )
     if checkpoints:
-        raise ConfigError(f"--resume needs the bundle alone: leave out --{checkpoints[0]}")
+        raise ConfigError(f"--resume takes only the bundle: leave out --{checkpoints[0]}")
     if not plans:
         raise ConfigError(f"--resume builds plans: give --engine {' or '.join(PLAN_ENGINES)}")
     console = Console()
@@ -200,15 +227,15 @@ def build_plans_of(
             size = manifest.files[plan.file].bytes / 1e6
             console.print(f"{plan.file}: {size:.1f} MB, for {plan.built_for}", highlight=False)
     for engine, report in manifest.parity["engines"].items():
-        words = report.get("reason", "computes what the graphs say")
+        result = report.get("reason", "computes what the graphs define")
         console.print(
-            f"{engine}: {'compared' if report['compared'] else 'not compared'}, {words}", highlight=False
+            f"{engine}: {'compared' if report['compared'] else 'not compared'}, {result}", highlight=False
         )
     console.print(f"{bundle}: {total} plans in {time.monotonic() - started:.0f} s", highlight=False)
 
 
 def split(text: str) -> tuple[str, ...]:
-    """The parts of a comma-separated list."""
+    """The items of a comma-separated list, without empty ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -216,7 +243,7 @@ def export_command(arguments: list[str]) -> None:
     """Run ``agpt export`` with these arguments.
 
     Raises:
-        AgptError: a mistake of the user, in one sentence.
+        AgptError: a user error, in one or two sentences.
         Interrupted: the user stopped it.
     """
     if app(args=arguments, prog_name="agpt export", standalone_mode=False) == cli.EXIT_INTERRUPTED:

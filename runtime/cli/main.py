@@ -370,7 +370,7 @@ def doctor(
 def survey(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
     """Findings about the four checkpoints (needs the extra "export")."""
     try:
-        from ...export.survey import survey as examine
+        from ...export.checkpoint_report import report_checkpoints as examine
     except ImportError as error:
         raise ConfigError(
             f"looking into checkpoints needs a package that is not installed ({error.name}): "
