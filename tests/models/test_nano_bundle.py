@@ -1,4 +1,4 @@
-"""The bundled model: it is what its checkpoint exports to, and its words follow its prompt embeddings."""
+"""The bundled model: it equals the export of its checkpoint, and its answers depend on its prompt embeddings."""
 
 from __future__ import annotations
 
