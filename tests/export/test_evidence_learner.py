@@ -156,7 +156,7 @@ def test_evidence_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path, 
     assert f"has prompt_learner.{name} of another shape ((7,) instead of" in message
 
 
-def test_the_survey_says_so_and_counts_its_weights(
+def test_the_report_names_it_and_counts_its_weights(
     checkpoint: Path, tiny_model: AnomalyGPT, seeing_model: AnomalyGPT
 ) -> None:
     description = describe_anomalygpt(open_tensors(checkpoint / "anomalygpt.safetensors"))
