@@ -1,7 +1,7 @@
-"""What do methods without training reach on labelled images, at a few normal samples?
+"""What accuracy do methods without training reach on labelled images, with a few normal samples?
 
-Figures as ``agpt eval`` gives them, with the same normal samples, the same geometry and the same maps' size, so
-that the tables can stand side by side.
+The figures are those of ``agpt eval``, with the same normal samples, the same geometry and the same size of the maps,
+so that the tables can be compared.
 
     python benchmarks/baselines.py FOLDER [--shots 1,4] [--seed 0] [--random-vit] [--json FILE]
 """
@@ -43,7 +43,7 @@ NUM_ORIENTATIONS = 9
 RESIZE: Literal["crop"] = "crop"
 MEASURES = ("image_auroc_max", "image_auroc_top1", "pixel_auroc")
 
-Features = np.ndarray  # float32 [P, F], one row a patch
+Features = np.ndarray  # float32 [P, F], one row per patch
 Extract = Callable[[np.ndarray], Features]  # from pixels float32 [3, 224, 224], RGB in 0..1
 Distance = Callable[[Features, list[Features]], np.ndarray]  # query, normal samples → float32 [P]
 
@@ -56,13 +56,13 @@ class Method(NamedTuple):
 
 
 def mean_grey(pixels: np.ndarray) -> Features:
-    """The image's mean grey level, the same in every patch: says nothing about where."""
+    """The image's mean grey level, the same in every patch: it does not localise."""
     return np.full((GRID * GRID, 1), pixels.mean(), np.float32)
 
 
 def hog_and_colour(pixels: np.ndarray) -> Features:
-    """Histogram of oriented gradients of each 14 × 14 cell among its 3 × 3 neighbours, mean and deviation of
-    each colour (Dalal and Triggs, CVPR 2005)."""
+    """Histogram of oriented gradients of each 14 × 14 cell with its 3 × 3 neighbourhood (Dalal and Triggs, CVPR 2005),
+    and mean and standard deviation of each colour."""
     cells = pixels.reshape(3, GRID, CELL, GRID, CELL)
     colour = np.concatenate([cells.mean(axis=(2, 4)), cells.std(axis=(2, 4))])
     blocks = _neighbourhoods(_orientation_histograms(pixels.mean(axis=0)))
@@ -70,7 +70,7 @@ def hog_and_colour(pixels: np.ndarray) -> Features:
 
 
 def _orientation_histograms(grey: np.ndarray) -> np.ndarray:
-    """float32 [224, 224] → [9, 16, 16]: gradient strength by direction (0..180°), shared by two bins."""
+    """float32 [224, 224] → [9, 16, 16]: gradient strength by direction (0..180°), interpolated between two bins."""
     across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0, ksize=1), cv2.Sobel(grey, cv2.CV_32F, 0, 1, ksize=1)
     strength = np.hypot(across, down)
     place = np.mod(np.arctan2(down, across), np.pi) / np.pi * NUM_ORIENTATIONS
@@ -84,7 +84,7 @@ def _orientation_histograms(grey: np.ndarray) -> np.ndarray:
 
 
 def _neighbourhoods(histograms: np.ndarray) -> np.ndarray:
-    """[9, 16, 16] → [256, 81]: each cell with its neighbours (the edge repeated), scaled to unit length."""
+    """[9, 16, 16] → [256, 81]: each cell with its neighbours (the edge is repeated), scaled to unit length."""
     padded = np.pad(histograms, ((0, 0), (1, 1), (1, 1)), mode="edge")
     shifted = [padded[:, y : y + GRID, x : x + GRID] for y in range(3) for x in range(3)]
     rows = np.concatenate(shifted).reshape(-1, GRID * GRID).T
@@ -92,7 +92,7 @@ def _neighbourhoods(histograms: np.ndarray) -> np.ndarray:
 
 
 def euclidean(query: Features, normals: list[Features]) -> np.ndarray:
-    """Distance of each patch to the nearest patch of any normal sample, wherever it is."""
+    """Distance of each patch to the nearest patch of any normal sample, at any position."""
     bank = np.concatenate(normals)
     squares = (query**2).sum(1)[:, None] - 2 * query @ bank.T + (bank**2).sum(1)
     return np.sqrt(np.maximum(squares.min(axis=1), 0)).astype(np.float32)
@@ -104,7 +104,7 @@ def cosine(query: Features, normals: list[Features]) -> np.ndarray:
 
 
 def random_vit() -> Extract:
-    """The bundled model's encoder with random weights: what its architecture alone gives."""
+    """The bundled model's encoder with random weights: the accuracy of its architecture alone."""
     import torch
 
     from anomalygpt_edge.models.imagebind import VisionEncoder
@@ -121,7 +121,7 @@ def random_vit() -> Extract:
 
 
 def evaluate(category: Category, method: Method, shots: list[int], seed: int) -> dict[int, Figures]:
-    """Figures by number of shots."""
+    """Figures of a category by number of shots."""
     possible = [k for k in shots if 0 < k <= len(category.normals)]
     normals = [
         method.extract(load(path)) for path in choose_normals(category, max(possible, default=0), seed)
@@ -138,12 +138,12 @@ def evaluate(category: Category, method: Method, shots: list[int], seed: int) ->
 
 
 def load(path: Path) -> np.ndarray:
-    """float32 [3, 224, 224], RGB in 0..1, cropped as the bundled model's pixels are."""
+    """float32 [3, 224, 224], RGB in 0..1, cropped like the bundled model's pixels."""
     return preprocess(read_image(path), SIZE, RESIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))[0]
 
 
 def as_verdict(anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> Verdict:
-    """A map alone: these methods say nothing."""
+    """A verdict with only a map: these methods give no answer."""
     return Verdict(
         status=Status.NO_RESULT,
         reason="a map only",
@@ -157,14 +157,20 @@ def as_verdict(anomaly_map: np.ndarray, frame_size: tuple[int, int]) -> Verdict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="labelled images, MVTec-AD or VisA layout")
-    parser.add_argument("--shots", default="1,4")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--random-vit", action="store_true", help="too; needs torch")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="folder of labelled images in the layout of MVTec-AD or VisA"
+    )
+    parser.add_argument("--shots", default="1,4", help="numbers of normal samples, comma-separated")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of normal samples")
+    parser.add_argument(
+        "--random-vit",
+        action="store_true",
+        help="also evaluate the bundled model's encoder with random weights; needs torch",
+    )
+    parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     if options.folder is None:
-        print("baselines.py: skipped, for no folder of labelled images was given")
+        print("baselines.py: skipped, because no folder of labelled images was given")
         return
     methods = [
         Method("mean grey level", mean_grey, euclidean, localises=False),

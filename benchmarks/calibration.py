@@ -1,8 +1,8 @@
-"""How sure is the bundled model when it says so, and does a recipe's operating point keep its false-reject rate?
+"""Is the bundled model's p(anomaly) calibrated, and does a recipe's operating point keep its false-reject rate?
 
-The held-out families of ``nano_holdout.py``: p(anomaly) against how often the part was defective, as a reliability
-diagram and as the expected calibration error; and an operating point chosen for each family on good parts of its own,
-as ``agpt enroll --held-out`` does, against the greedy answer.
+On the held-out families of ``nano_holdout.py``: p(anomaly) against the share of defective parts, as a reliability
+diagram and as expected calibration error; and an operating point for each family, chosen on its good parts as by
+``agpt enroll --held-out``, against the greedy answer.
 
     python benchmarks/calibration.py [--bundle DIR] [--shots 0,1,4] [--rate 0.1] [--json FILE] [--picture FILE]
 """
@@ -37,21 +37,21 @@ from anomalygpt_edge.runtime.synthetic.products import Family
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "calibration.png"
-CHOICE_SEED = 101  # of the good parts that an operating point is chosen on
+CHOICE_SEED = 101  # of the good parts that operating points are chosen on
 NUM_RESAMPLES = 400
 
-SIDE, MARGIN, BAR_ROOM = 300, 56, 60  # px: the unit square, its surroundings, the histogram under it
+SIDE, MARGIN, BAR_ROOM = 300, 56, 60  # pixels: the unit square, the margin, the histogram below the square
 INK, GRID, BLUE, GREY = (40, 40, 40), (225, 225, 225), (160, 90, 20), (170, 170, 170)  # BGR
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One family at one number of normal samples."""
+    """Results of one family with one number of normal samples."""
 
-    p: np.ndarray  # float [n], of the queries
-    truth: np.ndarray  # bool [n]
-    said: np.ndarray  # bool [n], the greedy answer
-    limit: float  # the operating point of p
+    p: np.ndarray  # float [n], p(anomaly) of the queries
+    truth: np.ndarray  # bool [n], whether a query is defective
+    failed: np.ndarray  # bool [n], whether the greedy answer is FAIL
+    limit: float  # the operating point of p(anomaly)
 
 
 def judge(
@@ -64,7 +64,7 @@ def judge(
     return Judged(
         p=np.array([verdict.p_anomaly for verdict in verdicts]),
         truth=np.arange(len(verdicts)) >= len(good),
-        said=np.array([verdict.status.value == "FAIL" for verdict in verdicts]),
+        failed=np.array([verdict.status.value == "FAIL" for verdict in verdicts]),
         limit=point.p_anomaly,
     )
 
@@ -72,7 +72,7 @@ def judge(
 def figures(families: list[Judged]) -> dict:
     p = np.concatenate([f.p for f in families])
     truth = np.concatenate([f.truth for f in families])
-    said = np.concatenate([f.said for f in families])
+    failed = np.concatenate([f.failed for f in families])
     above = np.concatenate([f.p > f.limit for f in families])
     number = np.minimum((p * BINS).astype(int), BINS - 1)
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def figures(families: list[Judged]) -> dict:
             else {"parts": 0, "p": None, "defective": None}
             for b in range(BINS)
         ],
-        "greedy": {"false_rejects": float(said[~truth].mean()), "caught": float(said[truth].mean())},
+        "greedy": {"false_rejects": float(failed[~truth].mean()), "caught": float(failed[truth].mean())},
         "operating_point": {
             "false_rejects": float(above[~truth].mean()),
             "caught": float(above[truth].mean()),
@@ -107,7 +107,7 @@ def figures(families: list[Judged]) -> dict:
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """95 % confidence of a share out of ``count`` (Wilson, 1927)."""
+    """95 % confidence interval of a share of ``count`` trials (Wilson, 1927)."""
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -115,7 +115,8 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def draw_diagram(title: str, row: dict) -> np.ndarray:
-    """uint8 BGR: how often parts were defective by p(anomaly), with 95 % intervals, over how many parts there were."""
+    """Reliability diagram, uint8 BGR: share of defective parts by p(anomaly), with 95 % intervals, above a histogram
+    of the parts."""
     canvas = np.full((SIDE + 2 * MARGIN + BAR_ROOM, SIDE + 2 * MARGIN, 3), 255, np.uint8)
     left, top, bottom = MARGIN, MARGIN, MARGIN + SIDE
 
@@ -211,12 +212,14 @@ def print_table(results: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="the bundled model by default")
-    parser.add_argument("--shots", default="0,1,4")
-    parser.add_argument("--rate", type=float, default=0.1, help="of good parts that may be rejected")
-    parser.add_argument("--families", type=int, default=len(held_out_families()))
-    parser.add_argument("--json", type=Path, default=RESULTS / "calibration.json")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--shots", default="0,1,4", help="numbers of normal samples, comma-separated")
+    parser.add_argument("--rate", type=float, default=0.1, help="share of good parts that may be rejected")
+    parser.add_argument("--families", type=int, default=len(held_out_families()), help="number of families")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "calibration.json", help="file for the results"
+    )
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="file for the diagrams")
     options = parser.parse_args()
     try:
         results = measure(options)

@@ -1,13 +1,13 @@
-"""Which GGUF should this machine run? Every quantisation type of one model: size, time and what it does to verdicts.
+"""Which GGUF should this machine run? Compares the quantisation types of one model: size, time and verdicts.
 
-A bundle's float16 language model (the one that ships), its verdicts on demo-line parts against the untouched file's; or
-a model with the layers of LLaMA-7B (``--layers``; generated weights, so no verdicts to compare). A type is made by
-llama.cpp's own quantiser, which replaces a type whose blocks do not fit a tensor's rows: what the file really holds is
-printed.
+The model is a bundle's float16 language model (by default the bundled one), whose verdicts on demo-line parts are
+compared with those of the quantised files; or a model with the layers of LLaMA-7B (``--layers``), which has generated
+weights and so no verdicts to compare. llama.cpp's quantiser replaces a type whose blocks do not fit a tensor's rows, so
+the types that the file contains are printed.
 
-The rule: of the types whose verdict is float16's on at least 99 % of the parts, the least time of an answer, taken as
-the pass that computes a prompt together with its drafts, plus one step more for each part in twenty; within 5 % of
-that, the smallest file.
+The recommendation: of the types whose verdict equals float16's on at least 99 % of the parts, those whose time per
+answer is within 5 % of the shortest, and of these the smallest file. The time per answer is the time of the pass that
+computes a prompt together with its drafts, plus 1/20 of the time of a single step.
 
     python benchmarks/choose_gguf.py [--bundle DIR | --layers 2] [--types q8_0,q4_k_m] [--parts 200] [--threads N]
 """
@@ -43,9 +43,9 @@ from anomalygpt_edge.runtime.language.model import LanguageModel
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
 SOURCE = "f16"
-SIZES = (1, 4, 16, 38, 60, 96)  # positions: a step, a prompt, a prompt with its drafts
+SIZES = (1, 4, 16, 38, 60, 96)  # positions per pass; 1: a step, 38: a prompt, 60: a prompt with its drafts
 ONE_PASS = 60
-MORE_STEPS = 1 / 20  # of an answer, for those that were not foreseen
+MORE_STEPS = 1 / 20  # mean number of further steps per answer, for answers that no draft contains
 LEAST_AGREEMENT = 0.99
 ABOUT_AS_FAST = 1.05
 NUM_RUNS = 5
@@ -53,7 +53,7 @@ MAX_CONTEXT = 512
 
 
 def tensor_types(path: Path) -> dict[str, float]:
-    """Share of the file's weights by the type they really have, most first."""
+    """Share of the file's bytes by tensor type, the largest first."""
     sizes: Counter[str] = Counter()
     for info in read_header(path).tensors.values():
         sizes[info.type] += info.num_bytes
@@ -61,7 +61,7 @@ def tensor_types(path: Path) -> dict[str, float]:
 
 
 def time_passes(model: LanguageModel) -> dict[str, float]:
-    """Milliseconds of a pass by its positions, medians; behind the prompt's constant piece."""
+    """Median milliseconds of a pass, by its number of positions; the passes follow the prompt's constant prefix."""
     sizes = [size for size in SIZES if size <= model.decoder.room]
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(NUM_RUNS + 1):
@@ -75,7 +75,7 @@ def time_passes(model: LanguageModel) -> dict[str, float]:
 def measure(
     path: Path, layout: PromptLayout, expected: Language, parts: list[Part], threads: int
 ) -> tuple[dict, list[tuple[bool | None, str, float]]]:
-    """Figures of one file; and of every part the verdict, the sentence and p(anomaly)."""
+    """Figures of one file, and the verdict, sentence and p(anomaly) of every part."""
     model = LanguageModel.open(path, layout, expected, threads, MAX_CONTEXT)
     figures = {
         "megabytes": round(path.stat().st_size / 1e6, 3),
@@ -88,8 +88,11 @@ def measure(
     return figures, [(answer.affirmative, answer.text, answer.p_anomaly) for answer in answers]
 
 
-def compare(said: list[tuple[bool | None, str, float]], exact: list[tuple[bool | None, str, float]]) -> dict:
-    pairs = list(zip(said, exact, strict=True))
+def compare(
+    answers: list[tuple[bool | None, str, float]], exact: list[tuple[bool | None, str, float]]
+) -> dict:
+    """Shares of equal verdicts and sentences, and the mean change of p(anomaly); empty without parts."""
+    pairs = list(zip(answers, exact, strict=True))
     if not pairs:
         return {}
     return {
@@ -100,7 +103,7 @@ def compare(said: list[tuple[bool | None, str, float]], exact: list[tuple[bool |
 
 
 def recommend(rows: dict[str, dict]) -> str:
-    """See the rule at the top of the file."""
+    """The recommended type; see the top of the file for the rule."""
     fit = {name: row for name, row in rows.items() if row.get("verdicts_agree", 1) >= LEAST_AGREEMENT}
     least = min(row["answer_ms"] for row in fit.values())
     quick = {name: row for name, row in fit.items() if row["answer_ms"] <= ABOUT_AS_FAST * least}
@@ -123,7 +126,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
             parts = demo_parts(inspector, options.parts, seed=1)
     found = tensor_types(source)
     if not found.keys() <= {"F16", "F32"}:
-        sys.exit(f"{Path(__file__).name}: {source} holds {', '.join(found)}: start from an f16 bundle")
+        sys.exit(f"{Path(__file__).name}: {source} contains {', '.join(found)}: give an f16 bundle")
     rows: dict[str, dict] = {}
     rows[SOURCE], exact = measure(source, layout, expected, parts, options.threads)
     rows[SOURCE].update(compare(exact, exact))
@@ -131,13 +134,13 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         target = folder / f"{name}.gguf"
         try:
             quantise(source, target, name, options.threads)
-            rows[name], said = measure(target, layout, expected, parts, options.threads)
+            rows[name], answers = measure(target, layout, expected, parts, options.threads)
         except (CheckpointError, AgptError) as error:
             print(f"{name}: left out ({error})")
             continue
         finally:
             target.unlink(missing_ok=True)
-        rows[name].update(compare(said, exact))
+        rows[name].update(compare(answers, exact))
     return {
         "processor": processor_name(),
         "threads": options.threads,
@@ -178,15 +181,20 @@ def print_table(title: str, results: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--bundle", type=Path, help="with an f16 language model; the one that ships when left out"
+        "--bundle",
+        type=Path,
+        help="bundle folder with an f16 language model; by default the bundled model",
     )
     parser.add_argument(
-        "--layers", type=int, default=0, help="a generated model with so many layers of 7B instead"
+        "--layers",
+        type=int,
+        default=0,
+        help="use a generated model with this many layers of 7B instead; 0: the bundle's",
     )
-    parser.add_argument("--types", default=",".join(TYPES))
-    parser.add_argument("--parts", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--scratch", type=Path, help="folder for the files")
+    parser.add_argument("--types", default=",".join(TYPES), help="quantisation types, comma-separated")
+    parser.add_argument("--parts", type=int, default=200, help="number of demo-line parts")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of llama.cpp")
+    parser.add_argument("--scratch", type=Path, help="folder for the quantised files")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""How fast does the demo line run, and where does the time go?
+"""How fast does the demo line run, and how long does each stage take?
 
-Parts are drawn beforehand and inspected back to back, sentence included, each with its product's memory bank.
-One line of the table is one stage of ``Inspector.inspect``; "whole" is what the line waits for. "NumPy" is the median
-where the compiled kernels are replaced by their NumPy references, in turns with them.
+Parts are drawn beforehand and inspected back to back, including the sentence, each with its product's memory bank.
+Each row of the table is a stage of ``Inspector.inspect``; "whole" is the time of the complete inspection. "NumPy" is
+the median with the NumPy references instead of the compiled kernels, measured alternately with them.
 
     python benchmarks/demo_line.py [--bundle DIR] [--inspections 500] [--threads N] [--device NAME]
 """
@@ -57,16 +57,21 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="bundle folder; the one that ships when left out")
-    parser.add_argument("--inspections", type=int, default=500, help="459 without a miss show p99")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument(
+        "--inspections",
+        type=int,
+        default=500,
+        help="number of inspections; 459 within a limit bound the 99th percentile with 99 %% confidence",
+    )
+    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads of an inspection")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """Every figure of the run; times in milliseconds."""
+    """All figures of the run; times in milliseconds."""
     with Inspector.open(options.bundle, threads=options.threads) as inspector:
         products = enroll_demo_products(inspector)
         frames = list(open_camera("demo", num_parts=min(NUM_FRAMES, options.inspections)).frames())
@@ -111,11 +116,10 @@ def measure(options: argparse.Namespace) -> dict:
 def compare(
     inspect: Callable[[Frame], dict[str, float]], frames: list[Frame], count: int
 ) -> dict[str, dict[str, float]]:
-    """Medians by stage with the NumPy references and with the kernels, the same frames in turns."""
+    """Medians by stage with the NumPy references and with the kernels, alternately on the same frames."""
     rows: dict[str, list[dict[str, float]]] = {"reference": [], kernels.active(): []}
-    for index in range(
-        -2, count
-    ):  # the first two are not counted: a bank is laid out for each implementation
+    # the first two are not counted: each implementation prepares the memory bank in its own layout
+    for index in range(-2, count):
         for name, found in rows.items():
             with kernels.using(name):
                 row = inspect(frames[index % len(frames)])
@@ -138,7 +142,7 @@ def spread(times_ms: list[float]) -> dict[str, float]:
 
 
 def processor_name() -> str:
-    """As the operating system calls it."""
+    """The processor's name in the operating system."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
@@ -170,7 +174,8 @@ def print_table(results: dict) -> None:
     print(f"{rate:.1f} inspections a second (target {TARGET_PER_SECOND:.0f}); {counts}")
     if results["load_before"] > 0.5:
         print(
-            f"load before the run {results['load_before']}: other programs were running, expect better alone"
+            f"the load before the run was {results['load_before']}: other programs were running and may have slowed "
+            "the inspections down"
         )
 
 

@@ -3,15 +3,15 @@
     python -m tools.random_checkpoints --seed 11 --layers 32 --out DIR      (7B's true size: 18 GB)
     python benchmarks/export_memory.py DIR [--llm-quant f16] [--precision fp32] [--results DIR]
 
-13B, where the disk does not hold 26 GB of shards beside as much of GGUF: every shard holds four layers' weights
-under the names of twenty; what is read, merged, written and compared is 13B's whole:
+13B needs 26 GB for shards and as much again for the GGUF. Where the disk is too small for that, the shards can contain
+the weights of four layers under the names of twenty; the export still reads, merges, writes and compares all of 13B:
 
     python -m tools.random_checkpoints --size 13b --layers 40 --distinct-layers 4 --pieces 32000 --out DIR
 
-Two peaks are reported. Resident memory counts the pages of mapped files (checkpoints, the written GGUF) that the
-kernel happens to keep; it drops them when others need the room. Anonymous memory is what the export cannot do
-without. The proof is a run that is confined: in a control group of 8 GB, for example with
-``systemd-run --scope -p MemoryMax=8G``, where mapped pages count too; the limit found is noted.
+Two peaks are reported. Resident memory includes the pages of mapped files (checkpoints, the written GGUF) that the
+kernel keeps as long as no other program needs the memory. Anonymous memory is what the export requires. A run in a
+control group, for example with ``systemd-run --scope -p MemoryMax=8G``, where mapped pages count too, shows that the
+export succeeds within that limit; the limit is recorded with the results.
 """
 
 from __future__ import annotations
@@ -61,18 +61,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "checkpoints", type=Path, nargs="?", help="folder written by tools.random_checkpoints"
     )
-    parser.add_argument("--llm-quant", default="f16")
-    parser.add_argument("--precision", default="fp32", help="of the networks")
-    parser.add_argument("--max-memory", help="given to the export, for example 8G")
-    parser.add_argument("--classes", default="object,bottle")
-    parser.add_argument("--text-features", type=Path, help="npz, instead of the text tower")
+    parser.add_argument("--llm-quant", default="f16", help="precision of the language model")
+    parser.add_argument("--precision", default="fp32", help="precision of the networks")
+    parser.add_argument("--max-memory", help="--max-memory of the export, for example 8G")
+    parser.add_argument("--classes", default="object,bottle", help="--classes of the export")
+    parser.add_argument("--text-features", type=Path, help="npz file to use instead of the text tower")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
-    parser.add_argument("--keep", action="store_true", help="leave the bundle beside the checkpoints")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the bundle, in the folder of the checkpoints"
+    )
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Export once in a process of its own and watch it."""
+    """Export once in a separate process and measure its memory."""
     out = options.checkpoints / "measured_bundle"
     shutil.rmtree(out, ignore_errors=True)
     files = [word for role, path in ROLES.items() for word in (f"--{role}", str(options.checkpoints / path))]
@@ -100,7 +102,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def watch(process: subprocess.Popen) -> dict[str, int]:
-    """Bytes of the process's highest anonymous and resident memory, until it ends (Linux)."""
+    """Peak anonymous and resident memory of a process in bytes, measured until it ends (Linux)."""
     status = Path(f"/proc/{process.pid}/status")
     peaks = {"RssAnon": 0, "VmHWM": 0}
     while process.poll() is None:
@@ -117,7 +119,7 @@ def watch(process: subprocess.Popen) -> dict[str, int]:
 
 
 def describe(bundle: Path, checkpoints: Path) -> dict[str, object]:
-    """What was exported, and with what."""
+    """Sizes of checkpoints and bundle, parity, and versions of the packages."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     files = [path for path in checkpoints.rglob("*") if path.is_file() and bundle not in path.parents]
     stored = sum(path.stat().st_size for path in files)
@@ -139,7 +141,7 @@ def describe(bundle: Path, checkpoints: Path) -> dict[str, object]:
 
 
 def memory_limit_gb() -> float | None:
-    """The control group's limit that this ran under, None without one."""
+    """Memory limit of this process's control group; None without one."""
     groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
     for file in (
         Path(f"/sys/fs/cgroup/memory{groups.get('memory', '')}/memory.limit_in_bytes"),

@@ -1,33 +1,35 @@
-"""How fast are the kernels, against what one would write without them and against the machine's own limits?
+"""How fast are the kernels, compared with usual implementations and with the limits of the machine?
 
-Every figure is a median of runs that take turns with what it is compared with, in one process, on 1 and 2 threads.
+Every figure is a median of runs that alternate with the implementations that it is compared with, in one process, on 1
+and 2 threads.
 
-Predicted before they were written, from operations and bytes, for 2.6 GHz Zen 4 (32 FLOP and 128 int8 operations a
-cycle and core); the figures of the run stand in the results beside these:
+Predictions from operations and bytes, made before writing the kernels, for a 2.6 GHz Zen 4 (32 FLOP and 128 int8
+operations per cycle and core), with the measurements in brackets:
 
-- preprocess, 1920 × 1080 BGR8, crop: the horizontal pass is 1080 × 224 sums of 6 blocks of 4 taps. With vpdpbusd a
-  block of four rows costs 1 load and 3 products: about 50 instructions for 4 sums, 3 million in all, the rows'
-  spreading 1 million more, the vertical pass 0.3: 0.8 ms on one core, 0.45 on two. It reads 3.5 MB, 0.3 ms of a copy.
-  (Measured: 0.97 and 1.33 in turns with the others, 0.85 and 0.5 to 0.6 when it runs back to back: after a pause the
-  frame comes from memory and the second thread from its sleep, and neither is in the count of instructions.)
-- match, 4 taps × 256 × 1280 × 1024: 2.7 GFLOP. A tile of 16 × 16 sums takes 16 products a step and 17 loads, which
-  two load ports hide: the product unit's rate, as the BLAS. int8 does four times the products an instruction, less
-  the rounding of queries: 3 to 3.5 times float32. (Measured: 1.13 of the BLAS's rate, which also writes the
-  similarities; int8 3.3 and 3.2 times.)
-- localise, 4 taps: 200,000 sigmoids of about 25 vector operations over 16 lanes: 0.15 ms. The composition makes two
-  classes × four taps of full-size planes and two exponentials a value: over 2 ms.
-- localise again, after 0.14 ms: an exponential of 9 vector operations instead of 17, fractions added so that four taps
-  cost one division instead of four, columns placed once for all rows: half, 0.07 ms. (Measured: 0.075; on two threads
-  it stays on one, as waking the other takes as long as half of that.)
-- project, upright boxes: a column's place on the map does not depend on the row. With tables of columns a pixel costs
-  two loads and four operations, 1.5 ns, instead of two float64 coordinates and four tests. (Measured in turns with the
-  version before: 25 → 2.9 ms for a 1080p frame cropped to its centre, 60 → 6.9 ms for nine tiles of it.)
-
+- preprocess, 1920 × 1080 BGR8, crop: the horizontal pass computes 1080 × 224 sums of 6 blocks of 4 taps. With vpdpbusd
+  a block of four rows takes 1 load and 3 products: about 50 instructions for 4 sums, 3 million in total, plus 1 million
+  for spreading the rows and 0.3 million for the vertical pass: 0.8 ms on one core, 0.45 ms on two. It reads 3.5 MB,
+  which takes 0.3 ms to copy. (Measured: 0.97 and 1.33 ms alternating with the others, 0.85 and 0.5 to 0.6 ms back to
+  back. After a pause the frame has to be read from memory and the second thread has to wake up, which the instruction
+  count does not include.)
+- match, 4 taps × 256 × 1280 × 1024: 2.7 GFLOP. A tile of 16 × 16 sums takes 16 products and 17 loads per step. Two load
+  ports hide the loads, so it reaches the rate of the product unit, like the BLAS. int8 computes four times as many
+  products per instruction but has to round the queries: 3 to 3.5 times as fast as float32. (Measured: 1.13 times the
+  BLAS's rate, which also writes the similarities; int8 3.3 and 3.2 times.)
+- localise, 4 taps: 200,000 sigmoids of about 25 vector operations over 16 lanes: 0.15 ms. The composition of standard
+  operations computes full-size planes of two classes × four taps and two exponentials per value: over 2 ms.
+- localise, second version, from 0.14 ms: an exponential of 9 vector operations instead of 17, one division for four
+  taps instead of four by adding fractions, and column positions computed once for all rows: half the time, 0.07 ms.
+  (Measured: 0.075 ms. It uses only one thread, as waking another takes about half of that time.)
+- project, upright boxes: a column's position on the map does not depend on the row. With tables of columns, a pixel
+  takes two loads and four operations, 1.5 ns, instead of two float64 coordinates and four comparisons. (Measured
+  alternating with the earlier version: 25 → 2.9 ms for a 1080p frame cropped to its centre, 60 → 6.9 ms for nine tiles
+  of it.)
 - cell_peaks, nine cells of a map: 50,000 values, 16 lanes, 5 instructions: 6 us; NumPy's nine maxima 30 us.
   (Measured: 7 and 24 us.)
-- zero-shot, nano's decoder with the map in its graph against logits and localise: done so that one kernel makes every
-  map, its gain not foreseen. (Measured: 7 to 11 ms against 0.4 to 0.6, 5 to 7.5 on two threads. onnxruntime resizes
-  eight planes value by value and moves the classes to the inner axis and back for its softmax.)
+- zero-shot, nano's decoder with the map in its graph, against logits and localise: made so that one kernel computes
+  every map; the gain was not predicted. (Measured: 7 to 11 ms against 0.4 to 0.6 ms, 5 to 7.5 ms on two threads.
+  onnxruntime resizes eight planes value by value, and moves the classes to the inner axis and back for its softmax.)
 
     python benchmarks/kernels.py [--device NAME] [--results DIR]
 """
@@ -98,7 +100,7 @@ def main() -> None:
 
 
 def measure(threads: int) -> dict:
-    """Milliseconds and ratios on so many threads."""
+    """Milliseconds, ratios and rates on this number of threads."""
     cv2.setNumThreads(threads)
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
@@ -137,10 +139,10 @@ def derive(ms: dict[str, float]) -> dict:
 
 
 def take_turns(work: dict[str, Callable[[], object]], num_rounds: int = NUM_ROUNDS) -> dict[str, float]:
-    """Median milliseconds of each; they run in turn, so that what disturbs the machine disturbs all alike.
+    """Median milliseconds of each function; they run alternately, so that disturbances affect all alike.
 
-    Between two of them is a pause: the threads of a BLAS and of OpenMP spin for a while after their work, and
-    would take a core from whoever comes next.
+    There is a pause between two of them: the threads of BLAS and OpenMP spin for a while after their work, and would
+    take a core from the next function.
     """
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(num_rounds):
@@ -191,7 +193,7 @@ def boxes(threads: int) -> dict[str, float]:
     def cut(chosen: list[Box]) -> np.ndarray:
         return kernels.preprocess(frame, SIZE, "crop", MEAN, STD, boxes=chosen, threads=threads)
 
-    # One box is each of the eight in turn: the same pixels, so the same misses of the cache.
+    # "one box" alternates between the eight boxes: the same pixels, so the same cache misses.
     turn = iter(range(10**9))
     return take_turns(
         {"one box of 4K": lambda: cut([eight[next(turn) % 8]]), "8 boxes of 4K": lambda: cut(eight)}
@@ -255,7 +257,7 @@ def maps(threads: int) -> dict[str, float]:
 
 
 def zero_shot(threads: int) -> dict[str, float]:
-    """nano's decoder with random weights: as it is exported, and with upsampling, softmax and mean in its graph."""
+    """nano's decoder with random weights: as exported, and with upsampling, softmax and mean in its graph."""
     decoder = ImageDecoder(NANO_WIDTH, NANO_EMBED).requires_grad_(False)
     rng = np.random.default_rng(0)
     inputs = {
@@ -282,7 +284,7 @@ def zero_shot(threads: int) -> dict[str, float]:
 
 
 def accuracy() -> dict:
-    """Against float64, on patches that range from copies of the bank's to strangers."""
+    """Errors of ``match`` against float64, on queries from near duplicates of the bank's patches to unrelated ones."""
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(TAPS, BANK, WIDTH))
     query = bank[:, rng.integers(0, BANK, PATCHES)]

@@ -1,16 +1,17 @@
-"""What do a coreset, float16 and int8 cost a memory bank in accuracy, and how is a frame of tiles best scored?
+"""How much accuracy do a coreset, float16 and int8 cost a memory bank, and which score of a tiled frame is best?
 
-Generated products of the validation list (choices are made on these, nothing is reported from them elsewhere), the
-bundled model, 4 good parts enrolled, 4 good and 4 defective ones asked about.
+Generated products of the validation list (used for choices only, no other figures are reported from them), the bundled
+model, 4 good parts enrolled, 4 good and 4 defective queries.
 
-Predicted before the first run: float16 changes nothing in the third decimal, int8 nothing in the second; a coreset
-of a quarter costs under .01, as neighbouring patches of good parts repeat each other; of a sixteenth .03. Tiles: the
-highest tile's mean of its top 1 % beats that of the blended map, as a small defect fills more of a tile's 1 % than
-of the frame's.
+Predicted before the first run: float16 changes no third decimal, int8 no second; a coreset of a quarter costs under
+.01, as neighbouring patches of good parts are similar; one of a sixteenth costs .03. Tiles: the mean of the top 1 % of
+the highest tile is better than that of the blended map, as a small defect covers a larger part of a tile's 1 % than of
+the frame's.
 
-Found: float16 and int8 cost nothing that these 280 parts can show, a coreset down to an eighth nothing of the image
-AUROC (.838 to .852 against .839) and .005 of the pixels', a sixteenth .005 and .011: better than predicted. Tiles: the
-highest tile is ahead by .005 on average; it is what the runtime takes. Overlap buys pixel AUROC (.01) at the seams.
+Measured: float16 and int8 have no effect that these 280 parts can show. A coreset down to an eighth costs no image
+AUROC (.838 to .852 against .839) and .005 of pixel AUROC, one of a sixteenth costs .005 and .011: less than predicted.
+Tiles: the score of the highest tile is better by .005 on average; the runtime uses it. Overlap improves pixel AUROC by
+.01, at the seams.
 
     python benchmarks/memory_banks.py [--families 35] [--json FILE]
 """
@@ -53,7 +54,7 @@ BANKS = {
     **{f"coreset of {PATCHES // n}": ("float32", PATCHES // n) for n in (2, 4, 8, 16)},
     f"coreset of {PATCHES // 4}, int8": ("int8", PATCHES // 4),
 }
-LARGE = 672  # pixels of the frames that tiles are laid over
+LARGE = 672  # side in pixels of the frames for tiles
 GRIDS = {
     "whole": None,
     **{f"{n} x {n}, overlap {o:g}": Tiles(rows=n, columns=n, overlap=o) for n in (2, 3) for o in (0.0, 0.2)},
@@ -61,13 +62,13 @@ GRIDS = {
 
 
 def features(inspector: Inspector, samples: list[Sample]) -> list[np.ndarray]:
-    """Raw taps of each, [views, T, P, V]."""
+    """Patch features of each sample, [views, T, P, V], not normalised."""
     vision, product = inspector.vision, inspector.product
     return [vision.encode_frame(sample.pixels, product).patch_features for sample in samples]
 
 
 def banks(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]]:
-    """Mean image and pixel AUROC over the families, and the kilobytes of a bank."""
+    """Means over the families of image AUROC, pixel AUROC and size of the bank in kilobytes, by kind of bank."""
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in BANKS}
     inspector.use(None)
     distinct = inspector.bundle.manifest.vision.num_distinct
@@ -89,7 +90,7 @@ def banks(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]
 
 
 def tiles(inspector: Inspector, num_families: int) -> dict[str, dict[str, float]]:
-    """Mean image AUROC by three scores of a frame, and pixel AUROC over the frame, by grid."""
+    """Mean image AUROC with three scores of a frame, and mean pixel AUROC of the frame, by grid."""
     found: dict[str, list[list[float]]] = {name: [] for name in GRIDS}
     inspector.use(None)
     plain, distinct = inspector.product, inspector.bundle.manifest.vision.num_distinct
@@ -125,7 +126,7 @@ def truth() -> np.ndarray:
 
 
 def large_samples(family: object) -> tuple[list[Sample], list[Sample]]:
-    """Normals; good and defective queries, larger than the network's square."""
+    """Normal samples, and good and defective queries, larger than the network's input."""
     rng = np.random.default_rng([family.seed, 11])  # type: ignore[attr-defined]
     counts = [0] * (NUM_NORMALS + NUM_QUERIES) + [num_defects(rng) for _ in range(NUM_QUERIES)]
     samples = [draw(family, rng, count, (LARGE, LARGE)) for count in counts]  # type: ignore[arg-type]
@@ -140,9 +141,12 @@ def rows_of(results: dict[str, dict[str, float]]) -> Iterator[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--families", type=int, default=35, help="of the validation list; a third of them for tiles"
+        "--families",
+        type=int,
+        default=35,
+        help="number of validation families; a third of them is used for tiles",
     )
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file for the results")
     options = parser.parse_args()
     with Inspector.open() as inspector:
         results = {

@@ -1,13 +1,13 @@
-"""How good is the bundled model on generated products that it never saw, and how small or faint may a defect be?
+"""How accurate is the bundled model on generated products that it was not trained on, by size and contrast of defects?
 
-The fixed held-out families (two of every kind, a few kinds never trained on at all), through the runtime as a line
-would: AUROC, the sentence's verdict against the truth, the place it names, p(anomaly) against how often it is right,
-what is caught by size and by contrast of the defect, and the share of right answers to each kind of question.
+The fixed held-out families (two of every kind, including kinds that were not trained on) are inspected by the runtime
+as on a line. Reported are AUROC, accuracy of the verdict and of the place that its sentence names, calibration error of
+p(anomaly), share of defects found by size and by contrast, and share of right answers to each kind of question.
 
-    python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--unrest 1] [--json FILE]
+    python benchmarks/nano_holdout.py [--bundle DIR] [--shots 0,1,4] [--variation 1] [--json FILE]
 
-``--validation`` takes the validation families instead: choices between models are made there. ``--unrest 0.3`` is a
-calm line: light, exposure, focus and pose change a third as much from shot to shot, and nothing is soiled.
+``--validation`` uses the validation families instead, which are for choices between models. ``--variation 0.3`` gives a
+calm line: light, exposure and focus vary 0.3 times as much from shot to shot, and parts are not soiled.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from anomalygpt_edge.models.nano.dialogues import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places, shade_of
 from anomalygpt_edge.models.nano.evaluate import auroc, pixel_auroc
-from anomalygpt_edge.models.nano.words import CANNOT_KNOW, UNKNOWABLE_UNSEEN, follow_ups, places, shade_of
 from anomalygpt_edge.models.prompts import DEFAULT_QUESTION, answer
 from anomalygpt_edge.runtime.evaluation.evaluate import parse_shots
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
@@ -41,24 +41,31 @@ from anomalygpt_edge.runtime.synthetic.data import (
 from anomalygpt_edge.runtime.synthetic.products import Family
 from anomalygpt_edge.runtime.synthetic.surfaces import SURFACES
 
-NUM_REFERENCES, NUM_PARTS = 4, 10  # of each family; so many good and as many defective queries
+NUM_REFERENCES, NUM_PARTS = (
+    4,
+    10,
+)  # per family: normal samples; good queries and the same number of defective ones
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)  # share of the frame
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)  # mean change of grey level in the mask, 0..1
-PLAIN = {"scratch", "hole", "stain"}  # what can be told without a normal sample, on a regular surface
+PLAIN = {
+    "scratch",
+    "hole",
+    "stain",
+}  # defects that can be recognised on a regular surface without a normal sample
 BINS = 10  # of p(anomaly)
-NUM_ASKED = 3  # parts of a family that are asked all questions
+NUM_ASKED = 3  # parts of a family that all questions are asked about
 
 
 @dataclass
 class Inspected:
-    """One part's truth and what the runtime said."""
+    """Truth and result of one part."""
 
     area: float
     contrast: float
     score: float
-    said_defective: bool
+    failed: bool  # verdict FAIL
     p_anomaly: float
-    place_right: bool | None  # None: not one defect, or not called defective
+    place_right: bool | None  # None: not exactly one defect, or verdict PASS
     on_surface: bool  # a surface without an outline, not an object
     plain: bool  # all its defects are ``PLAIN``
 
@@ -70,18 +77,20 @@ class Inspected:
 def inspect_family(
     inspector: Inspector, family_samples: tuple[list[Sample], ...], shots: int
 ) -> tuple[list[Inspected], float]:
-    """Every query of one family with ``shots`` normal samples; and the pixel AUROC."""
+    """Results of all queries of one family with ``shots`` normal samples, and their pixel AUROC."""
     references, good, bad = family_samples
     inspector.use(inspector.make_bank([r.pixels for r in references[:shots]]) if shots else None)
     found, maps = [], []
     for part in good + bad:
         verdict = inspector.inspect(part.pixels)
-        said = verdict.status == Status.FAIL
-        right = verdict.sentence == answer(places(part.defects)) if said and len(part.defects) == 1 else None
+        failed = verdict.status == Status.FAIL
+        right = (
+            verdict.sentence == answer(places(part.defects)) if failed and len(part.defects) == 1 else None
+        )
         contrast = max((d.contrast for d in part.defects), default=0.0)
         kind = part.kind in SURFACES, {d.name for d in part.defects} <= PLAIN
         found.append(
-            Inspected(part.mask.mean(), contrast, verdict.score, said, verdict.p_anomaly, right, *kind)  # type: ignore[arg-type]
+            Inspected(part.mask.mean(), contrast, verdict.score, failed, verdict.p_anomaly, right, *kind)  # type: ignore[arg-type]
         )
         maps.append(verdict.anomaly_map)
     return found, pixel_auroc(np.stack(maps), np.stack([p.mask for p in good + bad]))  # type: ignore[arg-type]
@@ -90,14 +99,14 @@ def inspect_family(
 def right_answers(
     inspector: Inspector, families: list[Family], samples: list[tuple[list[Sample], ...]]
 ) -> dict:
-    """Question kind → how many were asked and the share answered word for word right, with one normal sample.
+    """Question kind → number of questions and share of exactly right answers, with one normal sample.
 
-    The first parts of each family that have one defect and are called defective, each asked one question of every
-    kind, each in a dialogue of its own behind the verdict; ``refusal`` is a question that training never showed and
-    no picture answers. What it looks like counts by its form, and word by word too, where the right answer has that
-    word. Whether it is darker or brighter is answered where the model is sure enough: counted are the answers given,
-    the right ones of these and the opposite ones (of a defect that is both, or neither, none is right). How sure it is
-    has no right answer: the table of p(anomaly) stands for it.
+    About the first ``NUM_ASKED`` parts of each family that have one defect and the verdict FAIL, one question of every
+    kind is asked, each in a separate dialogue after the verdict. ``refusal`` is a question that no picture answers and
+    that is not in the training set. For the look, the form counts, also separately for each form of the right answer.
+    For the shade, the model answers only if it is sure enough: the rows are the share of answers that name a shade, and
+    the shares of right and of opposite shades among these (for a defect without a shade, none is right). The question
+    how sure the model is has no right answer; the calibration error of p(anomaly) covers it.
     """
     right: dict[str, list[bool]] = {}
     for family, (references, _, bad) in zip(families, samples, strict=True):
@@ -114,21 +123,21 @@ def right_answers(
             for name, (question, reply) in wanted.items():
                 dialogue = inspector.dialogue(part.pixels)
                 dialogue.ask(DEFAULT_QUESTION)
-                said = dialogue.ask(question).text
+                text = dialogue.ask(question).text
                 if name == "shade":
-                    right.setdefault("shade: told", []).append(said != CANNOT_KNOW)
-                    if said != CANNOT_KNOW:
-                        right.setdefault("shade: right where told", []).append(said == reply)
+                    right.setdefault("shade: told", []).append(text != CANNOT_KNOW)
+                    if text != CANNOT_KNOW:
+                        right.setdefault("shade: right where told", []).append(text == reply)
                         opposite = "brighter" if shade == "darker" else "darker"
-                        found = shade != "neither" and opposite in said
+                        found = shade != "neither" and opposite in text
                         right.setdefault("shade: opposite where told", []).append(found)
                     continue
                 if name == "look":
                     form = reply.split(" ")[-1]
-                    said, reply = said.split(" ")[-1], form
-                    right.setdefault(f"look: {form.rstrip('.')}", []).append(said == form)
-                right.setdefault(name, []).append(said == reply)
-    return {name: {"asked": len(said), "right": float(np.mean(said))} for name, said in right.items()}
+                    text, reply = text.split(" ")[-1], form
+                    right.setdefault(f"look: {form.rstrip('.')}", []).append(text == form)
+                right.setdefault(name, []).append(text == reply)
+    return {name: {"asked": len(each), "right": float(np.mean(each))} for name, each in right.items()}
 
 
 def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
@@ -141,7 +150,7 @@ def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
 def figures(families: list[list[Inspected]], pixels: list[float]) -> dict[str, float | None]:
     parts = list(itertools.chain.from_iterable(families))
     truth = np.array([p.defective for p in parts])
-    said = np.array([p.said_defective for p in parts])
+    failed = np.array([p.failed for p in parts])
     placed = [p.place_right for p in parts if p.place_right is not None]
     image = [
         auroc(np.array([p.score for p in f]), np.array([float(p.defective) for p in f])) for f in families
@@ -149,37 +158,36 @@ def figures(families: list[list[Inspected]], pixels: list[float]) -> dict[str, f
     return {
         "image_auroc_top1": float(np.mean(image)),
         "pixel_auroc": float(np.mean(pixels)),
-        "verdict_accuracy": float((said == truth).mean()),
-        "caught": float(said[truth].mean()),
-        "false_alarms": float(said[~truth].mean()),
+        "verdict_accuracy": float((failed == truth).mean()),
+        "caught": float(failed[truth].mean()),
+        "false_alarms": float(failed[~truth].mean()),
         "place": float(np.mean(placed)) if placed else None,
         "calibration_error": calibration_error(np.array([p.p_anomaly for p in parts]), truth),
     }
 
 
 def caught_by(families: list[list[Inspected]], name: str, edges: tuple[float, ...]) -> list[dict]:
-    """Share of defective parts called defective, by ``name`` ("area" or "contrast")."""
+    """Share of defective parts with verdict FAIL, by ``name`` ("area" or "contrast")."""
     bad = [p for f in families for p in f if p.defective]
     rows = []
     for low, high in itertools.pairwise(edges):
-        said = [p.said_defective for p in bad if low <= getattr(p, name) < high]
-        rows.append(
-            {"from": low, "to": high, "parts": len(said), "caught": float(np.mean(said)) if said else None}
-        )
+        failed = [p.failed for p in bad if low <= getattr(p, name) < high]
+        caught = float(np.mean(failed)) if failed else None
+        rows.append({"from": low, "to": high, "parts": len(failed), "caught": caught})
     return rows
 
 
 def caught_by_kind(families: list[list[Inspected]]) -> list[dict]:
-    """Scratches, holes and stains, and all other defects, on surfaces and on objects: image AUROC against the good
-    parts of the same family (mean over families that have such parts), share caught, and false alarms."""
+    """Figures of plain and of all other defects (see ``PLAIN``), on surfaces and on objects: image AUROC against the
+    good parts of the same family (mean over families with such parts), share of FAIL verdicts, and false alarms."""
     rows = []
     for on_surface, plain in itertools.product((True, False), (True, False)):
         aurocs, caught, alarms = [], [], []
         for family in (f for f in families if f[0].on_surface == on_surface):
             good = [p for p in family if not p.defective]
             bad = [p for p in family if p.defective and p.plain == plain]
-            alarms += [p.said_defective for p in good]
-            caught += [p.said_defective for p in bad]
+            alarms += [p.failed for p in good]
+            caught += [p.failed for p in bad]
             if bad:
                 scores = np.array([p.score for p in good + bad])
                 aurocs.append(auroc(scores, np.repeat([0.0, 1.0], [len(good), len(bad)])))
@@ -198,17 +206,24 @@ def caught_by_kind(families: list[list[Inspected]]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="the bundled model by default")
-    parser.add_argument("--shots", default="0,1,4")
-    parser.add_argument("--families", type=int, default=len(held_out_families()))
-    parser.add_argument("--validation", action="store_true")
-    parser.add_argument("--unrest", type=float, default=1.0, help="1: the line as it is; 0.3: a calm one")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--shots", default="0,1,4", help="numbers of normal samples, comma-separated")
+    parser.add_argument("--families", type=int, default=len(held_out_families()), help="number of families")
+    parser.add_argument(
+        "--validation", action="store_true", help="use the validation families instead of the held-out ones"
+    )
+    parser.add_argument(
+        "--variation",
+        type=float,
+        default=1.0,
+        help="variation from shot to shot: 1 as usual, 0.3 a calm line; below 1 also no soil",
+    )
+    parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     shots = parse_shots(options.shots)
     products = (validation_families if options.validation else held_out_families)(options.families)
     samples = [
-        fixed_samples(f, NUM_REFERENCES, NUM_PARTS, NUM_PARTS, options.unrest)
+        fixed_samples(f, NUM_REFERENCES, NUM_PARTS, NUM_PARTS, options.variation)
         for f in track(products, "drawing parts", disable=not sys.stderr.isatty())
     ]
     results = {}
@@ -235,7 +250,7 @@ def main() -> None:
 
 def print_answers(answers: dict[str, dict]) -> None:
     table = Table(
-        "question", "asked", "right", title="1 normal sample, parts called defective", box=box.SIMPLE_HEAD
+        "question", "asked", "right", title="1 normal sample, parts with verdict FAIL", box=box.SIMPLE_HEAD
     )
     for name, row in answers.items():
         table.add_row(name, str(row["asked"]), f"{row['right']:.2f}")

@@ -1,13 +1,15 @@
-"""What binds the bundled model's accuracy on generated products: the set, the normal sample, or the encoder?
+"""What limits the bundled model's accuracy on generated products: the images, the normal sample, or the encoder?
 
-Every part of the validation families (choices are made on these; the reported set is not touched) is compared with
-what a line has, another good part, and with what none has: its own twin, the same part without the defect in another
-shot, in perfect registration. What even the twin's pixels do not tell is lost in dirt, light, focus and noise; what
-they tell and features do not, the encoder loses; what a twin tells and another good part does not is pose and texture.
+Every part of the validation families (used for choices; the held-out set is not touched) is compared with another good
+part, as on a line, and with its twin: the same part without the defect, photographed again in perfect registration, as
+no line can do. Defects that the twin's pixels do not show are lost in dirt, light, focus and noise. Defects that its
+pixels show and its features do not are lost by the encoder. The difference between the twin and another good part is
+due to pose and texture.
 
-Found (the encoder of generator 1, patches mixed): pixels .915, features .870, the twin in the bank .845, another good
-part .765. So about a third of what is missed is the encoder's and half is matching without places: defects that are
-only wrong in their place (bent, cut and pasted, another colour) are at chance for it and .85 to .9 for the others.
+Measured (the encoder of generator 1, patches mixed): image AUROC with the twin's pixels .915, its features .870, the
+twin in the bank .845, another good part .765. So the encoder causes about a third of the loss, and matching without
+positions half of it: defects that are anomalous only by their position (bent, cut and pasted, another colour) are at
+chance level with such matching and at .85 to .9 with the other methods.
 
     python benchmarks/nano_limits.py [--bundle DIR] [--families 70] [--json FILE]
 """
@@ -37,7 +39,7 @@ from anomalygpt_edge.runtime.synthetic.data import SIZE, draw, num_defects, vali
 from anomalygpt_edge.runtime.synthetic.defects import Defect, add_defects, plausible_defects
 from anomalygpt_edge.runtime.synthetic.products import Family, render
 
-NUM_QUERIES = 5  # good ones, and as many defective ones, of each family
+NUM_QUERIES = 5  # good queries of each family, and the same number of defective ones
 AREAS = (0.0, 0.002, 0.005, 0.02, 1.0)
 CONTRASTS = (0.0, 0.05, 0.1, 0.2, 1.0)
 WAYS = (
@@ -59,7 +61,7 @@ class Pair:
 
 
 def draw_pairs(family: Family) -> tuple[NDArray[np.uint8], list[Pair]]:
-    """Another good part of the family, and pairs, the good ones first."""
+    """Another good part of the family, and its pairs, the good ones first."""
     rng = default_rng([family.seed, 77])
     pairs = []
     for defective in [False] * NUM_QUERIES + [True] * NUM_QUERIES:
@@ -75,7 +77,7 @@ def draw_pairs(family: Family) -> tuple[NDArray[np.uint8], list[Pair]]:
 
 
 def pixel_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Largest difference of a channel after local brightness is made the same, smoothed a little: [H, W] in 0..1."""
+    """Largest difference of the channels after matching the local brightness, smoothed: float32 [H, W] in 0..1."""
     first, second = (image.astype(np.float32) / 255 for image in (a, b))
     light = [cv2.GaussianBlur(image.mean(axis=2), (0, 0), 24) + 0.02 for image in (first, second)]
     difference = np.abs(first - second * (light[0] / light[1])[..., None]).max(axis=2)
@@ -83,7 +85,7 @@ def pixel_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.f
 
 
 def maps_of(inspector: Inspector, reference: NDArray[np.uint8], pair: Pair) -> list[NDArray[np.float32]]:
-    """The part's map by each of ``WAYS``."""
+    """The part's map [H, W] by each of ``WAYS``."""
     vision, product = inspector.vision, inspector.product
     asked, twin = (vision.encode_frame(pixels, product).patch_features for pixels in (pair.pixels, pair.twin))
     matched = [
@@ -96,11 +98,14 @@ def maps_of(inspector: Inspector, reference: NDArray[np.uint8], pair: Pair) -> l
 
 
 def measure(inspector: Inspector, families: list[Family]) -> dict:
-    """Figures by way, and the share of its family's good parts that a defective one scores above, by what it has."""
+    """Figures by way; and the share of good parts of the same family with a lower score, averaged over defective parts
+    of each area, contrast and kind of defect."""
     truth = np.repeat([0.0, 1.0], NUM_QUERIES)
     image, pixel = np.zeros((2, len(families), len(WAYS)))
     scores = np.zeros((len(families), 2 * NUM_QUERIES, len(WAYS)))
-    bad: list[tuple[float, float, str, NDArray]] = []  # area, contrast, defect if there is one, shares by way
+    bad: list[
+        tuple[float, float, str, NDArray]
+    ] = []  # area, contrast, name of a single defect or "", shares by way
     for index, family in enumerate(track(families, "families", console=Console(stderr=True))):
         reference, pairs = draw_pairs(family)
         masks = np.stack([pair.mask for pair in pairs])
@@ -130,7 +135,7 @@ def measure(inspector: Inspector, families: list[Family]) -> dict:
 
 
 def best_accuracy(scores: NDArray, labels: NDArray) -> float:
-    """Of one threshold over all families, the best there is."""
+    """Accuracy with the best single threshold for all families."""
     levels = np.quantile(scores, np.linspace(0.01, 0.99, 99))
     return float(max(((scores > level) == labels).mean() for level in levels))
 
@@ -163,9 +168,9 @@ def print_tables(found: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="the bundled model by default")
-    parser.add_argument("--families", type=int, default=70)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--families", type=int, default=70, help="number of validation families")
+    parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     with Inspector.open(options.bundle, threads=1) as inspector:
         found = measure(inspector, validation_families(options.families))

@@ -1,8 +1,9 @@
-"""How many passes does a whole answer take, and how long, against decoding step by step?
+"""How many passes and how much time does an answer take, compared with decoding step by step?
 
-The demo line's parts with the bundled model, and a model with the layers of LLaMA-7B (generated weights, q4_k_m) whose
-answers are foreseen as a trained model's are. Each part is answered three ways in turn: step by step; with drafts; by
-llama-cpp-python's own ``Llama.eval`` and ``sample`` behind the same prompt of embeddings. Answers must be the same.
+Uses the demo line's parts with the bundled model, and a model with the layers of LLaMA-7B (generated weights, q4_k_m)
+whose drafts contain its answer, as those of a trained model do. Each part is answered in three ways alternately: step
+by step; with drafts; with llama-cpp-python's ``Llama.eval`` and ``sample`` after the same prompt of embeddings. The
+answers must be the same.
 
     python benchmarks/one_pass.py [--parts 1000] [--layers 2] [--gguf FILE] [--threads N] [--device NAME]
 """
@@ -42,7 +43,7 @@ ANSWER_TOKENS = 64
 
 
 class HighLevel:
-    """llama-cpp-python's ``Llama``; it takes no embeddings, so the prompt goes in below it."""
+    """llama-cpp-python's ``Llama``; it does not accept embeddings, so the prompt is decoded with the low-level API."""
 
     def __init__(self, model: LanguageModel, path: Path, threads: int) -> None:
         self._model = model
@@ -77,7 +78,7 @@ class HighLevel:
 
 
 def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int, threads: int) -> dict:
-    """Every part three ways in turn, after one round of warm-up."""
+    """Figures of answering every part in three ways alternately, after one round of warm-up."""
     other = HighLevel(model, path, threads)
 
     def answer(part: Part, drafting: bool) -> Answer:
@@ -137,7 +138,7 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
 
 
 def demo_parts(inspector: Inspector, count: int, seed: int) -> list[Part]:
-    """What the language model is given of the demo line's parts."""
+    """The language model's inputs for the demo line's parts."""
     products = enroll_demo_products(inspector)
     parts = []
     frames = open_camera("demo", num_parts=count, seed=seed).frames()
@@ -156,7 +157,7 @@ def nano(options: argparse.Namespace) -> dict:
 
 
 def describe(path: Path) -> Language:
-    """What a manifest would say of a GGUF."""
+    """The manifest's description of a GGUF."""
     metadata = read_header(path).metadata
     names = ("embedding_length", "block_count", "context_length")
     width, layers, context = (metadata[f"llama.{name}"] for name in names)
@@ -164,7 +165,7 @@ def describe(path: Path) -> Language:
 
 
 def large(options: argparse.Namespace) -> dict:
-    """Answers of a model with 7B's layers, drafted by what it was seen to say."""
+    """Figures of a model with 7B's layers, whose drafter has learned the model's answer."""
     layout = open_bundle(options.bundle).manifest.prompt
     rng = np.random.default_rng(0)
     reading = MapReading(0.5, PLACES, (PLACES[0],))
@@ -180,9 +181,9 @@ def large(options: argparse.Namespace) -> dict:
         part = Part(embedding, prompts, reading=reading)
         size = path.stat().st_size
         model.decoder.drafting = False
-        said = model.answer_all([part], ANSWER_TOKENS)[0].token_ids
+        token_ids = model.answer_all([part], ANSWER_TOKENS)[0].token_ids
         for _ in range(50):
-            model.drafter.learn(layout.question, reading, said[:-1])
+            model.drafter.learn(layout.question, reading, token_ids[:-1])
         figures = compare(model, path, [part] * options.answers, ANSWER_TOKENS, options.threads)
         model.close()
     return {"layers": expected.layers, "megabytes": size >> 20, **figures}
@@ -190,8 +191,8 @@ def large(options: argparse.Namespace) -> dict:
 
 def print_table(title: str, figures: dict) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for name in ("ms an answer", "mean", "p50", "p99"):
-        table.add_column(name, justify="right" if name != "ms an answer" else "left")
+    for name in ("ms per answer", "mean", "p50", "p99"):
+        table.add_column(name, justify="right" if name != "ms per answer" else "left")
     for name, row in figures["times_ms"].items():
         table.add_row(name, *(f"{row[key]:.2f}" for key in ("mean", "p50", "p99")))
     Console().print(table)
@@ -206,13 +207,15 @@ def print_table(title: str, figures: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="bundle folder; the one that ships when left out")
-    parser.add_argument("--parts", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=2, help="of the large model; 0 leaves it out")
-    parser.add_argument("--gguf", type=Path, help="the large model, made before by tools.random_gguf")
-    parser.add_argument("--answers", type=int, default=6, help="of the large model")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--parts", type=int, default=1000, help="number of demo-line parts; 0: none")
+    parser.add_argument("--seed", type=int, default=1, help="of the demo line")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the large model; 0: without it")
+    parser.add_argument(
+        "--gguf", type=Path, help="large model that tools.random_gguf has written; default: a new one"
+    )
+    parser.add_argument("--answers", type=int, default=6, help="number of answers of the large model")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of llama.cpp")
     parser.add_argument("--scratch", type=Path, help="folder for the large model")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")

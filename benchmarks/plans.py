@@ -1,9 +1,9 @@
-"""What does building TensorRT-RTX's plans take, without a GPU? Seconds, memory and size of each network.
+"""What does building TensorRT-RTX plans without a GPU take? Reports seconds, memory and size of each network.
 
     python benchmarks/plans.py FOLDER [--capabilities 8.9] [--results DIR]
 
-FOLDER holds the graphs of encoder, decoder and prompt learner in one precision: a bundle, or graphs alone. Each plan is
-built in a process of its own, as ``agpt export`` does, whose highest resident memory is read when it ends.
+FOLDER contains the graphs of encoder, decoder and prompt learner in one precision: a bundle, or only graphs. Each plan
+is built in a separate process, as by ``agpt export``; its peak resident memory is read when it ends.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--name", default="fp16", help="under which the figures are kept")
-    parser.add_argument("--capabilities", default="8.9")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("folder", type=Path, nargs="?", help="folder with the three graphs")
+    parser.add_argument("--name", default="fp16", help="name of the figures in the results' file")
+    parser.add_argument("--capabilities", default="8.9", help="compute capabilities, comma-separated")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     return parser.parse_args()
 
 
 def measure(graph: Path, capabilities: list[str]) -> dict[str, float]:
-    """Build one plan and read what its process took (Linux: ru_maxrss is in KiB)."""
+    """Build one plan and measure its process (Linux: ru_maxrss is in KiB)."""
     from anomalygpt_edge.export.onnx_graphs import describe
     from anomalygpt_edge.export.tensorrt_plan import Job, PlanOptions
 

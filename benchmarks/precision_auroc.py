@@ -1,14 +1,14 @@
-"""What do nano's fp16 and int8 encoders cost in AUROC, against float32's?
+"""How much AUROC do nano's fp16 and int8 encoders cost, compared with float32?
 
-Held-out families (the first choice of normal samples and the parts asked about are ``nano_holdout.py``'s), or with
-``--validation`` those to make choices on, and with ``--data`` folders in MVTec-AD's layout. Every image is encoded
-once a precision; banks are made as the inspector makes them, of several choices of normal samples. One choice says
-little: which patches a bank keeps moves single figures by a hundredth in either direction. What an encoder costs is the
-mean difference over folders and choices; asked is at most .003 in each.
+Uses held-out families (with the queries and, as first choice, the normal samples of ``nano_holdout.py``), or with
+``--validation`` the validation families, and with ``--data`` folders in MVTec-AD's layout. Every image is encoded once
+per precision; memory banks are built as by the inspector, from several choices of normal samples. One choice is not
+conclusive: the patches that a bank keeps change single figures by .01 in either direction. The cost of an encoder is
+the mean difference over folders and choices; the limit is .003 for each figure.
 
     python benchmarks/precision_auroc.py [--data FOLDER ...] [--families 70] [--choices 4] [--cache FOLDER]
 
-The three bundles are exported from the checkpoint, as ``agpt export --precision`` does; ``--cache`` keeps them.
+The three bundles are exported from the checkpoint as by ``agpt export --precision``; ``--cache`` keeps them.
 """
 
 from __future__ import annotations
@@ -52,27 +52,28 @@ from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank
 RESULTS = Path(__file__).parent / "results" / "precision_auroc.json"
 CHECKPOINT = Path(__file__).parents[1] / "models" / "nano" / "checkpoint"
 PRECISIONS = ("fp32", "fp16", "int8")
-LIMIT = 0.003  # of a mean difference
+LIMIT = 0.003  # largest accepted mean difference
 SHOTS = (1, 4)
 MEASURES = ("image_auroc", "pixel_auroc")
-NUM_MORE = 4  # normal samples of a family beside ``nano_holdout``'s
+NUM_MORE = 4  # normal samples of a family in addition to ``nano_holdout``'s
 MORE_SEED = 103
-MIN_IMAGES = (
-    10  # normal, good and defective ones each; with fewer, one image is over a tenth of the folder's AUROC
-)
+# smallest number of normal, good and defective images of a folder; with fewer, one image changes AUROC by over a tenth
+MIN_IMAGES = 10
 NUM_FARTHEST = 5  # folders named in the results
 
 
 @dataclass(frozen=True)
 class Product:
-    """One family or folder, as frames.
+    """The frames of one family or folder.
 
     Attributes:
-        normals: uint8 [H, W, 3] BGR each.
-        choices: indices of the normal samples, of the most shots; fewer shots take the first.
-        queries: frames like the normal ones.
+        name: of the family or folder.
+        normals: normal samples, uint8 [H, W, 3] BGR each.
+        choices: indices of the normal samples of each choice, for the largest number of shots; fewer shots use the
+            first ones.
+        queries: uint8 [H, W, 3] BGR each.
         defective: bool [Q].
-        masks: bool [S, S] of each query, as the encoder sees it; None for a defective one where nobody drew any.
+        masks: bool [S, S] of each query, in the encoder's geometry; None for a defective one without a mask.
     """
 
     name: str
@@ -100,7 +101,7 @@ def family_product(family: Family, number: int, num_choices: int) -> Product:
 
 
 def folder_product(category: Category, num_choices: int, size: int) -> Product:
-    """The choices are those of ``agpt eval --seed``, 0 and up."""
+    """A folder's frames; the choices of normal samples are those of ``agpt eval --seed`` 0, 1, …"""
     chosen = [choose_normals(category, max(SHOTS), seed) for seed in range(num_choices)]
     paths = sorted({path for choice in chosen for path in choice})
     queries = [read_image(sample.image) for sample in category.tests]
@@ -119,7 +120,7 @@ def folder_product(category: Category, num_choices: int, size: int) -> Product:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A bundle's encoder, and how it sees frames."""
+    """A bundle's encoder with its preprocessing."""
 
     bundle: Bundle
     engine: Engine
@@ -135,25 +136,25 @@ class Encoder:
         self.engine.close()
 
     def pixels(self, frame: np.ndarray) -> np.ndarray:
-        """→ float32 [1, 3, S, S]."""
+        """uint8 BGR [H, W, 3] → float32 [1, 3, S, S]."""
         settings = self.bundle.manifest.preprocess
         return preprocess(
             frame, settings.size, settings.resize, settings.mean, settings.std, threads=self.threads
         )
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """→ raw taps [1, T, P, V]."""
+        """float32 [1, 3, S, S] → patch features [1, T, P, V], not normalised."""
         return self.engine.run(pixels=pixels)["patch_features"]
 
     def measure(self, product: Product) -> np.ndarray:
-        """Image (top 1 %) and pixel AUROC by shots and choice: float64 [shots, choices, 2]."""
+        """Image AUROC (top 1 %) and pixel AUROC by shots and choice: float64 [shots, choices, 2]."""
         manifest = self.bundle.manifest
-        made = [
+        augmented = [
             augment(self.pixels(frame), manifest.augmentation, manifest.vision.grid)
             for frame in product.normals
         ]
-        known = [np.concatenate([self.features(copy) for copy, _ in copies], axis=2) for copies in made]
-        shown = np.concatenate([patches for _, patches in made[0]]) if len(made[0]) > 1 else None
+        known = [np.concatenate([self.features(pixels) for pixels, _ in each], axis=2) for each in augmented]
+        shown = np.concatenate([patches for _, patches in augmented[0]]) if len(augmented[0]) > 1 else None
         asked = np.concatenate([self.features(self.pixels(frame)) for frame in product.queries])
 
         def figures(choice: list[int]) -> tuple[float, float]:
@@ -172,7 +173,7 @@ class Encoder:
 
 
 def measure(products: Iterable[Product], encoders: dict[str, Encoder]) -> dict[str, dict[str, np.ndarray]]:
-    """Product → precision → what ``Encoder.measure`` gives."""
+    """Product → precision → result of ``Encoder.measure``."""
     return {
         product.name: {precision: encoder.measure(product) for precision, encoder in encoders.items()}
         for product in products
@@ -180,11 +181,11 @@ def measure(products: Iterable[Product], encoders: dict[str, Encoder]) -> dict[s
 
 
 def compare(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, dict[str, dict]]]:
-    """Precision → shots → measure → how far it is from fp32's.
+    """Precision → shots → measure → difference from fp32.
 
-    ``difference`` is the mean over products and choices, what the limit is for; ``standard_error`` its own, from the
-    products' means; ``single`` the standard deviation of one choice of one product; ``farthest`` the products
-    whose means over the choices are farthest off.
+    ``difference`` is the mean over products and choices, which ``LIMIT`` applies to; ``standard_error`` its standard
+    error, from the products' means; ``single`` the standard deviation of one choice of one product; ``farthest`` the
+    products with the largest means over the choices.
     """
     figures = {  # [products, shots, choices, 2]
         precision: np.stack([by_precision[precision] for by_precision in found.values()])
@@ -209,7 +210,7 @@ def compare(found: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, dict
 
 
 def beyond(results: dict[str, dict[str, dict[str, dict]]]) -> list[str]:
-    """The figures whose mean difference is over ``LIMIT``, in words."""
+    """Descriptions of the figures whose mean difference is over ``LIMIT`` or NaN."""
     return [
         f"{precision}, {shots} normal samples, {name}: {figure['difference']:+.4f}"
         for precision, by_shots in results.items()
@@ -220,7 +221,7 @@ def beyond(results: dict[str, dict[str, dict[str, dict]]]) -> list[str]:
 
 
 def export_all(checkpoint: Path, cache: Path) -> dict[str, Path]:
-    """Precision → bundle of this checkpoint; those that the cache holds are not made again."""
+    """Precision → bundle of this checkpoint; bundles in the cache are not exported again."""
     digest = hashlib.sha256()
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         digest.update(path.read_bytes())
@@ -233,7 +234,7 @@ def export_all(checkpoint: Path, cache: Path) -> dict[str, Path]:
 
 
 def find_products(options: argparse.Namespace, size: int) -> Iterator[tuple[str, Iterator[Product]]]:
-    """The groups whose means are compared: their names, and their products one after another."""
+    """The groups whose means are compared: name and products of each."""
     kind, list_families = (
         ("validation", validation_families) if options.validation else ("held-out", held_out_families)
     )
@@ -250,7 +251,7 @@ def find_products(options: argparse.Namespace, size: int) -> Iterator[tuple[str,
         if fewest >= MIN_IMAGES:
             categories.append(category)
         else:
-            print(f"{category.name} is left out: only {fewest} images of one kind")
+            print(f"{category.name} is left out: it has only {fewest} normal, good or defective images")
     if categories:
         yield (
             "folders",
@@ -288,7 +289,7 @@ def run(options: argparse.Namespace, cache: Path) -> dict:
 
 
 def plain(argument: str) -> str:
-    """A path's last part: where a machine keeps its files is nobody's business."""
+    """The last part of a path, so that results do not contain folders of this machine; other arguments unchanged."""
     return Path(argument).name if "/" in argument else argument
 
 
@@ -311,18 +312,20 @@ def print_table(name: str, group: dict) -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
     parser.add_argument(
-        "--cache", type=Path, help="folder of the exported bundles; a temporary one when left out"
+        "--cache", type=Path, help="folder for the exported bundles; by default a temporary one"
     )
-    parser.add_argument("--families", type=int, default=len(held_out_families()), help="0: none")
     parser.add_argument(
-        "--validation", action="store_true", help="validation families, not the held-out ones"
+        "--families", type=int, default=len(held_out_families()), help="number of families; 0: none"
+    )
+    parser.add_argument(
+        "--validation", action="store_true", help="use the validation families instead of the held-out ones"
     )
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders in MVTec-AD's layout")
-    parser.add_argument("--choices", type=int, default=4, help="of normal samples, of each product")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--choices", type=int, default=4, help="choices of normal samples per product")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="CPU threads")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file for the results")
     return parser.parse_args()
 
 

@@ -1,10 +1,12 @@
-"""How far do fp16 and int8 exports stray from float32, over models of other seeds? What the gate's limits are made of.
+"""What errors do fp16 and int8 exports have against float32, over models of several seeds?
+
+The tolerances of the parity check follow from them.
 
     python benchmarks/precision_errors.py [--seeds 21,22,23,24,25,26] [--precisions fp16,int8] [--results DIR]
 
-Each seed is a set of generated checkpoints in the original's formats, as deep as the original (32 blocks, four taps)
-but a quarter as wide, exported by the exporter itself with the gate's comparison on, on the images that the gate looks
-at. ``export/tolerances.py`` and ``export/parity.py`` state the worst figures beside their limits.
+Each seed gives a set of generated checkpoints in the original's formats, as deep as the original (32 blocks, four taps)
+but a quarter as wide. They are exported as by ``agpt export``, and its parity check measures the errors on its images.
+``export/tolerances.py`` and ``export/parity.py`` list the largest errors beside their limits.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ CLASSES = ("object", "bottle")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", default="21,22,23,24,25,26")
-    parser.add_argument("--precisions", default="fp16,int8")
+    parser.add_argument("--seeds", default="21,22,23,24,25,26", help="of the checkpoints, comma-separated")
+    parser.add_argument("--precisions", default="fp16,int8", help="of the networks, comma-separated")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
     worst: dict[str, dict[str, float]] = {}
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def measure(options: ExportOptions) -> dict[str, float]:
-    """Each stage's error in this precision, as the gate measures it."""
+    """Each stage's error in this precision, measured by the parity check."""
     results = export_bundle(options).parity
     return {
         result.stage.partition(" ")[0]: float(f"{result.error:.2g}")

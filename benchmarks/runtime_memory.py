@@ -1,11 +1,11 @@
-"""How much resident memory does a bundle take, opened and answering?
+"""How much resident memory does a bundle take while it is open and inspects?
 
     python -m tools.random_gguf 7b.gguf --layers 32      (7B's true size in q4_k_m: 4 GB, in seconds)
     python benchmarks/runtime_memory.py BUNDLE [--gguf 7b.gguf] [--results DIR]
 
-``--gguf`` puts another language model, of the width that the networks have, in the place of the bundle's own.
-The peak is the kernel's own (VmHWM): anonymous memory and the pages of mapped files that were resident at the same
-time, so the weights that llama.cpp maps count; beside it, which is which after the last answer.
+``--gguf`` replaces the bundle's language model by another one of the same width. The peak is the kernel's (VmHWM):
+anonymous memory and the pages of mapped files that were resident at the same time, including the weights that llama.cpp
+maps. Anonymous and mapped memory after the last answer are reported separately.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ GB = 1e9
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--gguf", type=Path, help="q4_k_m, instead of the bundle's language model")
-    parser.add_argument("--inspections", type=int, default=1, help="opening has answered twice already")
+    parser.add_argument("bundle", type=Path, nargs="?", help="bundle folder")
+    parser.add_argument(
+        "--gguf", type=Path, help="q4_k_m model to use instead of the bundle's language model"
+    )
+    parser.add_argument(
+        "--inspections",
+        type=int,
+        default=1,
+        help="number of inspections; opening a bundle already runs two answers",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")
     options = parser.parse_args()
     if options.bundle is None:
@@ -57,7 +64,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Open, inspect a few frames, and read what the kernel counted."""
+    """Open the bundle, inspect a few frames, and read the kernel's memory figures."""
     before = time.perf_counter()
     with Inspector.open(options.bundle) as inspector:
         opened, after_opening = time.perf_counter() - before, resident_gb()
@@ -85,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def with_language_model(bundle: Path, gguf: Path, folder: Path) -> Path:
-    """The bundle's files and this language model, linked into a folder on the same disk and sealed."""
+    """Link the bundle's files and this language model into a folder on the same disk, and seal it as a bundle."""
     manifest = open_bundle(bundle).manifest
     replaced = manifest.components["language_model"].file
     for name in manifest.files:
@@ -111,7 +118,7 @@ def peak_gb() -> float:
 
 
 def status_gb(name: str) -> float:
-    """A line of this process's status, in GB (Linux)."""
+    """A figure of /proc/self/status, in GB (Linux)."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found, f"/proc/self/status has no {name}"
     return round(1024 * int(found[1]) / GB, 2)

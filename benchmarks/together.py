@@ -1,8 +1,8 @@
-"""What is gained by judging several parts in one pass of the language model?
+"""How much time does judging several parts in one pass of the language model save?
 
-1, 2, 4 and 8 parts through ``LanguageModel.answer_all``, taken in turns in one run: demo-line parts with the bundled
-model, and a model with the layers of LLaMA-7B (generated weights, q4_k_m). ``llama_decode`` is counted, and the answers
-must be those of the parts one by one.
+``LanguageModel.answer_all`` judges 1, 2, 4 and 8 parts, alternately in one run: demo-line parts with the bundled model,
+and parts of a model with the layers of LLaMA-7B (generated weights, q4_k_m). Calls of ``llama_decode`` are counted, and
+the answers must equal those of the parts judged one by one.
 
     python benchmarks/together.py [--rounds 20] [--layers 2] [--gguf FILE] [--threads N] [--device NAME]
 """
@@ -37,7 +37,7 @@ WAYS = {"step by step": False, "with drafts": True}
 
 
 def compare(model: LanguageModel, parts: list[Part], rounds: int) -> dict:
-    """Milliseconds and passes a part, by way and number of parts; every round judges the same eight parts."""
+    """Milliseconds and passes per part, by way and number of parts; within a round, all judge the same eight parts."""
     decode = model.session.decode
     num_passes = 0
 
@@ -63,9 +63,9 @@ def compare(model: LanguageModel, parts: list[Part], rounds: int) -> dict:
                     for start in range(0, len(batch), count)
                     for answer in model.answer_all(batch[start : start + count])
                 ]
-                said = [answer.token_ids for answer in answers]
-                alone = alone or said
-                different += sum(a != b for a, b in zip(said, alone, strict=True))
+                token_ids = [answer.token_ids for answer in answers]
+                alone = alone or token_ids
+                different += sum(a != b for a, b in zip(token_ids, alone, strict=True))
                 if index:  # the first round warms up
                     times[way, count].append(1e3 * (time.perf_counter() - started) / len(batch))
                     passes[way, count] += num_passes
@@ -113,7 +113,7 @@ def large(options: argparse.Namespace) -> dict:
 
 def print_table(title: str, figures: dict) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("ms a part")
+    table.add_column("ms per part")
     for count in COUNTS:
         table.add_column(f"{count} together", justify="right")
     for way in WAYS:
@@ -126,13 +126,18 @@ def print_table(title: str, figures: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="bundle folder; the one that ships when left out")
+    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
     parser.add_argument(
-        "--rounds", type=int, default=20, help="of eight parts; a tenth of it for the large model"
+        "--rounds",
+        type=int,
+        default=20,
+        help="rounds of eight demo-line parts (0: none); the large model takes a tenth as many",
     )
-    parser.add_argument("--layers", type=int, default=2, help="of the large model; 0 leaves it out")
-    parser.add_argument("--gguf", type=Path, help="the large model, made before by tools.random_gguf")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--layers", type=int, default=2, help="layers of the large model; 0: without it")
+    parser.add_argument(
+        "--gguf", type=Path, help="large model that tools.random_gguf has written; default: a new one"
+    )
+    parser.add_argument("--threads", type=int, default=default_threads(), help="of llama.cpp")
     parser.add_argument("--scratch", type=Path, help="folder for the large model")
     parser.add_argument("--device", default=device_name(), help="name of the results' file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results' file")

@@ -1,7 +1,7 @@
-"""The four checkpoints of an AnomalyGPT, opened, checked against each other, and mapped onto ``models/``.
+"""Opens the four checkpoints of an AnomalyGPT, checks them against each other, and maps them onto ``models/``.
 
-Formats and key names are the original's. Dimensions are read from the files, never assumed; every missing,
-extra or mis-shaped key is named, with the likely cause.
+Formats and key names are the original's. Dimensions are read from the files, never assumed. Errors name missing,
+unexpected and mis-shaped keys, with the likely cause.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOK_KERNELS = tuple(f"prompt_learner.look_net.convs.{i}.weight" for i in range(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Everything that one model is made of; tensors are read when asked for."""
+    """All inputs of one model; tensors are read on access."""
 
     config: AnomalyGPTConfig
     imagebind: Tensors
@@ -54,7 +54,7 @@ class Checkpoints:
         return state
 
     def text_encoder(self) -> TextEncoder:
-        """The text tower, float32; a float32 checkpoint's weights stay in the mapped file.
+        """The text tower, float32; the weights of a float32 checkpoint stay in the mapped file.
 
         Raises:
             CheckpointError: a weight is damaged, or ``open_checkpoints`` was given text features instead.
@@ -78,12 +78,12 @@ class Checkpoints:
 def open_checkpoints(
     imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path, text_features: Path | None = None
 ) -> Checkpoints:
-    """Open all the files, check each one and that they fit together; hardly a weight is read yet.
+    """Open all files and check each one and their fit; almost no weights are read yet.
 
-    Without ``text_features`` the ImageBind file must hold the text tower that they are computed with.
+    Without ``text_features``, the ImageBind file must contain the text tower to compute them with.
 
     Raises:
-        CheckpointError: the first thing that is wrong, in one sentence.
+        CheckpointError: describes the first mistake found.
     """
     checkpoints = open_networks(imagebind, vicuna, pandagpt, anomalygpt)
     embed_dim = checkpoints.config.vision.embed_dim
@@ -93,7 +93,7 @@ def open_checkpoints(
 
 
 def open_networks(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> Checkpoints:
-    """The same for the four checkpoints alone, as yet without text features or text tower."""
+    """Like ``open_checkpoints`` for the four checkpoints alone, without text features and text tower."""
     sources = (open_tensors(imagebind), open_tensors(pandagpt), open_tensors(anomalygpt))
     for tensors, role in zip(sources, ("ImageBind", "PandaGPT", "AnomalyGPT"), strict=True):
         check_role(tensors, role)
@@ -109,7 +109,7 @@ def open_networks(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Pat
 
 
 def load_model(checkpoints: Checkpoints, *, with_llama: bool = True) -> AnomalyGPT:
-    """The torch model, float32, LoRA merged; without the language model its weights stay unallocated."""
+    """The torch model, float32, LoRA merged; without ``with_llama`` the language model's weights stay unallocated."""
     with torch.device("meta"):
         model = AnomalyGPT(checkpoints.config)
     model.encoder.load_state_dict(checkpoints.vision_state(), assign=True)
@@ -133,12 +133,17 @@ def open_checkpoint_folder(folder: Path) -> Checkpoints:
 
 
 def check_role(tensors: Tensors, role: str) -> None:
-    """Refuse a file that is one of the other three (the usual mistake: two downloads are both called
-    ``pytorch_model.pt``)."""
+    """Refuse a file that is one of the other three checkpoints; two of the downloads are both called
+    ``pytorch_model.pt``.
+
+    Raises:
+        CheckpointError: the keys are not those of ``role``.
+    """
     found = identify(tensors)
     if found is None:
         raise CheckpointError(
-            f"{tensors.path} is no {role} checkpoint: its keys ({name_some(tensors)}) are not that model's"
+            f"{tensors.path} is not the {role} checkpoint: its keys ({name_some(tensors)}) belong to another model; "
+            "check the path"
         )
     if found != role:
         raise CheckpointError(
@@ -147,7 +152,7 @@ def check_role(tensors: Tensors, role: str) -> None:
 
 
 def identify(tensors: Tensors) -> str | None:
-    """Which of the four checkpoints these keys belong to."""
+    """The checkpoint that these keys belong to: one of the four roles, or None."""
     if any(key.startswith(("image_decoder.", "prompt_learner.")) for key in tensors):
         return "AnomalyGPT"
     if any(IMAGEBIND_KEY.match(key) for key in tensors):
@@ -160,11 +165,11 @@ def identify(tensors: Tensors) -> str | None:
 
 
 def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
-    """The prompt learner's channels, the width it was trained for, what else it reads and by which widths, from the
-    shapes.
+    """The prompt learner's dimensions and inputs, from the tensors' shapes.
 
     Raises:
-        CheckpointError: keys are missing, or it was trained on other figures of evidence than this program computes.
+        CheckpointError: keys are missing, or the learner expects another number of evidence features than this
+            version computes.
     """
     kernels = [
         shape_of(tensors, f"prompt_learner.meta_net.{3 * i}.weight", dims=4) for i in range(NUM_META_CONVS)
@@ -176,7 +181,7 @@ def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
 
 
 def read_evidence_width(tensors: Tensors) -> int:
-    """Width of the network that reads evidence; 0: the learner reads the map alone.
+    """Width of the prompt learner's evidence network; 0 without one.
 
     Raises:
         CheckpointError: as ``read_learner_config``.
@@ -186,21 +191,21 @@ def read_evidence_width(tensors: Tensors) -> int:
         return 0
     if missing:
         raise CheckpointError(
-            f"{tensors.path} lacks {name_some(missing)}, of the network that reads evidence: save or download the "
+            f"{tensors.path} lacks {name_some(missing)} of the evidence network: save or download the "
             "whole checkpoint again"
         )
     width, figures = shape_of(tensors, EVIDENCE_KEYS[0], dims=2)
     if figures != NUM_FIGURES:
         raise CheckpointError(
-            f"{tensors.path}: its prompt learner reads {figures} figures of evidence, and this program computes "
+            f"{tensors.path}: its prompt learner expects {figures} evidence features, but this version computes "
             f"{NUM_FIGURES}: use the version that it was trained with, or train it again"
         )
     return width
 
 
 def read_look_channels(tensors: Tensors) -> tuple[int, int, int] | None:
-    """Channels of the network that looks at the picture; None: the learner does not. Its other keys are checked with
-    the rest of the learner's.
+    """Channels of the prompt learner's picture network (``LookNet``); None without one. Its other keys are checked
+    with the rest of the learner's.
 
     Raises:
         CheckpointError: some of its kernels are missing.
@@ -210,15 +215,19 @@ def read_look_channels(tensors: Tensors) -> tuple[int, int, int] | None:
         return None
     if missing:
         raise CheckpointError(
-            f"{tensors.path} lacks {name_some(missing)}, of the network that looks at the picture: save or download "
-            "the whole checkpoint again"
+            f"{tensors.path} lacks {name_some(missing)} of the picture network: save or download the whole "
+            "checkpoint again"
         )
     first, second, third = (shape_of(tensors, key, dims=4)[0] for key in LOOK_KERNELS)
     return first, second, third
 
 
 def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) -> None:
-    """The deltas against the two models they belong to."""
+    """Check that the PandaGPT and AnomalyGPT deltas fit ImageBind and the language model.
+
+    Raises:
+        CheckpointError: a width or a key does not fit.
+    """
     width, vision = config.llama.hidden_size, config.vision
     for tensors, found, what in (
         (pandagpt, shape_of(pandagpt, "llama_proj.weight", dims=2)[0], "PandaGPT"),
@@ -227,7 +236,7 @@ def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) 
         if found != width:
             raise CheckpointError(
                 f"{tensors.path} is a {what} delta for width {found}{size_name(found)}, but the language "
-                f"model is {width} wide{size_name(width)}: give the delta and the Vicuna of the same size"
+                f"model has width {width}{size_name(width)}: give the delta and the Vicuna of the same size"
             )
     projection = {"llama_proj.weight": (width, vision.embed_dim), "llama_proj.bias": (width,)}
     present = {key: shape for key, shape in pandagpt.shapes.items() if not LORA_KEY.search(key)}
@@ -236,5 +245,5 @@ def check_fit(config: AnomalyGPTConfig, pandagpt: Tensors, anomalygpt: Tensors) 
     learner = module_shapes(PromptLearner, config.prompt_learner)
     expected = {f"image_decoder.{name}": shape for name, shape in decoder.items()}
     expected |= {f"prompt_learner.{name}": shape for name, shape in learner.items()}
-    cause = "it is no AnomalyGPT delta as published, or not for this ImageBind"
+    cause = "it is not an AnomalyGPT delta as published, or it belongs to another ImageBind"
     check_keys(anomalygpt.path, anomalygpt.shapes, expected, cause)

@@ -1,4 +1,4 @@
-"""What a bundle says about itself before it is sealed: names, dimensions, classes, the original's prompt."""
+"""The manifest of a bundle before it is sealed: names, dimensions, classes, the original's prompt."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ORIGINAL_NOTICES = (
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The model's own words about itself (``model.json``)."""
+    """Content of ``model.json``, the description that lies beside a checkpoint."""
 
     name: str
     notices: list[str]
@@ -48,7 +48,11 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
-    """The model's name and notices: from its sidecar, or the original's."""
+    """The model's description: from ``model.json``, or the original's name and notices.
+
+    Raises:
+        CheckpointError: the file is missing or not a valid description.
+    """
     if path is None:
         size = SIZES.get(checkpoints.config.llama.hidden_size)
         return About(f"anomalygpt-{size.lower()}" if size else "anomalygpt", list(ORIGINAL_NOTICES))
@@ -61,7 +65,11 @@ def read_about(path: Path | None, checkpoints: Checkpoints) -> About:
 
 
 def choose_classes(options: ExportOptions, about: About, checkpoints: Checkpoints) -> list[str]:
-    """Those asked for, else the model's own, else all that have text features, else the original's."""
+    """The classes asked for, else those of ``model.json``, else all that have text features, else the original's.
+
+    Raises:
+        ConfigError: a class has no text features and there is no text tower to compute them with.
+    """
     known = checkpoints.text_features
     chosen = list(options.classes or about.classes or known or prompts.ENSEMBLE_CLASSES)
     unknown = [name for name in chosen if name not in known]
@@ -102,7 +110,7 @@ def describe(
 
 
 def prompt_layout() -> PromptLayout:
-    """The original's prompt, piece by piece."""
+    """The pieces of the original's prompt and the forms of its answers."""
     return PromptLayout(
         before_image=prompts.PIECE_BEFORE_IMAGE,
         after_image=prompts.PIECE_AFTER_IMAGE,

@@ -1,14 +1,14 @@
-"""fp16 graphs: products with weights and attention's products in float16, everything between them in float32.
+"""fp16 graphs: products with weights and attention's products in float16, everything else in float32.
 
-The precision is written into the graph by Cast nodes, so that every strongly typed builder (TensorRT 10.3 to 11,
-TensorRT-RTX) and onnxruntime compute the same. What overflows float16 in vision transformers (LayerNorm, softmax,
-the residual stream, biases, norms) stays in float32, and so do the projections of the one row that becomes the
-image embedding; inputs and outputs stay as they were.
+The precision is written into the graph as Cast nodes, so that every strongly typed builder (TensorRT 10.3 to 11,
+TensorRT-RTX) and onnxruntime compute the same. Operations that overflow float16 in vision transformers (LayerNorm,
+softmax, the residual stream, biases, norms) stay in float32, and so do the projections of the one row that becomes
+the image embedding; inputs and outputs keep their types.
 
-A product with weights is computed on a sixteenth of its input and multiplied back in float32: inputs and results up
-to a million survive, and a power of two rounds as before (what falls below float16's normal range is off by at most
-2⁻²⁵ · 16 = 5e-7, far less than values near 1 are). Attention's own products are not scaled: TensorRT fuses them only
-when nothing but a cast stands between product and softmax.
+A product with weights is computed on its input divided by 16, and the result is multiplied by 16 in float32: inputs
+and results up to a million do not overflow, and a power of two does not change the rounding (values below float16's
+normal range have an error of at most 2⁻²⁵ · 16 = 5e-7, far less than values near 1 have). Attention's own products
+are not scaled: TensorRT fuses them only when nothing but a cast stands between product and softmax.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HEAD_RANK = 4  # attention's operands are [B, heads, P, d]; text features are no
 
 
 def export_float16(source: Path, target: Path) -> Component:
-    """Write a float32 graph file anew in float16, and check it; its weights lie where the source's do, in the file
-    or beside it.
+    """Convert a float32 graph file to float16 and check the result. Weights are stored as in the source: inside the
+    graph file or in a data file beside it.
 
     Weights are read from the mapped source and converted one at a time.
     """
@@ -42,7 +42,7 @@ def export_float16(source: Path, target: Path) -> Component:
 
 
 def to_float16(model: ir.Model) -> None:
-    """Rewrite a float32 graph in place; a weight beyond float16's range keeps its product in float32."""
+    """Rewrite a float32 graph in place; a product whose weights exceed float16's range stays in float32."""
     graph = model.graph
     for node in list(graph):
         if node.op_type == "Conv" and all(map(fits, node.inputs[1:])):
@@ -79,7 +79,7 @@ def scale(graph: ir.Graph, product: ir.Node) -> None:
 
 
 def halve(node: ir.Node) -> None:
-    """Compute a node in float16: weights are stored so, other inputs are cast to it and the result back."""
+    """Compute a node in float16: store its weights in float16, cast its other inputs to it and its result back."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     for index, value in enumerate(node.inputs):
@@ -92,7 +92,7 @@ def halve(node: ir.Node) -> None:
 
 
 def half_input(node: ir.Node, value: ir.Value) -> ir.Value:
-    """A value cast to float16, once for all its users."""
+    """A value cast to float16; one Cast node serves all its users."""
     for user in value.consumers():
         if user.op_type == "Cast" and user.outputs[0].dtype == ir.DataType.FLOAT16:
             return user.outputs[0]
@@ -108,7 +108,7 @@ def half_input(node: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def half_weight(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The weight in float16, under a name of its own: other nodes may want it in float32."""
+    """The weight in float16, under a new name: other nodes may use it in float32."""
     name = f"{value.name}_fp16"
     if name not in graph.initializers:
         weights = value.const_value
@@ -136,7 +136,7 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> No
 
 
 def insert_behind(node: ir.Node, new: ir.Node, suffix: str) -> None:
-    """Put a node between a node's result and its users. The graph's outputs keep their names."""
+    """Insert a node between a node's result and the result's users. The graph's outputs keep their names."""
     result = node.outputs[0]
     users = [(user, index) for user, index in result.uses() if user is not new]
     graph = node.graph

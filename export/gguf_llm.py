@@ -1,6 +1,6 @@
-"""The language model as GGUF: LoRA merged, rows in llama.cpp's order, tokenizer inside, no chat template.
+"""The language model as GGUF: LoRA merged, rows in llama.cpp's order, tokenizer included, no chat template.
 
-Tensors are merged and written one at a time, so that a 13B model needs the memory of one weight.
+Tensors are merged and written one at a time, so that even a 13B model needs no more memory than its largest weight.
 Source of the format and names: ggml's docs/gguf.md and llama.cpp's convert_hf_to_gguf.py.
 """
 
@@ -28,9 +28,9 @@ from .tensor_files import CheckpointError, Shape
 from .vicuna import LlamaSource
 
 FLOAT16_MAX = 65504.0
-UNUSED_SCORE = -10000.0  # as llama.cpp's converter scores rows without a piece
+UNUSED_SCORE = -10000.0  # score that llama.cpp's converter gives to rows without a piece
 POLL_SECONDS = 0.2
-FULL_DISK_BYTES = 1 << 20  # less than that is left where a tensor did not fit
+FULL_DISK_BYTES = 1 << 20  # with less than this free after a failed write, the disk is full
 
 TOP_NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -54,7 +54,7 @@ ROTATED = re.compile(r"\.(q_proj|k_proj)\.weight$")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF stores of a tokenizer, one entry a row of the embedding table."""
+    """The part of a tokenizer that a GGUF stores: one entry per row of the embedding table."""
 
     pieces: list[bytes]
     scores: list[float]
@@ -67,7 +67,7 @@ class Vocabulary:
 def write_gguf(
     source: LlamaSource, path: Path, name: str, advance: Callable[[str], None] = lambda tensor: None
 ) -> None:
-    """Write the merged model in float16 (norms in float32, as llama.cpp wants them).
+    """Write the merged model in float16 (norms in float32, which llama.cpp requires).
 
     Args:
         source: the Vicuna folder and its LoRA.
@@ -76,7 +76,7 @@ def write_gguf(
         advance: called with each tensor's name before it is merged.
 
     Raises:
-        CheckpointError: a tokenizer that does not fit, or a weight beyond float16's range.
+        CheckpointError: the tokenizer does not fit the weights, or a weight exceeds float16's range.
     """
     vocabulary = read_vocabulary(source.folder / "tokenizer.model", source.config.vocab_size)
     shapes = module_shapes(Llama, source.config)
@@ -103,16 +103,16 @@ def quantise(
     threads: int,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Quantise a float16 GGUF with llama.cpp's own quantiser ("q4_k_m" …); token embeddings stay in Q8_0.
+    """Quantise a float16 GGUF with llama.cpp's quantiser ("q4_k_m" …); token embeddings are stored in Q8_0.
 
-    The runtime looks token embeddings up in the file itself. The quantiser works minutes without a look at signals,
-    so it has a thread of its own, which ends with the process: an interruption is heard at once.
+    The runtime looks token embeddings up in the file itself. The quantiser runs for minutes without handling
+    signals, so it runs in a daemon thread: an interruption ends the process at once.
 
     Args:
-        progress: called now and then with the bytes that are written.
+        progress: called every ``POLL_SECONDS`` with the number of bytes written.
 
     Raises:
-        CheckpointError: the quantiser refused.
+        CheckpointError: the quantiser failed.
         OSError: the disk is full.
     """
     status: list[int] = []
@@ -133,7 +133,7 @@ def quantise(
 
 
 def _run_quantiser(source: Path, target: Path, precision: str, threads: int) -> int:
-    """llama.cpp's status, 0 for success."""
+    """Run llama.cpp's quantiser; its status, 0 for success."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{precision.upper()}")
     parameters.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
@@ -146,7 +146,7 @@ def _run_quantiser(source: Path, target: Path, precision: str, threads: int) -> 
 
 @llama_cpp.llama_log_callback
 def _silent(_level: int, _text: bytes, _user_data: int) -> None:
-    """llama.cpp reports every tensor on stderr."""
+    """Discard llama.cpp's log: it reports every tensor on stderr."""
 
 
 def describe_model(writer: gguf.GGUFWriter, source: LlamaSource, name: str) -> None:
@@ -167,7 +167,7 @@ def describe_model(writer: gguf.GGUFWriter, source: LlamaSource, name: str) -> N
 
 
 def describe_tokenizer(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    """No chat template: it is a program that some readers run, and the bundle's prompt is fixed anyway."""
+    """Write the tokenizer without a chat template: some readers execute it, and the bundle's prompt is fixed."""
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(vocabulary.pieces)
@@ -185,30 +185,35 @@ def open_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
     """Open ``tokenizer.model``.
 
     Raises:
-        CheckpointError: missing, or not a sentencepiece model with BOS and EOS.
+        CheckpointError: the file is missing, or not a sentencepiece model with BOS, EOS and unknown piece.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: copy it from the original LLaMA's folder")
+        raise CheckpointError(f"{path} does not exist: copy it from the original LLaMA's folder")
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path} is not a sentencepiece model: download it again") from error
     if min(tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.unk_id()) < 0:
-        raise CheckpointError(f"{path} has no BOS, EOS or unknown piece: it is not LLaMA's tokenizer")
+        raise CheckpointError(
+            f"{path} has no BOS, EOS or unknown piece: it is not LLaMA's tokenizer; copy that one"
+        )
     return tokenizer
 
 
 def read_vocabulary(path: Path, num_rows: int) -> Vocabulary:
     """Pieces with scores and types, padded to the embedding's rows (Vicuna v0 has one row more than pieces).
 
-    BOS and EOS come from the tokenizer: old conversions of LLaMA carry wrong ones in their JSON files.
+    BOS and EOS come from the tokenizer: old conversions of LLaMA have wrong ones in their JSON files.
+
+    Raises:
+        CheckpointError: the tokenizer has more pieces than the embedding has rows.
     """
     tokenizer = open_tokenizer(path)
     size = tokenizer.get_piece_size()
     if size > num_rows:
         raise CheckpointError(
-            f"{path} has {size} pieces but the embedding only {num_rows} rows: tokenizer and weights are of "
-            "different models"
+            f"{path} has {size} pieces but the embedding only {num_rows} rows: tokenizer and weights belong to "
+            "different models; copy both from the same one"
         )
     padding = range(size, num_rows)
     return Vocabulary(
@@ -245,11 +250,17 @@ def stored_dtype(shape: Shape) -> type[np.floating]:
 
 
 def to_gguf(weight: Tensor, key: str, source: LlamaSource, dtype: type[np.floating]) -> np.ndarray:
-    """A merged float32 weight as it lies in the file."""
+    """A merged float32 weight as it is stored in the file.
+
+    Raises:
+        CheckpointError: a value exceeds float16's range.
+    """
     if ROTATED.search(key):
         weight = permute_rows(weight, source.config.num_attention_heads)
     if dtype is np.float16 and weight.abs().max() > FLOAT16_MAX:
-        raise CheckpointError(f"{source.folder}: {key} does not fit in float16: its LoRA is of another model")
+        raise CheckpointError(
+            f"{source.folder}: {key} does not fit in float16: its LoRA belongs to another model"
+        )
     return weight.contiguous().numpy().astype(dtype)
 
 

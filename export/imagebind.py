@@ -1,4 +1,4 @@
-"""ImageBind's file: dimensions of its vision and text towers, read from the shapes, and every key accounted for."""
+"""ImageBind's file: reads the dimensions of its vision and text towers from the shapes and checks every key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from .tensor_files import CheckpointError, Shape, Tensors
 
 
 def read_vision_config(tensors: Tensors) -> VisionConfig:
-    """Dimensions from the shapes; heads and taps from the file's metadata or else ImageBind-Huge's."""
+    """Dimensions from the shapes; heads, taps, neighbourhood and shifts from the file's metadata, with
+    ImageBind-Huge's as default.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of the wrong shape, or a value is invalid.
+    """
     cls = shape_of(tensors, original_vision_name("cls_token"), dims=3)
     kernel = shape_of(tensors, PATCH_KERNEL, dims=5)
     positions = shape_of(tensors, original_vision_name("pos_embed"), dims=3)
@@ -30,7 +35,9 @@ def read_vision_config(tensors: Tensors) -> VisionConfig:
     mlp = shape_of(tensors, original_vision_name("blocks.0.mlp.fc1.weight"), dims=2)
     tokens = round((positions[1] - 1) ** 0.5)
     if tokens * tokens + 1 != positions[1]:
-        raise CheckpointError(f"{tensors.path}: {positions[1]} positions are no square grid and a CLS token")
+        raise CheckpointError(
+            f"{tensors.path}: {positions[1]} positions are not a square grid plus a CLS token"
+        )
     huge = VisionConfig()
     config = VisionConfig(
         image_size=tokens * kernel[-1],
@@ -64,17 +71,18 @@ def check_vision_config(config: VisionConfig, tensors: Tensors) -> None:
         )
     if not config.tap_layers or max(config.tap_layers) >= config.depth or min(config.tap_layers) < 0:
         raise CheckpointError(
-            f"{tensors.path} has {config.depth} blocks but taps {list(config.tap_layers)}: blocks are missing, "
+            f"{tensors.path} has {config.depth} blocks but tap layers {list(config.tap_layers)}: blocks are missing, "
             "or a tower other than ImageBind-Huge needs its 'tap_layers' in the file's metadata"
         )
     if config.shifts < 1 or config.patch_size % config.shifts:
         raise CheckpointError(
-            f"{tensors.path}: 'shifts' in the file's metadata divides a patch of {config.patch_size} pixels, "
-            f"and {config.shifts} does not"
+            f"{tensors.path}: 'shifts' in the file's metadata is {config.shifts}, which does not divide the patch size "
+            f"of {config.patch_size} pixels"
         )
     if not 0 <= config.neighbourhood <= 1:
         raise CheckpointError(
-            f"{tensors.path}: 'neighbourhood' in the file's metadata is a share, 0 to 1, not {config.neighbourhood}"
+            f"{tensors.path}: 'neighbourhood' in the file's metadata must be a share, 0 to 1, not "
+            f"{config.neighbourhood}"
         )
 
 
@@ -89,13 +97,13 @@ def vision_shapes(config: VisionConfig) -> dict[str, Shape]:
 
 
 def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
-    """Dimensions of the text tower from the shapes; its heads from the file's metadata or else ImageBind-Huge's.
+    """Dimensions of the text tower from the shapes; its heads from the file's metadata, by default ImageBind-Huge's.
 
     Raises:
-        CheckpointError: no text tower, an incomplete one, or one that is not ImageBind's.
+        CheckpointError: there is no text tower, or it is incomplete or not ImageBind's.
     """
     if not has_text_tower(tensors):
-        raise CheckpointError(f"{tensors.path} holds no text tower: give --text-features as well")
+        raise CheckpointError(f"{tensors.path} contains no text tower: give --text-features as well")
     rows, width = shape_of(tensors, original_text_name("token_embedding.weight"), dims=2)
     positions = shape_of(tensors, original_text_name("pos_embed"), dims=3)
     head = shape_of(tensors, original_text_name("head.weight"), dims=2)
@@ -116,8 +124,8 @@ def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
         )
     if config.embed_dim != embed_dim:
         raise CheckpointError(
-            f"{tensors.path}: text embeddings are {config.embed_dim} wide but image embeddings {embed_dim}: "
-            "the towers are of different models"
+            f"{tensors.path}: text embeddings have width {config.embed_dim} but image embeddings {embed_dim}: "
+            "the towers belong to different models; download the file again"
         )
     present = {key: shape for key, shape in tensors.shapes.items() if TEXT_KEY.match(key)}
     expected = text_shapes(config)
@@ -128,7 +136,7 @@ def read_text_config(tensors: Tensors, embed_dim: int) -> TextConfig:
 
 
 def has_text_tower(tensors: Tensors) -> bool:
-    """Whether any weight of it is there (its buffers alone are none)."""
+    """Whether the file contains any weight of the text tower (its buffers are not weights)."""
     return any(TEXT_KEY.match(key) and key not in (TEXT_MASK, TEXT_SCALE) for key in tensors)
 
 

@@ -1,10 +1,10 @@
 """Q/DQ nodes around the large MatMuls of an ONNX graph.
 
-Every large MatMul with constant weights gets int8 weights and an int8 input. Its output stays float32, and so does all
-between the MatMuls: LayerNorm, softmax, GELU, attention's own products. One file serves every device: TensorRT takes
-symmetric constant scales only, and onnxruntime on x86 turns the signed inputs into the unsigned ones that VNNI
-multiplies. onnxruntime's own quantiser is not used: it holds the model in memory several times over, and its equalising
-takes another framework.
+Every large MatMul with constant weights gets int8 weights and an int8 input. Its output stays float32, and so does
+everything between the MatMuls: LayerNorm, softmax, GELU, attention's own products. One file serves every device:
+TensorRT accepts symmetric constant scales only, and onnxruntime on x86 converts the signed inputs to the unsigned
+ones that VNNI multiplies. onnxruntime's own quantiser is not used: it holds the model in memory several times, and
+its equalisation needs another framework.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .onnx_graphs import describe
 from .rounding import LEVELS, TINY, Quantised
 from .unfold import unfold_convolutions
 
-MIN_WEIGHTS = 1 << 10  # a smaller MatMul is not worth its nodes
-TWICE = "twice"  # the input by which layers of a probe are computed in one pass (0) or two (1)
+MIN_WEIGHTS = 1 << 10  # smaller MatMuls are not quantised
+TWICE = "twice"  # input of a probe graph that selects, per layer, one pass (0) or two (1)
 
 Name = str | None
-Passes = Mapping[Name, int]  # input's name → int8 products; 0: float32
+Passes = Mapping[Name, int]  # input's name → number of int8 passes; 0: float32
 
 
 @dataclass
@@ -41,12 +41,12 @@ class Group:
 
     @property
     def weight(self) -> np.ndarray:
-        """float32 [K, N], side by side."""
+        """float32 [K, N]: the nodes' weights side by side."""
         return np.concatenate([_array(node, 1) for node in self.nodes], axis=1)
 
     @property
     def norm(self) -> ir.Node | None:
-        """The LayerNorm that makes the input for these MatMuls alone."""
+        """The LayerNorm whose output only these MatMuls use; None without one."""
         node = self.input.producer()
         if node is None or node.op_type != "LayerNormalization" or len(node.inputs) < 3:
             return None
@@ -58,10 +58,15 @@ class Group:
 def write(
     source: Path, target: Path, found: Mapping[Name, Quantised], passes: Passes, mask: str = ""
 ) -> Component:
-    """The graph with each layer in so many passes.
+    """Write the quantised graph.
 
     Args:
-        mask: name of an input [layers] that is multiplied with what the second passes see.
+        source: the float32 graph.
+        target: the graph to write, with its weights in ``<target>.data``.
+        found: weights and codings of the layers, by their input's name.
+        passes: how many passes compute each layer.
+        mask: name of an additional graph input, float32 [layers], that multiplies the inputs of the second passes;
+            "" adds none.
     """
     model = load(source)
     graph = model.graph
@@ -77,19 +82,20 @@ def write(
 
 
 def remove(graph: Path) -> None:
+    """Delete a graph file and its data file."""
     for path in (graph, graph.with_name(f"{graph.name}.data")):
         path.unlink(missing_ok=True)
 
 
 def load(source: Path) -> ir.Model:
-    """The graph with its convolutions unfolded where they can be."""
+    """The graph, with its convolutions unfolded where possible."""
     model = ir.load(source)
     unfold_convolutions(model.graph)
     return model
 
 
 def linears(graph: ir.Graph) -> dict[Name, list[ir.Node]]:
-    """The MatMuls that are worth quantising, by their input's name."""
+    """The MatMuls to quantise, grouped by their input's name."""
     found: dict[Name, list[ir.Node]] = {}
     for node in graph:
         if is_linear(node):
@@ -98,7 +104,7 @@ def linears(graph: ir.Graph) -> dict[Name, list[ir.Node]]:
 
 
 def is_linear(node: ir.Node) -> bool:
-    """A MatMul by a constant matrix that no other node uses."""
+    """Whether a node is a MatMul by a large constant matrix that no other node uses."""
     if node.op_type != "MatMul" or node.domain:
         return False
     weight = _constant(node, 1)
@@ -113,18 +119,19 @@ def is_linear(node: ir.Node) -> bool:
 def replace(
     graph: ir.Graph, group: Group, quantised: Quantised, twice: bool, index: int | None = None
 ) -> None:
-    """Tokens to their size, Q/DQ, int8 weights behind a DequantizeLinear, and back to size.
+    """Replace a group: scale each token to its size, add Q/DQ, store int8 weights behind a DequantizeLinear, and
+    scale the products back.
 
     Args:
-        twice: what the first rounding leaves goes through the same product, as more tokens.
-        index: of the mask's entry by which it is multiplied.
+        twice: compute two passes: the rounding error of the first goes through the same product, as further tokens.
+        index: of the mask's entry that the second pass is multiplied by.
     """
     x, norm, first = group.input, group.norm, group.nodes[0]
     coding, name = quantised.coding, str(x.name)
     if norm is not None:
         for position, array in ((1, _array(norm, 1)), (2, _array(norm, 2) - coding.centre)):
-            taken_in = _register(graph, f"{name}.norm{position}", array / coding.shares)
-            _swap(graph, norm, position, taken_in)
+            absorbed = _register(graph, f"{name}.norm{position}", array / coding.shares)
+            _swap(graph, norm, position, absorbed)
 
     def add(
         op: str, inputs: list[ir.Value], attributes: dict | None = None, before: ir.Node = first
@@ -195,7 +202,7 @@ def replace(
 
 
 def adds_constant(node: ir.Node) -> bool:
-    """A bias behind a product."""
+    """Whether a node adds a constant, such as the bias behind a product."""
     return node.op_type == "Add" and _constant(node, 1) is not None
 
 
@@ -217,7 +224,7 @@ def _array(node: ir.Node, index: int) -> np.ndarray:
 
 
 def _swap(graph: ir.Graph, node: ir.Node, index: int, value: ir.Value) -> None:
-    """Another input; the old one goes where it was a constant."""
+    """Replace an input of a node; remove the old one from the graph if it is a constant without other users."""
     old = _input(node, index)
     node.replace_input_with(index, value)
     if old.is_initializer() and not old.uses():

@@ -1,4 +1,4 @@
-"""Keys and shapes of a checkpoint against those a network has: every difference named, with its likely cause."""
+"""Compares the keys and shapes of a checkpoint with those of a network; errors name the differences and the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from .tensor_files import CheckpointError, Shape, Tensors
 
-MAX_NAMED = 3  # keys spelt out in an error
+MAX_NAMED = 3  # keys listed in an error
 
 
 def module_shapes(kind: type[nn.Module], *args: object) -> dict[str, Shape]:
@@ -23,7 +23,11 @@ def module_shapes(kind: type[nn.Module], *args: object) -> dict[str, Shape]:
 
 
 def check_keys(path: Path, present: Mapping[str, Shape], expected: Mapping[str, Shape], cause: str) -> None:
-    """Name every kind of difference between the keys a file has and those it must have."""
+    """Check that a file has exactly the expected keys and shapes.
+
+    Raises:
+        CheckpointError: names missing, unexpected and mis-shaped keys, and ``cause``.
+    """
     wrong = [key for key in expected if key in present and present[key] != expected[key]]
     findings = []
     if missing := [key for key in expected if key not in present]:
@@ -40,32 +44,41 @@ def check_keys(path: Path, present: Mapping[str, Shape], expected: Mapping[str, 
 
 
 def name_some(keys: Iterable[str]) -> str:
-    """The first keys, and how many more."""
+    """The first keys, and the number of the others."""
     names = list(keys)
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
 
 
 def shape_of(tensors: Tensors, key: str, dims: int) -> Shape:
-    """Shape of a tensor that must be there with this many axes."""
+    """Shape of a tensor that must exist and have ``dims`` axes.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     if key not in tensors.shapes:
         raise CheckpointError(
-            f"{tensors.path} lacks {key}: it is incomplete, its keys were renamed, or it is another model's"
+            f"{tensors.path} lacks {key}: the file is incomplete, its keys were renamed, or it belongs to another "
+            "model; download it again"
         )
     shape = tensors.shapes[key]
     if len(shape) != dims or min(shape) < 1:
-        raise CheckpointError(f"{tensors.path}: {key} is {shape}, not a tensor of {dims} axes")
+        raise CheckpointError(f"{tensors.path}: {key} has shape {shape} instead of {dims} axes")
     return shape
 
 
 def count_layers(tensors: Tensors, prefix: str) -> int:
-    """1 + the highest block index under a prefix (a gap shows up as missing keys)."""
+    """1 + the highest block index under a prefix (``check_keys`` reports a gap as missing keys)."""
     pattern = re.compile(prefix + r"(\d+)\.")
     return 1 + max((int(match[1]) for key in tensors if (match := pattern.match(key))), default=-1)
 
 
 def read_metadata(tensors: Tensors, key: str, default: Any) -> Any:
-    """A JSON value of the file's metadata."""
+    """A JSON value of the file's metadata.
+
+    Raises:
+        CheckpointError: the value is not JSON.
+    """
     if key not in tensors.metadata:
         return default
     try:

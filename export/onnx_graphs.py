@@ -1,7 +1,7 @@
 """The three networks in front of the language model, as ONNX graphs with a dynamic batch.
 
-Tried with torch 2.13: the ``torch.export``-based exporter gives clean graphs (LayerNormalization and Gelu as one
-node each). It notes the source path of every line in the nodes; that is stripped here.
+Tried with torch 2.13: the ``torch.export``-based exporter produces clean graphs (LayerNormalization and Gelu as one
+node each). It writes the source paths of this machine into the nodes; they are stripped here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..models.anomalygpt import AnomalyGPT
 from ..models.image_decoder import ImageDecoder
 from ..runtime.bundles.bundle import Component, TensorSpec
 
-OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses; nothing newer is used by these graphs
-EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf stops at 2 GiB
+OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses; these graphs need nothing newer
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf's limit is 2 GiB
 BATCH = "B"
 MAX_BATCH = 1024
 NOISY_LOGGERS = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
@@ -45,7 +45,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """The image decoder up to its logits: ``kernels.localise`` makes the map of them on every device."""
+    """The image decoder up to its logits: ``kernels.localise`` computes the map from them on every device."""
 
     def __init__(self, decoder: ImageDecoder) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
     vision = model.config.vision
     size = vision.image_size
     taps = torch.zeros(2, len(vision.tap_layers), vision.grid**2, vision.width)
-    # Not zeros: torch.export only traces, but a zero norm would make NaN examples for whoever debugs this.
+    # Not zeros: their norm of 0 would give NaN if the examples were run, though torch.export only traces them.
     text = torch.ones(2, vision.embed_dim) / vision.embed_dim**0.5
     size_of = {"anomaly_map": (size, size), "num_samples": (), "pixels": (3, size, size)}
     read = {name: torch.zeros(2, *size_of[name]) for name in model.config.prompt_learner.inputs}
@@ -100,7 +100,7 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
 
 
 def export_graph(graph: Graph, folder: Path) -> Component:
-    """Write ``<name>.onnx`` (and ``<name>.onnx.data`` when it is large), check it, describe it.
+    """Write ``<name>.onnx`` (and ``<name>.onnx.data`` when it is large), check it and describe it.
 
     Returns:
         The component with the tensors as the written file declares them.
@@ -116,7 +116,7 @@ def export_graph(graph: Graph, folder: Path) -> Component:
 
 
 def trace(graph: Graph) -> onnx_ir.Model:
-    """torch module → ONNX model in memory; the weights are shared with the module, not copied."""
+    """Convert a torch module to an ONNX model in memory; the weights are shared with the module, not copied."""
     batch = torch.export.Dim(BATCH, min=1, max=MAX_BATCH)
     shapes = tuple(None if name in graph.fixed else {0: batch} for name in graph.inputs)
     with quiet_exporter():
@@ -135,7 +135,7 @@ def trace(graph: Graph) -> onnx_ir.Model:
 
 
 def strip_residue(model: onnx_ir.Model) -> None:
-    """Remove the exporter's notes for debugging: class names, stack traces with this machine's paths."""
+    """Remove the exporter's debugging information: class names, stack traces with this machine's paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
@@ -171,7 +171,7 @@ def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's notes on packages that this export has no use for."""
+    """Silence the exporter's messages about optional packages that this export does not use."""
     loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What ``agpt export`` can be asked for. Imports nothing heavy: the command line reads it before torch."""
+"""Options of ``agpt export``. Imports nothing heavy: the command line checks them before it imports torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Resize = Literal["crop", "stretch"]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Checkpoints, where to, and how; checked when built.
+    """Input files, target folder and settings of an export; checked on construction.
 
     Raises:
-        ConfigError: an option cannot be served, or the target is a folder that is not a bundle.
+        ConfigError: an option is invalid, or the target is a file or a folder that is not a bundle.
     """
 
     imagebind: Path
@@ -36,18 +36,20 @@ class ExportOptions:
     out: Path
     about: Path | None = None
     precision: str = "fp32"
-    calibration: Path | None = None  # folder of normal images for int8; None: drawn parts
+    calibration: Path | None = None  # folder of normal images for int8; None: generated images only
     llm_quant: str = "f16"
     engines: tuple[str, ...] = ("onnx",)  # onnx is in every bundle
-    plans: tuple[PlanOptions, ...] = ()  # of the engines among them that have plans
-    classes: tuple[str, ...] = ()  # empty: the model's own, else the file's, else the original's 30
+    plans: tuple[PlanOptions, ...] = ()  # one for each of the engines that needs plans
+    classes: tuple[
+        str, ...
+    ] = ()  # empty: those of model.json, else of the text features, else the original's 30
     resize: Resize = "crop"
     allow_parity_failure: bool = False
     max_memory: int | None = None  # bytes
 
     @classmethod
     def of_folder(cls, checkpoint: Path, out: Path, **others: Any) -> ExportOptions:
-        """Everything from one folder, as ``models.nano.save`` writes it; errors as when built."""
+        """Options for a folder that ``models.nano.save`` wrote; raises like the constructor."""
         return cls(
             imagebind=checkpoint / "imagebind.safetensors",
             vicuna=checkpoint / "vicuna",
@@ -68,11 +70,16 @@ class ExportOptions:
         for name in self.classes:
             check_class(name)
         if self.calibration and self.precision != "int8":
-            raise ConfigError("--calibration serves --precision int8 only: ask for that, or leave it out")
+            raise ConfigError("--calibration needs --precision int8: add that option, or leave it out")
         check_target(self.out)
 
 
 def choose(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the known ones.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if value not in known:
         raise ConfigError(f"{option} {value} is not available: choose {' or '.join(known)}")
 
@@ -81,26 +88,36 @@ def parse_size(text: str) -> int:
     """Bytes of "8G", "512M" or a plain number.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the text is not a size, or the size is below one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
     if size < 1:
-        raise ConfigError(f"--max-memory {text} is no size: give a number with K, M, G or T, for example 8G")
+        raise ConfigError(
+            f"--max-memory {text} is not a size: give a number with K, M, G or T, for example 8G"
+        )
     return size
 
 
 def check_class(name: str) -> None:
-    """A class is a few plain words: it is put into sentences and names an array in a file."""
+    """Refuse a class name that cannot be put into sentences or name an array in a file.
+
+    Raises:
+        ConfigError: it is too long, or contains unprintable characters or slashes.
+    """
     if len(name) > MAX_CLASS_LENGTH or not name.isprintable() or set(name) & set("/\\"):
         raise ConfigError(
-            f"--classes: {name[:MAX_CLASS_LENGTH]!r} is no class name: "
+            f"--classes: {name[:MAX_CLASS_LENGTH]!r} is not a class name: "
             f"give plain words, at most {MAX_CLASS_LENGTH} characters, without / or \\"
         )
 
 
 def check_target(out: Path) -> None:
-    """Never replace anything but a bundle."""
+    """Refuse a target whose content is not a bundle: only bundles may be replaced.
+
+    Raises:
+        ConfigError: the target is a file, or a folder with other content.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give a folder for --out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():

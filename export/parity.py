@@ -1,7 +1,7 @@
-"""The bundle against the torch reference, stage by stage, on sample images: the gate before publishing.
+"""Parity check before publishing: the bundle against the torch reference, stage by stage, on sample images.
 
-Both sides run whole, each on its own intermediate results, as a device does; the first stage over its tolerance
-is where the export went wrong. Every tolerance is in the table below.
+Both sides run completely, each on its own intermediate results, as on a device. The first stage over its tolerance
+shows where the export went wrong. The tolerances of the networks are in ``tolerances.py``, those of the answers below.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ NUM_SAMPLES = 2
 
 
 class ParityError(AgptError):
-    """The exported files do not compute what the checkpoints say."""
+    """The exported files do not compute what the checkpoints define."""
 
 
 MERGE = "the language model was merged wrongly (LoRA left out, applied twice, or from another PandaGPT)"
-VISION = "the encoder's graph is not these checkpoints'"
-# What it usually means when this stage is the first to fail.
+VISION = "the encoder's graph does not belong to these checkpoints"
+# The usual cause when this stage is the first to fail.
 CAUSES = {
     "image_embedding": VISION,
     "patch_features": VISION,
-    "zero_shot_map": "the decoder's graph or the text features are not these files'",
+    "zero_shot_map": "the decoder's graph or the text features do not belong to these checkpoints",
     "few_shot_distance": "the matching kernel is broken on this machine",
     "few_shot_map": "the upsampling kernel is broken on this machine",
-    "prompt_embeddings": "the prompt learner's graph is not these checkpoints'",
+    "prompt_embeddings": "the prompt learner's graph does not belong to these checkpoints",
 }
-# First answer logits, relative to the largest. A greedy token may differ from the reference's only where the
-# reference itself is that close to a tie. The quantised ones are half as much again as was measured on the golden
-# checkpoints (7B's width, random weights: the worst case, no logit stands out): 0.037, 0.089, 0.17, 0.32, 0.36. They
-# only catch a broken quantiser; a wrong merge has failed before, in float16.
+# Largest error of the first answer logits, relative to the largest logit. A greedy token may differ from the
+# reference's only where the reference's own logits are this close to a tie. The limits of quantised models are 1.5
+# times the errors measured on the golden checkpoints (7B's width, random weights: the worst case, as no logit stands
+# out): 0.037, 0.089, 0.17, 0.32, 0.36. They only detect a broken quantiser; a wrong merge already fails in float16.
 ANSWER_LIMITS = {"f16": 1e-2, "q8_0": 0.06, "q6_k": 0.14, "q5_k_m": 0.26, "q4_k_m": 0.48, "q4_0": 0.55}
-# What the networks' precision adds to it, through the image embedding and the prompt embeddings. Measured, f16's own
-# 2.2e-3 included: fp16 1.1e-3 (seed 21, see tolerances.py), int8 1.4e-2 (golden checkpoints).
+# Added to these limits for the networks' precision, which changes the image and prompt embeddings. Measured, f16's
+# own 2.2e-3 included: fp16 1.1e-3 (seed 21, see tolerances.py), int8 1.4e-2 (golden checkpoints).
 NETWORK_ANSWER_LIMITS = {"fp32": 0.0, "fp16": 5e-3, "int8": 0.04}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One inspection: a frame, and for few-shot its normal samples."""
+    """One inspection: a frame and its normal samples (none: zero-shot), uint8 BGR [H, W, 3] each."""
 
     frame: np.ndarray
     normals: tuple[np.ndarray, ...] = ()
@@ -77,7 +77,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the bundle answered to each case."""
+    """The bundle's answer to each case: logits of the first token, float32 [vocab], and greedy token ids."""
 
     first_logits: list[np.ndarray]
     token_ids: list[tuple[int, ...]]
@@ -88,14 +88,14 @@ Advance = Callable[[], None]
 
 
 def no_progress() -> None:
-    """Nobody watches."""
+    """Ignore progress."""
 
 
 class Parity:
-    """Runs the cases once on both sides; networks and language model may be checked again when converted.
+    """Runs the cases once on both sides; converted networks and language models can be checked again.
 
-    Each case of each side, and each layer of the reference's language model, is a step of the progress told to
-    ``advance``: twice the cases here, once in ``of``, once and the layers in ``answers``.
+    ``advance`` is called once per case and side, and once per layer of the reference's language model: 2 · cases
+    times by the constructor, cases times by ``of``, cases + layers times by ``answers``.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class Parity:
         self.expected = self._run_reference(advance)
 
     def of(self, manifest: Manifest, precision: str, advance: Advance = no_progress) -> Parity:
-        """The same cases with other graphs of the same folder; the reference's results are kept."""
+        """The same cases with other graphs from the same folder; the reference's results are reused."""
         other = copy.copy(self)
         other._manifest, other._precision = manifest, precision
         other.bundle = other._run_bundle(Bundle(self._folder, manifest), advance)
         return other
 
     def networks(self) -> list[StageResult]:
-        """Every stage in front of the language model."""
+        """Results of every stage before the language model."""
         label = "" if self._precision == "fp32" else f" {self._precision}"
         return [
             compare(stage + label, self.expected[stage], self.bundle[stage], tolerance, CAUSES[stage])
@@ -138,10 +138,14 @@ class Parity:
         max_tokens: int = MAX_ANSWER_TOKENS,
         advance: Advance = no_progress,
     ) -> list[StageResult]:
-        """First-token logits and greedy tokens of a GGUF file, the bundle's own embeddings injected.
+        """Results for the first-token logits and the greedy tokens of a GGUF file, given the bundle's embeddings.
 
         Args:
+            gguf: the language model.
             precision: of the language model.
+            threads: of llama.cpp.
+            max_tokens: answer tokens to compare.
+            advance: called after each case, and after each layer of the reference's language model.
         """
         answers = self._ask(gguf, threads, max_tokens, advance)
         expected = self._reference_logits(answers.token_ids, advance)
@@ -158,7 +162,7 @@ class Parity:
         return [first, StageResult(f"answer_tokens {label}", gap, limit, "relative", MERGE)]
 
     def _pixels(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 BGR [H, W, 3] → float32 [1, 3, S, S]; one kernel serves both sides."""
+        """uint8 BGR [H, W, 3] → float32 [1, 3, S, S]; both sides use the same kernel."""
         spec = self._manifest.preprocess
         return preprocess(frame, spec.size, spec.resize, spec.mean, spec.std)
 
@@ -229,9 +233,9 @@ class Parity:
         return Answers([a.first_token_logits for a in answers], [a.token_ids for a in answers])
 
     def _reference_logits(self, answers: Sequence[tuple[int, ...]], advance: Advance) -> list[np.ndarray]:
-        """Teacher-forced: the reference's logits [n, vocab] at each of the bundle's n answer tokens.
+        """The reference's logits float32 [n, vocab] of each case, teacher-forced on the bundle's n answer tokens.
 
-        One pass over the language model's layers serves all cases and all tokens.
+        One pass over the language model's layers computes all cases and all tokens.
         """
         prompts = [
             self._reference_prompt(torch.from_numpy(embedding[0]), torch.from_numpy(prompts[0]), ids[:-1])
@@ -243,7 +247,7 @@ class Parity:
         return [logits.numpy() for logits in self._reference.logits(prompts, counts, advance)]
 
     def _reference_prompt(self, embedding: Tensor, prompts: Tensor, answer: Sequence[int]) -> Tensor:
-        """Input embeddings [L, D] of a whole prompt and the answer so far."""
+        """Input embeddings float32 [L, D] of a complete prompt and the answer so far."""
         reference, layout = self._reference, self._manifest.prompt
         before = reference.embed(reference.token_ids(layout.before_image, bos=True))
         after = reference.embed(reference.token_ids(layout.after_image))
@@ -260,13 +264,13 @@ def add(stages: Stages, **results: np.ndarray | Tensor) -> None:
 def compare(
     stage: str, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], tolerance: Tolerance, cause: str
 ) -> StageResult:
-    """The worst case's error; a shape that differs or a value that is not finite is an infinite error."""
+    """The largest error over the cases; it is infinite for a different shape or a value that is not finite."""
     errors = [error_of(a, b, tolerance.kind) for a, b in zip(expected, actual, strict=True)]
     return StageResult(stage, max(errors), tolerance.limit, tolerance.kind, cause)
 
 
 def greedy_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
-    """How far the bundle's greedy tokens are from being the reference's: 0 when all are the same.
+    """How far the bundle's greedy tokens are from the reference's; 0 when all are equal.
 
     Args:
         logits: the reference's, float32 [n, vocab], given the same tokens before.
@@ -280,22 +284,22 @@ def greedy_gap(logits: np.ndarray, token_ids: Sequence[int]) -> float:
 
 
 def require(results: Sequence[StageResult]) -> None:
-    """Refuse results over their tolerance.
+    """Check that all results are within their tolerances.
 
     Raises:
-        ParityError: names the first stage that failed and the usual cause.
+        ParityError: one is not; names the first stage that failed and the usual cause.
     """
     for result in results:
         if not result.passed:
             raise ParityError(
-                f"the bundle does not compute what the checkpoints say: {result.stage} has {result.kind} "
-                f"error {result.error:.2g}, allowed is {result.limit:.2g}; usually {result.cause}; "
-                "nothing was published (--allow-parity-failure publishes it, marked)"
+                f"the bundle does not compute what the checkpoints define: {result.stage} has a {result.kind} "
+                f"error of {result.error:.2g}, allowed is {result.limit:.2g}; the usual cause: {result.cause}; "
+                "nothing was published (--allow-parity-failure publishes it and records the failure)"
             )
 
 
 def summary(results: Sequence[StageResult], num_cases: int) -> dict[str, object]:
-    """What the manifest keeps."""
+    """The parity record of the manifest."""
     stages = {
         result.stage: {"error": rounded(result.error), "limit": result.limit, "kind": result.kind}
         for result in results
@@ -304,12 +308,13 @@ def summary(results: Sequence[StageResult], num_cases: int) -> dict[str, object]
 
 
 def rounded(error: float) -> float | str:
-    """Three digits; JSON has no infinity."""
+    """The error to three digits; "not finite" for infinity and NaN, which JSON cannot express."""
     return float(f"{error:.3g}") if math.isfinite(error) else "not finite"
 
 
 def sample_cases() -> list[Case]:
-    """Two drawn parts, one of them scratched, each zero-shot and with a normal sample; and what parts are not."""
+    """Two generated parts, one of them scratched, each zero-shot and with a normal sample; and, zero-shot, two images
+    that show no part."""
     normal = draw_part(seed=0, scratched=False)
     frames = [draw_part(seed=1 + i, scratched=bool(i % 2)) for i in range(NUM_SAMPLES)]
     others = [*frames, draw_texture(seed=0), draw_poster(seed=0)]

@@ -1,7 +1,8 @@
-"""Which layers of an int8 network are computed in one pass, in two, or not in int8 at all; by measurement.
+"""Chooses by measurement which layers of an int8 network are computed in one pass, in two, or in float32.
 
-A layer may be computed in two passes, its rounded input and then what the rounding left, 254 times enlarged: 15 bits of
-input for two int8 products, half the time of float32 and none of its memory. Beyond that it stays float32.
+In two passes, a layer multiplies its rounded input, then the rounding error, enlarged 254 times: 15 bits of input for
+two int8 products, in half the time of float32 and without its weights. If two passes are not enough, a layer stays
+float32.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import numpy as np
 from ..runtime.bundles.bundle import Component
 from ..runtime.vision.engines import Engine
 from .int8_graph import TWICE, Name, remove, write
-from .progress import Reach, nowhere, watched
+from .progress import OnProgress, ignore_progress, with_progress
 from .rounding import Quantised
 
-DEPTHS = 8  # parts of the network, from input to output, whose layers of one shape are measured together
+DEPTHS = (
+    8  # groups along the network, from input to output; layers of one shape in a group are measured together
+)
 
 
 class Trial(Protocol):
@@ -35,18 +38,25 @@ class Trial(Protocol):
         ...
 
     def errors(self, engine: Engine, quick: bool = False) -> np.ndarray:
-        """[S]: of every sample, or of a few; errors of independent parts add up."""
+        """float [S]: the error of every sample, or of a few if ``quick``; errors of independent layers add up."""
         ...
 
 
 def choose_passes(
-    source: Path, target: Path, found: Mapping[Name, Quantised], trial: Trial, reach: Reach = nowhere
+    source: Path,
+    target: Path,
+    found: Mapping[Name, Quantised],
+    trial: Trial,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[Name, int]:
-    """As few products as ``trial`` accepts: as many layers in two passes as it asks for; where two for all are not
-    enough, as many in float32, in the same order."""
+    """Passes of each layer (0: float32), with the fewest products that ``trial`` accepts.
+
+    As many layers as necessary get two passes; if two passes for all layers are not enough, as many as necessary
+    stay in float32, in the same order.
+    """
     probe = write(source, target.with_name(f".probe.{target.name}"), found, dict.fromkeys(found, 2), TWICE)
     try:
-        order, count = choose_twice(trial.open(probe), found, trial, reach)
+        order, count = choose_twice(trial.open(probe), found, trial, on_progress)
     finally:
         remove(target.with_name(probe.file))
     if count is not None:
@@ -63,20 +73,20 @@ def choose_passes(
 
 
 def choose_twice(
-    probe: Engine, found: Mapping[Name, Quantised], trial: Trial, reach: Reach
+    probe: Engine, found: Mapping[Name, Quantised], trial: Trial, on_progress: OnProgress
 ) -> tuple[list[list[Name]], int | None]:
-    """Layers, a few of one shape at a time, by what their second pass gains; how many get one.
+    """Order groups of layers by the benefit of a second pass, and find how many groups need one.
 
-    What a part adds to the error when it alone is computed in one pass, over the products that a second pass costs,
-    orders the parts; how many get one is found by bisection. One graph that can compute any layers in one pass or
-    two serves all measurements.
+    The benefit of a group is the error that it adds when it alone is computed in one pass, divided by the number of
+    products of its second pass. The number of groups is found by bisection. One graph that can compute any layer in
+    one pass or two serves all measurements.
 
     Args:
         probe: the graph with the input ``TWICE``.
 
     Returns:
-        All parts, the most rewarding first, and how many of them have to be computed in two passes; None where all
-        of them are not enough.
+        All groups, the largest benefit first, and how many of them need two passes; None if all of them are not
+        enough.
     """
 
     def errors(twice: Iterable[Name], quick: bool = False) -> np.ndarray:
@@ -92,7 +102,7 @@ def choose_twice(
     gains = [
         (errors(set(found) - set(part), quick=True) - floor).sum()
         / sum(found[name].weight.size for name in part)
-        for part in watched(order, len(order), reach)
+        for part in with_progress(order, len(order), on_progress)
     ]
     order = [order[i] for i in np.argsort(gains)[::-1]]
     count = bisect_left(range(1, len(order) + 1), True, key=accepts) + 1
@@ -100,7 +110,7 @@ def choose_twice(
 
 
 def parts_of(found: Mapping[Name, Quantised]) -> list[list[Name]]:
-    """The layers of one shape, cut into at most ``DEPTHS`` runs from input to output; of every shape."""
+    """The layers of each shape, split into at most ``DEPTHS`` groups from input to output."""
     shapes: dict[tuple[int, ...], list[Name]] = {}
     for name, quantised in found.items():
         shapes.setdefault(quantised.weight.shape, []).append(name)
@@ -116,7 +126,7 @@ def flat(parts: Iterable[Sequence[Name]]) -> set[Name]:
 
 
 class Masked:
-    """A probe with these of its layers in two passes and the others in one; an engine like the network's own."""
+    """An engine that runs the probe with the layers ``twice`` in two passes and the others in one."""
 
     def __init__(self, probe: Engine, layers: Iterable[Name], twice: Iterable[Name]) -> None:
         chosen = set(twice)

@@ -1,8 +1,8 @@
-"""Networks of one precision from those of another, ONNX to ONNX, without torch.
+"""Converts the float32 networks to fp16 or int8, ONNX to ONNX, without torch.
 
-One small function a precision (``export_float16``, ``to_int8``): it reads a float32 graph, writes another beside it,
-and describes what it wrote. How much of a network becomes int8 is found on samples, images that calibration has not
-seen, through all three networks.
+Each precision has one function (``export_float16``, ``to_int8``) that reads a float32 graph, writes another beside it
+and returns its description. How much of a network becomes int8 is decided on samples, images that are not used for
+calibration, run through all three networks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..runtime.bundles.bundle import NETWORKS, Bundle, Component, Manifest
 from ..runtime.common.machine import default_threads
 from ..runtime.vision.engines import Engine, learner_inputs, open_engine
 from .float16 import export_float16
-from .progress import Reach, nowhere
+from .progress import OnProgress, ignore_progress
 from .quantize import to_int8
 from .tolerances import TOLERANCES, error_of
 
-# What int8 changes, and which part of the work it is; the rest stays float32. At full size the encoder takes 325 GFLOP
-# an image. The prompt learner is changed for its weights: 107 million, of which an answer needs every one once. The
-# decoder has 5.
+# The networks that int8 changes, and each one's share of the work, for the progress; the decoder stays float32. At full
+# size the encoder takes 325 GFLOP per image. The prompt learner is converted for its 107 million weights, which every
+# answer reads once; the decoder has only 5 million.
 INT8_NETWORKS = {"encoder": 0.9, "prompt_learner": 0.1}
-# Of a limit: what the samples may take of it, as other images may be worse.
+# Share of a tolerance's limit that the samples may use, as other images may be worse.
 SHARE_OF_LIMIT = 0.5
-NUM_NORMALS = {"zero_shot_map": 0, "few_shot_map": 1}  # of each sample's maps
-NUM_QUICK = 2  # samples by which layers are ordered: a part and what is unlike one
+NUM_NORMALS = {"zero_shot_map": 0, "few_shot_map": 1}  # normal samples behind each of a sample's maps
+NUM_QUICK = 2  # samples that layers are ordered by: a part and an image without one
 
 Stages = dict[str, np.ndarray]
 
@@ -41,19 +41,20 @@ def convert(
     precision: str,
     calibration: Sequence[np.ndarray],
     samples: Sequence[np.ndarray],
-    reach: Reach = nowhere,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Component]:
     """Write the networks of ``precision`` beside the float32 ones.
 
     Args:
-        folder: holds the files of ``manifest``.
-        manifest: its networks are float32.
-        calibration: float32 [1, 3, S, S] each.
-        samples: the same, of other images, on which int8 has to hold.
-        reach: told which share of the work is done, 0 to 1.
+        folder: contains the files of ``manifest``.
+        manifest: lists the float32 networks.
+        precision: "fp16" or "int8".
+        calibration: calibration images, float32 [1, 3, S, S] each.
+        samples: other images that int8 is checked on, float32 [1, 3, S, S] each.
+        on_progress: called with the share of the work that is done, 0 to 1.
 
     Returns:
-        All components, the language model among them, as they are now.
+        All components after the conversion, including the language model.
     """
     components = dict(manifest.components)
     if precision == "fp16":
@@ -75,19 +76,19 @@ def convert(
         source = folder / components[name].file
         target = source.with_name(f"{name}.int8.onnx")
         trial = SamplesTrial(reference, name)
-        watch = partial(reach_part, reach, done, work)
+        watch = partial(report_part, on_progress, done, work)
         components[name] = to_int8(source, target, batches[name], trial, watch)
         done += work
     return components
 
 
-def reach_part(reach: Reach, start: float, size: float, share: float) -> None:
-    """Of a part of the work that begins at ``start``, so much is done."""
-    reach(start + size * share)
+def report_part(on_progress: OnProgress, start: float, size: float, share: float) -> None:
+    """Report the progress of a part of the work that begins at ``start`` and has this size (both shares of 1)."""
+    on_progress(start + size * share)
 
 
 class Samples:
-    """What the float32 networks make of a few images, and whether others of the same folder come close enough."""
+    """Results of the float32 networks on a few images, and the errors of converted networks against them."""
 
     def __init__(self, bundle: Bundle, pixels: Sequence[np.ndarray]) -> None:
         self._bundle = bundle
@@ -95,13 +96,15 @@ class Samples:
         self._text = bundle.text_features()
         components = bundle.manifest.components
         self._learner = components["prompt_learner"]
-        encoded = self._encode(self.open(components["encoder"]))  # at full size 3 GB, freed again
+        encoded = self._encode(
+            self.open(components["encoder"])
+        )  # the engine takes 3 GB at full size, freed here
         self._behind = {name: self.open(components[name]) for name in NETWORKS if name != "encoder"}
         self.expected = self._localise(encoded, self._behind)
 
     def errors(self, name: str, engine: Engine, count: int | None = None) -> np.ndarray:
-        """With an engine in place of the float32 network, of the first ``count`` samples: the largest of any stage,
-        over its limit in int8."""
+        """Errors of the first ``count`` samples with an engine in place of the float32 network ``name``, float [S]:
+        the largest of all stages, each divided by its int8 limit."""
         if name == "encoder":
             found = self._localise(self._encode(engine, count), self._behind)
         else:
@@ -117,21 +120,21 @@ class Samples:
         )
 
     def open(self, component: Component) -> Engine:
-        """On the CPU, where it has to hold."""
+        """An engine on the CPU, where the limits have to hold."""
         return open_engine(self._bundle.folder / component.file, component, default_threads())
 
     def _encode(self, encoder: Engine, count: int | None = None) -> list[Stages]:
         return [encoder.run(pixels=pixels) for pixels in self._pixels[:count]]
 
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
-        """Both maps of every sample and its prompts; the first sample is the others' normal part, the second its."""
+        """Both maps and the prompt embeddings of every sample. The first sample is the normal sample of the others,
+        the second that of the first."""
         size = self._bundle.manifest.preprocess.size
         features = [stages["patch_features"] for stages in encoded]
         normals = [features[1], *features[:1] * (len(features) - 1)]
         found = []
-        for stages, normal, pixels in zip(
-            encoded, normals, self._pixels, strict=False
-        ):  # of the first samples, maybe
+        # not strict: ``encoded`` may contain the first samples only
+        for stages, normal, pixels in zip(encoded, normals, self._pixels, strict=False):
             patches = stages["patch_features"]
             decoded = engines["decoder"].run(patch_features=patches, text_features=self._text)
             zero_shot = localise(decoded["patch_logits"], size)
@@ -149,7 +152,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class SamplesTrial:
-    """What decides how much of one network becomes int8; see ``passes.Trial``."""
+    """Measures how much of one network can become int8; see ``passes.Trial``."""
 
     samples: Samples
     name: str

@@ -1,4 +1,4 @@
-"""Progress of an export: one line a stage, with the time left inside the long ones."""
+"""Progress of an export: one line per stage, with the remaining time of long stages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-SHARES = 100  # total of a step whose progress is told as a share
+SHARES = 100  # total of a step whose progress is reported as a share
 
-Reach = Callable[[float], None]  # told which share of the work is done, 0 to 1
+OnProgress = Callable[[float], None]  # called with the share of the work that is done, 0 to 1
 Item = TypeVar("Item")
 
 
 class Steps:
-    """Progress, one line a stage, with the time left inside the long ones."""
+    """Progress display with one line per stage."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -62,20 +62,20 @@ class Step:
     def add(self, amount: int) -> None:
         self.progress.advance(self.task, amount)
 
-    def reach_share(self, share: float) -> None:
-        """Of a step with a total of ``SHARES``; 0 to 1."""
-        self.reach(round(SHARES * share))
+    def set_share(self, share: float) -> None:
+        """Set the progress of a step whose total is ``SHARES`` to a share, 0 to 1."""
+        self.set_completed(round(SHARES * share))
 
-    def reach(self, amount: int) -> None:
+    def set_completed(self, amount: int) -> None:
         self.progress.update(self.task, completed=amount)
 
 
-def nowhere(share: float) -> None:
-    """Nobody watches."""
+def ignore_progress(share: float) -> None:
+    """Ignore progress."""
 
 
-def watched(items: Iterable[Item], count: int, reach: Reach) -> Iterator[Item]:
-    """The items; each is done when the next one is asked for."""
+def with_progress(items: Iterable[Item], count: int, on_progress: OnProgress) -> Iterator[Item]:
+    """Iterate over ``count`` items; an item counts as done when the next one is requested."""
     for index, item in enumerate(items):
-        reach(index / count)
+        on_progress(index / count)
         yield item

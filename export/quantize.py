@@ -1,5 +1,5 @@
-"""Networks as int8, ONNX to ONNX, calibrated on images: ``rounding.py`` says how tokens and weights become int8,
-``int8_graph.py`` writes the nodes, ``passes.py`` measures how much of it a network bears.
+"""Converts networks to int8, ONNX to ONNX, calibrated on images: ``rounding.py`` quantises tokens and weights,
+``int8_graph.py`` writes the nodes, ``passes.py`` measures which layers can be int8.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..runtime.common.machine import default_threads
 from ..runtime.vision.engines.onnxruntime import open_session
 from .int8_graph import Group, Name, linears, load, remove, write
 from .passes import Trial, choose_passes
-from .progress import Reach, nowhere, watched
+from .progress import OnProgress, ignore_progress, with_progress
 from .rounding import quantise
 
-MAX_TOKENS = 2048  # of all calibration images together, evenly spread; an image's CLS token is the first
+MAX_TOKENS = 2048  # of all calibration images together, evenly spaced; an image's CLS token is its first
 
 
 def to_int8(
@@ -27,44 +27,46 @@ def to_int8(
     target: Path,
     batches: Sequence[dict[str, np.ndarray]],
     trial: Trial | None = None,
-    reach: Reach = nowhere,
+    on_progress: OnProgress = ignore_progress,
 ) -> Component:
     """Quantise a float32 graph.
 
     Args:
         source: the graph; only read.
         target: the graph to write, with its weights beside it in ``<target>.data``.
-        batches: inputs by name, run one after the other; at least one.
-        trial: decides which layers are computed in two passes or in float32; without it none is.
-        reach: told which share of the work is done, 0 to 1.
+        batches: calibration inputs by name, run one after the other; at least one.
+        trial: decides which layers are computed in two passes or in float32; without it, all take one pass.
+        on_progress: called with the share of the work that is done, 0 to 1.
 
     Returns:
         The written component; its inputs and outputs are the source's.
     """
     names = list(linears(load(source).graph))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".calibration.") as folder:
-        run = watched(batches, len(batches), lambda share: reach(share / 3))
+        run = with_progress(batches, len(batches), lambda share: on_progress(share / 3))
         groups = calibrate(source, run, Path(folder), max(1, MAX_TOKENS // len(batches)))
         found_each = (quantise(np.asarray(t), group.weight, group.norm is not None) for group, t in groups)
-        rounded = watched(found_each, len(names), lambda share: reach((1 + share) / 3))
+        rounded = with_progress(found_each, len(names), lambda share: on_progress((1 + share) / 3))
         found = dict(zip(names, rounded, strict=True))
     passes = dict.fromkeys(found, 1)
     if trial:
-        passes = choose_passes(source, target, found, trial, lambda share: reach((2 + share) / 3))
+        passes = choose_passes(source, target, found, trial, lambda share: on_progress((2 + share) / 3))
     return write(source, target, found, passes)
 
 
 def calibrate(
     source: Path, batches: Iterable[dict[str, np.ndarray]], folder: Path, tokens: int = MAX_TOKENS
 ) -> Iterator[tuple[Group, np.ndarray]]:
-    """Run the float32 graph on the batches and watch the inputs of every MatMul that is worth quantising.
+    """Run the float32 graph on the batches and record the inputs of every MatMul to quantise.
 
     Args:
-        folder: keeps the tokens, gigabytes of them at full size, of which one group's are read at a time.
-        tokens: so many of each batch's images are kept, evenly spread.
+        source: the graph.
+        batches: inputs by name.
+        folder: for files with the tokens, gigabytes at full size; those of one group are read at a time.
+        tokens: how many tokens of each image are kept, evenly spaced.
 
-    Returns:
-        The MatMuls, and the tokens of their input, float32 [R, K].
+    Yields:
+        The MatMuls that share an input, and the tokens of that input, float32 [R, K].
     """
     groups = linears(load(source).graph)
     observed = source.with_name(f".calibration.{source.name}")  # beside the source's external data
@@ -86,7 +88,7 @@ def calibrate(
 
 
 def write_observed(source: Path, names: Sequence[Name], target: Path) -> None:
-    """The graph with the named values [B, L, K] as more outputs."""
+    """Write the graph with the named values [B, L, K] as additional outputs."""
     model = load(source)
     values = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs.extend(values[name] for name in names)

@@ -1,8 +1,8 @@
-"""The original computation in torch, float32, straight from the checkpoints: what a bundle is compared with.
+"""The reference that a bundle is compared with: the original computation in torch, float32, from the checkpoints.
 
-It shares nothing with the exported files but the readers: LoRA is applied beside the base weight instead of
+It shares only the checkpoint readers with the exported files: LoRA is applied beside the base weight instead of
 being merged, rotary embedding is Hugging Face's, and tokens come from sentencepiece. The language model is
-streamed layer by layer over all prompts, so that 13B fits where one layer does.
+streamed layer by layer over all prompts, so that a 13B model needs the memory of one layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LoraLinear(nn.Module):
 
 
 class Reference:
-    """All stages of the model on the CPU. Text features and prompt pieces are given by the caller."""
+    """All stages of the model on the CPU. The caller provides text features and prompt pieces."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -60,15 +60,20 @@ class Reference:
 
     @torch.inference_mode()
     def prompt_embeddings(self, anomaly_map: Tensor, num_samples: int, pixels: Tensor) -> Tensor:
-        """[B, S, S] of so many normal samples (0: zero-shot) and of pixels [B, 3, S, S], of which a learner may read
-        both → [B, 18, D]."""
+        """Prompt embeddings float32 [B, 18, D].
+
+        Args:
+            anomaly_map: float32 [B, S, S].
+            num_samples: normal samples behind the map; 0: zero-shot. Used by learners that read evidence.
+            pixels: float32 [B, 3, S, S]. Used by learners that read the picture.
+        """
         learner = self.model.prompt_learner
         counts = torch.full(anomaly_map.shape[:1], float(num_samples))
         given = {"anomaly_map": anomaly_map, "num_samples": counts, "pixels": pixels}
         return learner(**{name: given[name] for name in learner.config.inputs})
 
     def token_ids(self, piece: str, bos: bool = False) -> list[int]:
-        """Ids of a piece tokenised on its own."""
+        """Token ids of a piece that is tokenised alone."""
         ids: list[int] = self._tokenizer.encode(piece)
         return [self._tokenizer.bos_id(), *ids] if bos else ids
 
@@ -84,7 +89,7 @@ class Reference:
 
         Args:
             prompts: float32 [L_i, D], input embeddings.
-            counts: how many final positions are asked for.
+            counts: number of final positions of each prompt to compute.
             advance: called after each layer.
 
         Returns:
@@ -119,7 +124,7 @@ class Reference:
 
 
 def attach_lora(layer: DecoderLayer, lora: Lora, prefix: str) -> None:
-    """Replace the four projections by their LoRA forms."""
+    """Replace the attention projections that have a LoRA update by ``LoraLinear``."""
     for projection in PROJECTIONS:
         update = lora.update(f"{prefix}self_attn.{projection}.weight")
         if update is not None:

@@ -1,4 +1,4 @@
-"""What an export says at its end: sizes, precisions, parity, and what the bundle needs to run."""
+"""The report at the end of an export: sizes, precisions, parity, and requirements of the bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .parity import StageResult
 
 @dataclass(frozen=True)
 class Report:
-    """What was published, and how equal it is to the checkpoints."""
+    """What was published, and the results of its comparison with the checkpoints."""
 
     bundle: Path
     manifest: Manifest
@@ -24,7 +24,7 @@ class Report:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Sizes, precisions, parity, and what the bundle needs to run."""
+    """Print sizes, precisions, parity, and requirements of the bundle."""
     manifest = report.manifest
     files = Table("file", "precision", "MB", title=f"{report.bundle}: {manifest.name}")
     precision = {component.file: component.precision for component in manifest.components.values()}
@@ -41,15 +41,14 @@ def print_report(report: Report, console: Console) -> None:
     for engine, figures in manifest.parity.get("engines", {}).items():
         if not figures["compared"]:
             console.print(
-                f"plans for {engine} were not compared: {figures['reason']}; agpt verify does, on the device"
+                f"plans for {engine} were not compared: {figures['reason']}; run agpt verify on the device"
             )
     engines = " or ".join(
         ["onnxruntime", *dict.fromkeys(plan.engine for plans in manifest.plans.values() for plan in plans)]
     )
     for line in (
         f"{total / 1e6:.0f} MB in {report.seconds:.0f} s; classes: {', '.join(manifest.classes)}",
-        f"needs {engines}, llama-cpp-python, NumPy and OpenCV, no torch, and memory for all of it: "
-        f"more than {total / 1e9:.1f} GB",
+        f"needs {engines}, llama-cpp-python, NumPy and OpenCV, no torch, and more than {total / 1e9:.1f} GB of memory",
         f"try it: agpt run --bundle {report.bundle}",
     ):
         console.print(line, highlight=False, soft_wrap=True)

@@ -1,8 +1,8 @@
-"""What an interrupted export has finished, so that the next run goes on from there.
+"""The finished stages of an interrupted export, so that the next run continues after them.
 
-A stage is finished when its files lie whole on the disk and the journal, which lies beside the staging folder, says
-so with their digests; whatever else is in the folder is half written and goes. A journal of other checkpoints,
-options or program versions is worth nothing, and neither are its files.
+A JSON file beside the staging folder lists the finished stages with the digests of their files. All other files in the
+folder are incomplete and are deleted. A list of other checkpoints, options or program versions is ignored and its files
+are deleted too.
 """
 
 from __future__ import annotations
@@ -21,41 +21,46 @@ Note = TypeVar("Note")
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """A finished stage: its files, and what later stages want to know of it."""
+    """A finished stage: its files, and the result that later stages need."""
 
     files: dict[str, FileRecord]
     note: object
 
 
-class Pages(msgspec.Struct, frozen=True):
-    """The journal's content."""
+class Record(msgspec.Struct, frozen=True):
+    """Content of the JSON file."""
 
     fingerprint: dict[str, object]  # everything that the files depend on
     stages: dict[str, Stage]
 
 
-class Journal:
+class FinishedStages:
     """The finished stages of the export in one staging folder."""
 
     def __init__(self, folder: Path, fingerprint: dict[str, object]) -> None:
-        """Go on with what ``folder`` holds of the same export; everything else in it is removed."""
+        """Read the finished stages of the same export, and delete everything else in ``folder``.
+
+        Args:
+            folder: the staging folder; created if missing.
+            fingerprint: everything that the files depend on, JSON-serialisable.
+        """
         self.folder = folder
         self.path = folder.with_name(f"{folder.name}.json")
         self.stages: dict[str, Stage] = {}
         self._fingerprint = msgspec.json.decode(msgspec.json.encode(fingerprint))
         folder.mkdir(parents=True, exist_ok=True)
-        pages = self._read()
-        if pages is not None and pages.fingerprint == self._fingerprint:
-            self.stages = {name: stage for name, stage in pages.stages.items() if is_whole(folder, stage)}
+        record = self._read()
+        if record is not None and record.fingerprint == self._fingerprint:
+            self.stages = {name: stage for name, stage in record.stages.items() if is_whole(folder, stage)}
         self._clear()
 
     def run(self, name: str, make: Callable[[], Note], kind: type[Note]) -> Note:
-        """A stage's result: from the journal, or made now.
+        """The result of a stage: of the earlier run if it finished there, else of ``make``.
 
         Args:
-            name: the stage.
-            make: writes new files into the folder and returns what later stages want to know.
-            kind: the result's type, for reading it back.
+            name: of the stage.
+            make: writes new files into the folder and returns the result that later stages need.
+            kind: the result's type, for decoding it.
         """
         if name in self.stages:
             return msgspec.convert(self.stages[name].note, kind)
@@ -69,27 +74,27 @@ class Journal:
         return note
 
     def discard(self) -> None:
-        """Forget the export and remove its files."""
+        """Delete the staging folder and the list of finished stages."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.path.unlink(missing_ok=True)
         self._new_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Keep finished stages for the next run and drop what is half written; without any, leave nothing behind."""
+        """Delete incomplete files and keep finished stages for the next run; without any, delete everything."""
         if not self.stages or not self.folder.exists():
             self.discard()
         else:
             self._clear()
 
-    def _read(self) -> Pages | None:
-        """None without a journal, and for one that was cut off: then nothing is known to be finished."""
+    def _read(self) -> Record | None:
+        """The JSON file's content; None if the file is missing or damaged."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=Pages)
+            return msgspec.json.decode(self.path.read_bytes(), type=Record)
         except (OSError, ValueError, RecursionError):
             return None
 
     def _write(self, stages: dict[str, Stage]) -> None:
-        self._new_path.write_bytes(msgspec.json.encode(Pages(self._fingerprint, stages)))
+        self._new_path.write_bytes(msgspec.json.encode(Record(self._fingerprint, stages)))
         flush(self._new_path)
         self._new_path.replace(self.path)
         self.stages = stages
@@ -99,7 +104,7 @@ class Journal:
         return self.path.with_name(f"{self.path.name}.new")
 
     def _clear(self) -> None:
-        """Remove everything that no finished stage has written."""
+        """Delete everything that is not a file of a finished stage."""
         self._new_path.unlink(missing_ok=True)
         known = {name for stage in self.stages.values() for name in stage.files}
         for entry in self.folder.iterdir():
@@ -112,7 +117,7 @@ class Journal:
 
 
 def is_whole(folder: Path, stage: Stage) -> bool:
-    """Whether every file of a stage is there, a regular file with its digest."""
+    """Whether every file of a stage is a regular file with the recorded digest."""
     return all(
         Path(name).name == name
         and (folder / name).is_file()
@@ -123,7 +128,7 @@ def is_whole(folder: Path, stage: Stage) -> bool:
 
 
 def flush(path: Path) -> None:
-    """fsync a file, so that the journal never knows more than the disk."""
+    """fsync a file, so that a stage is never listed as finished before its files are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

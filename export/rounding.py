@@ -1,16 +1,16 @@
-"""Tokens and weights as int8: how a token is coded, and how weights are rounded to match.
+"""int8 coding of tokens, and rounding of weights to match.
 
-Each token is divided by its own largest value first, so a constant scale fits all of them. A scale that calibration
-fixes would clip what the calibration images do not have, and a defect is just that (measured at full size: maps of
-images unlike the calibration's decorrelated five times more). Where tokens are one-sided, as behind GELU, whose least
-value is -0.17, half of a symmetric range would stay empty: they are moved down by a constant share of their size
-(``SKEWS``; a quarter of the error's variance at full size).
+Each token is first divided by its own largest value, so one constant scale fits all tokens. A scale fixed by
+calibration would clip values that the calibration images do not have, and defects have such values (measured at full
+size: maps of images unlike the calibration's had five times the decorrelation). Where tokens are one-sided, as behind
+GELU, whose least value is -0.17, half of a symmetric range would be unused: such tokens are shifted down by a constant
+share of their size (``SKEWS``; this leaves a quarter of the error's variance at full size).
 
-Each channel's centre is taken off where a LayerNorm does that for nothing, and outlier channels are equalised there,
-channel j divided by s_j and row j of the weights multiplied by it, s_j = max|x_j|^α / max|w_j|^(1−α) (SmoothQuant, Xiao
-et al., ICML 2023). Weights are rounded one input channel after the other, each making up for the errors of those before
-it on the calibration tokens (GPTQ, Frantar et al., ICLR 2023, as LDLQ, Chee et al., NeurIPS 2023); what is left of
-their mean goes into the bias.
+Where a LayerNorm produces the tokens, it also subtracts each channel's centre and equalises outlier channels, at no
+cost: channel j is divided by s_j and row j of the weights multiplied by it, s_j = max|x_j|^α / max|w_j|^(1−α)
+(SmoothQuant, Xiao et al., ICML 2023). Weights are rounded one input channel after the other, and each compensates for
+the errors of the earlier ones on the calibration tokens (GPTQ, Frantar et al., ICLR 2023, in the form of LDLQ, Chee
+et al., NeurIPS 2023); the remaining mean error goes into the bias.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = 127
-MAX_TRIED = 512  # tokens on which ways to code them are compared
-MAX_CHANNELS = 5120  # whose covariance is held at once
-DAMPING = 0.01  # of the mean variance, in every direction: calibration has not seen all there is
+MAX_TRIED = 512  # tokens that codings are compared on
+MAX_CHANNELS = 5120  # whose covariance is held in memory at once
+DAMPING = (
+    0.01  # share of the mean variance added to every channel's: calibration tokens do not cover everything
+)
 STRENGTHS = (0.0, 0.35, 0.5, 0.65, 0.8)  # α; 0: not equalised
-SKEWS = (1.0, 16.0)  # how much further tokens may reach upwards than downwards
-BLOCK = 128  # rows whose errors are passed on together
+SKEWS = (1.0, 16.0)  # ratio of the ranges above and below zero
+BLOCK = 128  # rows whose errors are propagated together
 TINY = np.float32(1e-12)
 
 
 @dataclass
 class Coding:
-    """How a token x becomes int8: z = (x - centre) / shares, its size the larger of max z and -skew · min z; what is
-    rounded is z / size - middle, in steps of ``scale``."""
+    """int8 coding of a token x: z = (x - centre) / shares; size = max(max z, -skew · min z); z / size - middle is
+    rounded to multiples of ``scale``."""
 
     centre: np.ndarray  # float32 [K]
     shares: np.ndarray  # float32 [K]
@@ -51,7 +53,7 @@ class Coding:
         return (tokens - self.centre) / self.shares
 
     def rounded(self, tokens: np.ndarray) -> np.ndarray:
-        """z [R, K] as one pass sees it."""
+        """z [R, K] after coding and decoding, as one pass multiplies it."""
         z = self.spread(tokens)
         size = np.maximum(z.max(axis=1, keepdims=True), -self.skew * z.min(axis=1, keepdims=True))
         size = np.maximum(size, TINY)
@@ -65,7 +67,7 @@ class Quantised:
     Attributes:
         weight: int8 [K, N].
         weight_scale: float32 [N].
-        bias: float32 [N]: what the product lacks in the mean.
+        bias: float32 [N]: the mean error of the product, which is added to it.
     """
 
     coding: Coding
@@ -75,12 +77,12 @@ class Quantised:
 
 
 def quantise(tokens: np.ndarray, weight: np.ndarray, behind_norm: bool) -> Quantised:
-    """Code the tokens in the way that leaves the smallest error on them, and round the weights to match.
+    """Choose the coding with the smallest error on the tokens, and round the weights to match.
 
     Args:
         tokens: float32 [R, K].
         weight: float32 [K, N].
-        behind_norm: a LayerNorm makes the tokens for this product alone: it takes in the centre and the shares.
+        behind_norm: only this product uses a LayerNorm's output, so the LayerNorm can absorb centre and shares.
     """
     coding = choose_coding(tokens, weight, behind_norm)
     scaled = weight * coding.shares[:, None]
@@ -93,7 +95,8 @@ def quantise(tokens: np.ndarray, weight: np.ndarray, behind_norm: bool) -> Quant
 
 
 def choose_coding(tokens: np.ndarray, weight: np.ndarray, behind_norm: bool) -> Coding:
-    """Centred and equalised where a LayerNorm takes it in, elsewhere one-sided or not; by the error of the output."""
+    """The coding with the smallest error of the product: centred and equalised behind a LayerNorm, with several
+    strengths; elsewhere symmetric or one-sided."""
     tried = tokens[:: -(-len(tokens) // MAX_TRIED)]
     exact = tried @ weight
     if not behind_norm:
@@ -114,7 +117,7 @@ def choose_coding(tokens: np.ndarray, weight: np.ndarray, behind_norm: bool) -> 
 
 
 def shares_of(strength: float, peaks: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """s [K] of an equalisation; 1 for a strength of 0."""
+    """Equalisation factors s [K]; all 1 for a strength of 0."""
     if not strength:
         return np.ones_like(peaks)
     shares = np.maximum(peaks, TINY) ** strength
@@ -123,12 +126,13 @@ def shares_of(strength: float, peaks: np.ndarray, weight: np.ndarray) -> np.ndar
 
 
 def scale_of(weight: np.ndarray) -> np.ndarray:
-    """A step [N] of each output channel."""
+    """Step size [N] of each output channel."""
     return np.maximum(np.abs(weight).max(axis=0), TINY) / LEVELS
 
 
 def round_weights(weight: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """[K, N] in steps → int8, so that tokens [R, K] @ it change little; ``MAX_CHANNELS`` of K at a time."""
+    """Weights [K, N] in units of their step → int8 [K, N], such that tokens [R, K] @ weights change little.
+    ``MAX_CHANNELS`` of K are rounded at a time."""
     rounded = np.empty(weight.shape, np.int8)
     for start in range(0, len(weight), MAX_CHANNELS):
         part = slice(start, start + MAX_CHANNELS)
@@ -137,7 +141,7 @@ def round_weights(weight: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def feedback_of(tokens: np.ndarray) -> np.ndarray:
-    """[K, K], U of tokensᵀ tokens = U D Uᵀ, upper with a diagonal of 1: LDLQ's feedback."""
+    """LDLQ's feedback: U [K, K], upper triangular with a diagonal of 1, of tokensᵀ tokens = U D Uᵀ."""
     covariance = tokens.T @ tokens
     diagonal = np.einsum("kk->k", covariance)
     diagonal += DAMPING * diagonal.mean() + TINY
@@ -146,7 +150,7 @@ def feedback_of(tokens: np.ndarray) -> np.ndarray:
 
 
 def round_in_turn(weight: np.ndarray, feedback: np.ndarray) -> np.ndarray:
-    """Round row after row, each with the share of all earlier rows' errors that it can make up for."""
+    """Round one row after the other, each after adding the feedback of all earlier rows' errors."""
     rounded = np.empty(weight.shape, np.int8)
     errors = np.zeros_like(weight)
     for start in range(0, len(weight), BLOCK):

@@ -1,7 +1,7 @@
-"""Drawn images on which a bundle is compared: parts, and what is as unlike them as a line's photographs may be.
+"""Generated images for the parity check: parts, and images as unlike them as a line's photographs may be.
 
-A network in int8 computes parts on grey ground to a tenth of the error that it makes on photographs: the gate sees
-both, textures with the spectrum of photographs and flat areas up to black, white and full colour.
+On parts before a grey background, an int8 network has a tenth of the error that it has on photographs. The parity check
+therefore also uses textures with the spectrum of photographs and flat areas of black, white and full colour.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NUM_SHAPES = 7
 
 
 def draw_part(seed: int, scratched: bool) -> np.ndarray:
-    """uint8 BGR [256, 320, 3]: a disc on a grained ground; not square, so that resizing is exercised."""
+    """uint8 BGR [256, 320, 3]: a disc on a grained background; not square, so that resizing is tested too."""
     rng = np.random.default_rng(seed)
     grain = cv2.GaussianBlur(rng.normal(0, 60, (256, 320, 3)), (0, 0), 1.5)
     frame = np.clip(110 + grain, 0, 255).astype(np.uint8)
@@ -26,7 +26,7 @@ def draw_part(seed: int, scratched: bool) -> np.ndarray:
 
 
 def draw_texture(seed: int) -> np.ndarray:
-    """uint8 BGR [256, 320, 3]: noise whose amplitude falls as 1/f, as in photographs (Field, JOSA A 1987)."""
+    """uint8 BGR [256, 320, 3]: noise whose amplitude falls as 1/f, as that of photographs (Field, JOSA A 1987)."""
     rng = np.random.default_rng(seed)
     rows, columns = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(320)[None, :]
     frequency = np.maximum(np.hypot(rows, columns), 1 / 320)[..., None]

@@ -1,4 +1,4 @@
-"""Where an export works: a hidden folder beside the target, of one process at a time, on a disk that holds it."""
+"""The working folder of an export: hidden, beside the target, locked by one process, on a disk with enough space."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from pathlib import Path
 import msgspec
 
 from ..runtime.common.errors import AgptError, ConfigError
+from .checkpoint_report import needs_of
 from .checkpoints import Checkpoints
 from .options import ExportOptions
-from .resume import Journal
-from .survey import needs_of
+from .resume import FinishedStages
 
 GB = 1e9
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "gguf", "llama-cpp-python", "numpy")
-# torch and onnxruntime have no type of their own for it
-MEMORY_WORDS = ("can't allocate memory", "not enough memory", "Failed to allocate memory", "bad_alloc")
+# torch and onnxruntime have no exception type for it
+OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "not enough memory",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
 
 
 def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
-    """Refuse before the long work what would not fit.
+    """Check the memory before the long work.
 
     Raises:
         ConfigError: the export takes more memory than ``--max-memory`` allows.
@@ -33,26 +38,26 @@ def check_memory(options: ExportOptions, checkpoints: Checkpoints) -> None:
     needed = needs_of(checkpoints.config).memory
     if options.max_memory is not None and needed > options.max_memory:
         raise ConfigError(
-            f"exporting these checkpoints takes about {needed / GB:.1f} GB of memory and --max-memory allows "
+            f"exporting these checkpoints takes about {needed / GB:.1f} GB of memory, but --max-memory allows "
             f"{options.max_memory / GB:.1f} GB: allow more, or export on another machine and copy the bundle"
         )
 
 
 def check_disk(options: ExportOptions, checkpoints: Checkpoints) -> None:
-    """The same for the disk; what an interrupted run has left is counted as there.
+    """Check the disk space before the long work; files of an interrupted run need no further space.
 
     Raises:
         ConfigError: the files of this export would not fit beside the target.
     """
     folder = staging_folder(options)
     needed = needs_of(checkpoints.config).disk(options.llm_quant, options.precision)
-    there = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+    present = sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
     disk = next(parent for parent in folder.parents if parent.exists())
     free = shutil.disk_usage(disk).free
-    if needed > free + there:
+    if needed > free + present:
         raise ConfigError(
-            f"exporting these checkpoints takes about {(needed - there) / GB:.1f} GB of disk and {disk} has "
-            f"{free / GB:.1f} GB free: free some, or give --out on a larger disk"
+            f"exporting these checkpoints takes about {(needed - present) / GB:.1f} GB of disk, but {disk} has "
+            f"{free / GB:.1f} GB free: free some space, or give --out on a larger disk"
         )
 
 
@@ -62,11 +67,11 @@ def staging_folder(options: ExportOptions) -> Path:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second export out of a staging folder; the lock goes with the process, however it ends.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lock a staging folder against other exports; the lock ends with the process, even if it is killed.
 
     Raises:
-        ConfigError: another export has it.
+        ConfigError: another export uses the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -83,15 +88,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
-    """A hidden folder beside the target, so that publishing is a rename, with the journal of what is finished.
+def staging(options: ExportOptions, **inputs: object) -> Iterator[FinishedStages]:
+    """A hidden folder beside the target, so that publishing is a rename, with the export's finished stages.
 
-    It outlives an interruption and a full disk, and the same command goes on from it. A result that is wrong is
-    removed.
+    After an interruption, a full disk or exhausted memory the folder is kept, and the same command continues from it.
+    After an error in the checkpoints, the options or the result it is deleted.
+
+    Args:
+        options: target and settings.
+        inputs: everything else that the files depend on, JSON-serialisable.
 
     Raises:
-        ConfigError: nothing can be written there, or the disk or the memory is full.
-        KeyboardInterrupt: with the words for the user.
+        ConfigError: the folder cannot be written, or the disk or the memory is full.
+        KeyboardInterrupt: interrupted; with the message for the user.
     """
     folder = staging_folder(options)
     chosen = {
@@ -101,40 +110,40 @@ def staging(options: ExportOptions, **inputs: object) -> Iterator[Journal]:
         "plans": msgspec.to_builtins(options.plans),
     }
     try:
-        with alone(folder):
-            journal = Journal(folder, {**inputs, **chosen, "tools": tool_versions()})
+        with exclusive(folder):
+            finished = FinishedStages(folder, {**inputs, **chosen, "tools": tool_versions()})
             try:
-                yield journal
+                yield finished
             except AgptError:
-                journal.discard()
+                finished.discard()
                 raise
             except KeyboardInterrupt as stop:
-                if not journal.stages:
+                if not finished.stages:
                     raise
-                words = "interrupted: the same command goes on from the last finished stage"
-                raise KeyboardInterrupt(words) from stop
+                message = "interrupted: run the same command again to continue after the last finished stage"
+                raise KeyboardInterrupt(message) from stop
             finally:
-                journal.close()
+                finished.close()
     except OSError as error:
-        why = error.strerror or f"a file was not written whole: {error}"  # NumPy's has no number
+        why = error.strerror or f"a file was not written completely: {error}"  # NumPy's errors have no errno
         raise ConfigError(
             f"could not write the bundle at {options.out} ({why}): free space and run the same command again, "
-            "which goes on from the last finished stage, or choose another --out"
+            "which continues after the last finished stage, or choose another --out"
         ) from error
     except Exception as error:
         if isinstance(error, AgptError) or not ran_out_of_memory(error):
             raise
         raise ConfigError(
-            f"memory ran out ({str(error).splitlines()[0] or 'no more to be had'}): close other programs, or export "
-            "on a machine with more, with the same command, which goes on from the last finished stage"
+            f"memory ran out ({str(error).splitlines()[0] or 'allocation failed'}): close other programs and run the "
+            "same command again, which continues after the last finished stage, or export on a machine with more memory"
         ) from error
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether Python, NumPy, torch or onnxruntime could not get the memory it asked for."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY_MESSAGES)
 
 
 def tool_versions() -> dict[str, str]:
-    """What the bundle was made with."""
+    """Versions of the packages that the bundle is exported with."""
     return {name: importlib.metadata.version(name) for name in TOOLS}

@@ -1,7 +1,7 @@
-"""Safe, sparing readers of tensor files: shapes first, then one tensor at a time.
+"""Safe readers of tensor files that need little memory: they read the shapes first, then one tensor at a time.
 
-Pickles are opened with ``weights_only`` (no code runs) and memory-mapped; safetensors are memory-mapped
-anyway. So the size of a checkpoint never has to fit in memory.
+Pickles are opened with ``weights_only`` (no code runs) and memory-mapped; safetensors files are always memory-mapped.
+So a checkpoint may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MAX_INDEX_BYTES = 64 << 20
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
-ZIP, PICKLE = b"PK", b"\x80"  # what the files of torch.save begin with, since 1.6 and before
+ZIP, PICKLE = b"PK", b"\x80"  # first bytes of files of torch.save: from torch 1.6 on, and before
 
 Shape = tuple[int, ...]
 
 
 class CheckpointError(AgptError):
-    """A checkpoint cannot be read, is not the one asked for, or does not fit the others."""
+    """A checkpoint cannot be read, is not the expected one, or does not fit the others."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tensors(Mapping[str, Tensor]):
         tensor = self.read(name).detach()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{self.path}: {name} holds NaN or infinite values: the file is damaged or its training "
+                f"{self.path}: {name} contains NaN or infinite values: the file is damaged or its training "
                 "diverged; download it again or use an earlier checkpoint"
             )
         return tensor
@@ -63,10 +63,10 @@ def open_tensors(path: Path) -> Tensors:
     """Open a ``.safetensors`` file or a torch pickle (``.pth``, ``.pt``, ``.bin``).
 
     Raises:
-        CheckpointError: missing, truncated, not a tensor file, or a pickle that holds code.
+        CheckpointError: the file is missing, truncated, not a tensor file, or a pickle that contains code.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: check the path, or download the checkpoint")
+        raise CheckpointError(f"{path} does not exist: check the path, or download the checkpoint")
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     return _open_pickle(path)
@@ -76,7 +76,7 @@ def open_tensor_folder(folder: Path) -> Tensors:
     """Open a Hugging Face model folder: one file, or shards with their index.
 
     Raises:
-        CheckpointError: no weights in the folder, or a shard is missing, damaged or lacks a tensor.
+        CheckpointError: the folder contains no weights, or a shard is missing, damaged or lacks a tensor.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: give the Hugging Face folder of the language model")
@@ -87,17 +87,23 @@ def open_tensor_folder(folder: Path) -> Tensors:
         if (folder / name).is_file():
             return open_tensors(folder / name)
     raise CheckpointError(
-        f"{folder} holds no weights: expected one of {', '.join(INDEX_FILES + SINGLE_FILES)}; "
-        "is it the folder of the merged Vicuna, not of its delta or tokenizer?"
+        f"{folder} contains no weights: give the folder of the merged Vicuna, not of its delta or tokenizer, with one "
+        f"of {', '.join(INDEX_FILES + SINGLE_FILES)}"
     )
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of at most 64 MiB."""
+    """Read a JSON object of at most 64 MiB.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or not a JSON object.
+    """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there: copy the whole model folder")
+        raise CheckpointError(f"{path} does not exist: copy the whole model folder")
     if path.stat().st_size > MAX_INDEX_BYTES:
-        raise CheckpointError(f"{path} is over {MAX_INDEX_BYTES >> 20} MiB: it is not a model's JSON file")
+        raise CheckpointError(
+            f"{path} is over {MAX_INDEX_BYTES >> 20} MiB, so it is not a model's JSON file: copy the model folder again"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -123,33 +129,36 @@ def _open_pickle(path: Path) -> Tensors:
     content = _load_pickle(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not named tensors: give the model's state dict"
+            f"{path} contains a {type(content).__name__}, not named tensors: give the model's state dict"
         )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
                 f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor: give the plain state "
-                "dict (if this is a training checkpoint, save its model part alone)"
+                "dict (of a training checkpoint, only its model part)"
             )
     return Tensors(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)
 
 
 def _load_pickle(path: Path) -> object:
-    """Tensors and plain containers only; memory-mapped when the file has torch's zip layout."""
+    """Read a pickle of tensors and plain containers; memory-mapped when the file has torch's zip layout.
+
+    Raises:
+        CheckpointError: the file contains code, is truncated, or is not a torch checkpoint.
+    """
     with path.open("rb") as file:
         start = file.read(2)
     if start and start != ZIP and start[:1] != PICKLE:
         raise CheckpointError(
-            f"{path} is no torch checkpoint (a web page, or a Git LFS pointer in the file's place?): "
-            "download the file itself"
+            f"{path} is not a torch checkpoint (it may be a web page or a Git LFS pointer): download the file itself"
         )
     try:
         return torch.load(path, map_location="cpu", mmap=(start == ZIP) or None, weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
-                f"{path} holds code besides tensors and was not opened: a checkpoint of plain tensors is "
-                "needed; do not load this file with other tools"
+                f"{path} contains code besides tensors and was not opened: give a checkpoint of plain tensors, and do "
+                "not load this file with other tools"
             ) from error
         raise CheckpointError(f"{path} is truncated or not a torch checkpoint: download it again") from error
     except (
@@ -176,7 +185,8 @@ def _open_shards(folder: Path, index: dict) -> Tensors:
     for name, home in homes.items():
         if name not in home.shapes:
             raise CheckpointError(
-                f"{home.path} lacks {name}, which the index promises: the shards are of different downloads"
+                f"{home.path} lacks {name}, which the shard index lists: the shards belong to different downloads; "
+                "download all of them again"
             )
     shapes = {name: home.shapes[name] for name, home in homes.items()}
     return Tensors(folder, shapes, lambda name: homes[name].read(name))
@@ -184,5 +194,7 @@ def _open_shards(folder: Path, index: dict) -> Tensors:
 
 def _shard_path(folder: Path, shard: str) -> Path:
     if Path(shard).name != shard:
-        raise CheckpointError(f"{folder}: the shard index names {shard!r}, which is not a plain file name")
+        raise CheckpointError(
+            f"{folder}: the shard index contains {shard!r}, which is not a plain file name: download it again"
+        )
     return folder / shard

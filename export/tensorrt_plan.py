@@ -1,8 +1,8 @@
-"""TensorRT's plans from a bundle's ONNX graphs alone: no checkpoints, no torch, on the device itself.
+"""Builds TensorRT plans from a bundle's ONNX graphs, on the device itself, without checkpoints or torch.
 
-One builder for TensorRT (10.3 to 11, on the GPU it builds for) and TensorRT-RTX (ahead of time, without a GPU): their
-Python APIs are the same. Networks are strongly typed: the precision is in the graph. Each plan is built in a process
-of its own, which gives its gigabytes back and may crash without taking the export with it.
+One builder serves TensorRT (10.3 to 11, on the GPU it builds for) and TensorRT-RTX (ahead of time, without a GPU):
+their Python APIs are the same. Networks are strongly typed: the precision is in the graph. Each plan is built in a
+separate process, which frees its gigabytes when it ends and may crash without ending the export.
 """
 
 from __future__ import annotations
@@ -46,26 +46,28 @@ from ..runtime.vision.engines.plans import (
 )
 
 PLAN_ENGINES = ("tensorrt", "tensorrt-rtx")
-# What TensorRT-RTX builds for without being told: GeForce RTX 30, 40 and 50.
+# Default compute capabilities of TensorRT-RTX without a GPU: GeForce RTX 30, 40 and 50.
 AHEAD_CAPABILITIES = ("8.6", "8.9", "12.0")
 DEFAULT_MAX_BATCH = 4
-REFUSED = 3  # exit status of a build that ends with a sentence
+REFUSED = 3  # exit status of a build that failed with an error message
 
 Advance = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What plans are built for; checked when built.
+    """Build options of an engine's plans; checked on construction.
 
     Attributes:
-        capabilities: compute capabilities for TensorRT-RTX; this machine's GPU, or the usual ones, when empty.
-        max_batch: the largest batch; larger ones run in parts.
-        version_compatible: for later TensorRTs of the same major version too (TensorRT only).
-        hardware_compatible: for other GPUs from compute capability 8.0 on too (TensorRT only, not on Jetson).
+        engine: one of ``PLAN_ENGINES``.
+        capabilities: compute capabilities for TensorRT-RTX; empty: this machine's GPU, else ``AHEAD_CAPABILITIES``.
+        max_batch: largest batch of the plan; the runtime splits larger ones.
+        version_compatible: later TensorRT releases of the same major version can load the plan (TensorRT only).
+        hardware_compatible: other GPUs of compute capability 8.0 and later can run the plan (TensorRT only, not on
+            Jetson).
 
     Raises:
-        ConfigError: an option that this engine does not have.
+        ConfigError: the engine does not support an option.
     """
 
     engine: str
@@ -76,33 +78,39 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:
-            raise ConfigError(f"--max-batch {self.max_batch} is no batch: give 1 or more")
+            raise ConfigError(f"--max-batch {self.max_batch} is not a batch size: give 1 or more")
         if self.engine == "tensorrt" and self.capabilities:
             raise ConfigError(
-                "--compute-capability serves tensorrt-rtx: tensorrt builds for the GPU it runs on; leave it out, or "
-                "use --hardware-compatible"
+                "--compute-capability is for tensorrt-rtx only, as tensorrt builds for the GPU it runs on: leave it "
+                "out, or use --hardware-compatible"
             )
         if self.engine == "tensorrt-rtx" and (self.version_compatible or self.hardware_compatible):
             raise ConfigError(
-                "--version-compatible and --hardware-compatible serve tensorrt: for tensorrt-rtx name every "
-                "--compute-capability, and build again with each release"
+                "--version-compatible and --hardware-compatible are for tensorrt only: for tensorrt-rtx give every "
+                "--compute-capability, and build the plans again for each release"
             )
 
 
 def rebuild(
     folder: Path, options: Sequence[PlanOptions], advance: Advance, allow_failure: bool = False
 ) -> Manifest:
-    """Give a bundle the plans of these engines, from its graphs; it is replaced whole or not at all.
+    """Build the plans of these engines from a bundle's graphs and add them to it; the bundle is replaced completely or
+    not at all.
 
-    Plans of other engines stay as they are; plans in whatever state of these engines go.
+    Undamaged plans of other engines are kept; all earlier plans of these engines are removed.
 
     Args:
+        folder: the bundle.
+        options: one entry per engine.
         advance: called after each plan.
-        allow_failure: publish plans that do not compute what the graphs say, marked.
+        allow_failure: publish plans that fail the comparison with the graphs, and record the failure.
+
+    Returns:
+        The manifest of the new bundle.
 
     Raises:
-        BundleError: the bundle is not whole, or a plan does not compute what its graph says.
-        ConfigError: an engine cannot build here.
+        BundleError: the bundle is damaged, or a plan does not compute what its graph defines.
+        ConfigError: an engine cannot build on this machine, or the plans cannot be written.
     """
     for option in options:
         check_can_build(option)
@@ -117,7 +125,7 @@ def rebuild(
         for option in options:
             manifest = merge(manifest, build_plans(staging, manifest.components, option, advance))
         manifest = seal(staging, manifest)
-        manifest = seal(staging, prove_plans(Bundle(staging, manifest), options, allow_failure))
+        manifest = seal(staging, compare_plans(Bundle(staging, manifest), options, allow_failure))
         publish(staging, folder)
     except OSError as error:
         raise ConfigError(
@@ -129,10 +137,10 @@ def rebuild(
 
 
 def keep_files(bundle: Bundle, folder: Path, staging: Path, replaced: set[str]) -> dict[str, list[Plan]]:
-    """Link a bundle's files into the staging folder, with the whole plans of engines that are not built anew.
+    """Link a bundle's files into the staging folder, with the undamaged plans of all engines but ``replaced``.
 
     Returns:
-        Those plans.
+        Those plans, by network.
     """
     whole = read_manifest(folder)
     kept: dict[str, list[Plan]] = {}
@@ -148,7 +156,7 @@ def keep_files(bundle: Bundle, folder: Path, staging: Path, replaced: set[str]) 
     for name in files:
         try:
             os.link(folder / name, staging / name)
-        except OSError:  # another file system's rules: FAT has no links
+        except OSError:  # some file systems have no hard links, FAT for example
             shutil.copyfile(folder / name, staging / name)
     return kept
 
@@ -167,7 +175,7 @@ def build_plans(
     """Build each network's plan into the folder where its graph lies.
 
     Raises:
-        ConfigError: the engine cannot build here, or not this graph.
+        ConfigError: the engine cannot build on this machine, or cannot build this graph.
     """
     check_can_build(options)
     plans = {}
@@ -180,11 +188,14 @@ def build_plans(
     return plans
 
 
-def prove_plans(bundle: Bundle, options: Sequence[PlanOptions], allow_failure: bool) -> Manifest:
-    """Compare every engine that can run here with the CPU's, and note it in the parity report.
+def compare_plans(bundle: Bundle, options: Sequence[PlanOptions], allow_failure: bool) -> Manifest:
+    """Compare every engine that can run on this machine with the CPU, and record the results in the parity report.
+
+    Returns:
+        The manifest with the results.
 
     Raises:
-        BundleError: an engine does not compute what the graphs say.
+        BundleError: an engine does not compute what the graphs define, unless ``allow_failure``.
     """
     engines = dict(bundle.manifest.parity.get("engines", {}))
     for option in options:
@@ -210,20 +221,20 @@ def prove_plans(bundle: Bundle, options: Sequence[PlanOptions], allow_failure: b
 
 
 def check_can_build(options: PlanOptions) -> None:
-    """Refuse at once what this machine cannot build.
+    """Check before the long work whether this machine can build the plans.
 
     Raises:
-        ConfigError: the package is not installed, there is no GPU where one is needed, or a compute capability
-            that it does not build for.
+        ConfigError: the package is not installed, a GPU is needed but there is none, or the engine does not build for
+            a compute capability.
     """
     api = open_api(options.engine)
     gpu = find_gpu()
     if options.engine == "tensorrt":
         if gpu is None:
-            raise ConfigError(f"--engine tensorrt builds on the GPU it builds for: {missing_driver()}")
+            raise ConfigError(f"--engine tensorrt needs the GPU that it builds for: {missing_driver()}")
         if options.hardware_compatible and gpu.integrated:
             raise ConfigError(
-                f"--hardware-compatible is not for {gpu.name}: leave it out, and build on each device"
+                f"--hardware-compatible is not available on {gpu.name}: leave it out, and build on each device"
             )
         return
     known = sorted(
@@ -238,12 +249,12 @@ def check_can_build(options: PlanOptions) -> None:
 
 
 def capabilities_of(options: PlanOptions, gpu: Gpu | None) -> tuple[str, ...]:
-    """What a plan is built for: what was asked for, else this machine's GPU, else the usual ones."""
+    """Compute capabilities of a plan: those of the options, else of this machine's GPU, else the default ones."""
     return options.capabilities or ((gpu.compute_capability,) if gpu else AHEAD_CAPABILITIES)
 
 
 def describe_plan(name: str, graph: Path, options: PlanOptions, gpu: Gpu | None) -> Plan:
-    """The manifest's entry of a plan that is about to be built."""
+    """The manifest's entry of a plan to build."""
     ahead = options.engine == "tensorrt-rtx"
     flags = {
         AHEAD_OF_TIME: ahead,
@@ -265,10 +276,10 @@ def describe_plan(name: str, graph: Path, options: PlanOptions, gpu: Gpu | None)
 
 
 def build_apart(graph: Path, component: Component, target: Path, options: PlanOptions, plan: Plan) -> None:
-    """``build`` in a process of its own.
+    """Run ``build`` in a separate process.
 
     Raises:
-        ConfigError: the builder refuses, or it died.
+        ConfigError: the build failed or crashed.
     """
     job = Job(str(graph), component, str(target), options, plan.compute_capabilities)
     command = [sys.executable, "-m", __name__, msgspec.json.encode(job).decode()]
@@ -277,13 +288,13 @@ def build_apart(graph: Path, component: Component, target: Path, options: PlanOp
         raise ConfigError(done.stderr.strip().rsplit("\n", 1)[-1])
     if done.returncode != 0:
         raise ConfigError(
-            f"{PRODUCTS[options.engine]} died while it built {target.name} (exit status {done.returncode}), usually "
-            "for want of memory: close other programs, or build with a smaller --max-batch"
+            f"{PRODUCTS[options.engine]} crashed while building {target.name} (exit status {done.returncode}), usually "
+            "because memory ran out: close other programs, or build with a smaller --max-batch"
         )
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What the child process is told."""
+    """The arguments of the child process."""
 
     graph: str
     component: Component
@@ -293,7 +304,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def main() -> None:
-    """The child process: one job, or one sentence."""
+    """The child process: runs one job; on failure it prints the error message and exits with ``REFUSED``."""
     job = msgspec.json.decode(sys.argv[1], type=Job)
     try:
         build(Path(job.graph), job.component, Path(job.target), job.options, job.capabilities)
@@ -331,9 +342,9 @@ def build(
 def configure(
     api: Any, builder: Any, component: Component, options: PlanOptions, capabilities: Sequence[str]
 ) -> Any:
-    """The builder's configuration: shapes, and what the plan is to run on."""
+    """The builder's configuration: shapes, compatibility and compute capabilities."""
     config = builder.create_builder_config()
-    config.clear_flag(api.BuilderFlag.TF32)  # what the graph leaves in float32 is there for a reason
+    config.clear_flag(api.BuilderFlag.TF32)  # operations in float32 need its full precision
     profile = builder.create_optimization_profile()
     for spec in component.inputs:
         if isinstance(spec.shape[0], str):

@@ -1,4 +1,4 @@
-"""Text features from ImageBind's text tower, computed once, so that the tower never ships."""
+"""Computes text features with ImageBind's text tower at export, so that bundles need no text tower."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def add_text_features(
     """The checkpoints with the features of these classes, computed with ImageBind's text tower.
 
     Raises:
-        CheckpointError: the text tower is damaged or was not made for CLIP's vocabulary.
+        CheckpointError: the text tower is damaged or has another vocabulary than CLIP's.
     """
     encoder = checkpoints.text_encoder()
     path = checkpoints.imagebind.path
     if encoder.config.vocab_size < tokenizer.vocab_size:
         raise CheckpointError(
             f"{path}: its text tower has {encoder.config.vocab_size} token embeddings but CLIP's vocabulary "
-            f"{tokenizer.vocab_size}: it is not ImageBind's; give --text-features"
+            f"{tokenizer.vocab_size} tokens, so it is not ImageBind's: give --text-features"
         )
     features = compute_text_features(encoder, tokenizer, classes, advance)
     if broken := [name for name, value in features.items() if not np.isfinite(value).all()]:

@@ -1,6 +1,6 @@
-"""How far each stage may be from the float32 reference, in one table; what the limits are made of.
+"""The largest accepted error of each stage against the float32 reference, and the measurements behind the limits.
 
-The gate before publishing, the golden tests and the choice of what int8 leaves alone read the same table.
+The parity check before publishing, the golden tests and the choice of int8 layers use the same table.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ Kind = Literal["relative", "absolute", "decorrelation"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest error: ``absolute``, ``relative`` to the reference's largest value, or 1 − correlation."""
+    """Largest accepted error: ``absolute``, ``relative`` to the reference's largest value, or ``decorrelation``,
+    1 − Pearson's r."""
 
     kind: Kind
     limit: float
 
 
-# Precision of the networks → stage → tolerance. Those of fp16 and int8 are made of what was measured: the worst on the
-# gate's images, of a full-size export (generated weights, seed 11), of one a quarter as wide and as deep (seed 21,
-# benchmarks/precision_errors.py), and of nano. At full size int8's are those of the ten golden cases.
+# Precision of the networks → stage → tolerance. The limits of fp16 and int8 follow from measurements. The table lists
+# the largest errors on the images of the parity check: of a full-size export (generated weights, seed 11), of one a
+# quarter as wide and as deep (seed 21, benchmarks/precision_errors.py), and of nano. At full size, int8's errors are
+# those of the ten golden cases.
 #
 #                      fp16: full, quarter, nano   int8: full, quarter, nano
 #   image_embedding    9.6e-4   8.4e-4   0         1.1e-2   8.7e-3   5.0e-3
@@ -33,9 +35,9 @@ class Tolerance:
 #   few_shot_map       1.4e-4   1.1e-4   0         2.7e-6   4.3e-6   1.9e-5 (1 - r)
 #   prompt_embeddings  2.4e-4   1.5e-4   6.3e-4    3.4e-3   5.0e-3   3.7e-3
 #
-# fp16 is allowed five times as much: onnxruntime's CPU rounds the weights only (nano's are float16 numbers, and its
-# encoder's error is 0); on a GPU what flows between them and attention's products are rounded too. int8 is allowed
-# three times as much, as it rounds the same everywhere; its maps are held to what they are for, being like float32's:
+# fp16's limits are five times the measured errors: onnxruntime's CPU engine rounds only the weights (nano's are float16
+# numbers, so its encoder's error is 0), while GPUs also round activations and attention's products. int8's limits are
+# three times the measured errors, as it rounds the same on every device; its maps must correlate with float32's:
 # r ≥ 0.999.
 TOLERANCES = {
     "fp32": {
@@ -64,7 +66,8 @@ TOLERANCES = {
 
 
 def error_of(expected: np.ndarray, actual: np.ndarray, kind: str) -> float:
-    """Largest difference, over the reference's largest absolute value when ``kind`` is relative; or 1 − r."""
+    """Error of ``kind`` (see ``Tolerance``) between arrays of one shape; infinite if shapes differ or a value is not
+    finite."""
     if expected.shape != actual.shape or not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         return math.inf
     if kind == "decorrelation":

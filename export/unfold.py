@@ -1,8 +1,8 @@
-"""Convolutions over a few positions as matrix products: what an int8 MatMul can then take.
+"""Converts convolutions over a few positions to matrix products, which can then be quantised to int8.
 
-The prompt learner's last convolution is one: 5 × 5 over 7 × 7 positions of 1,024 channels gives 9 rows, and its
-105 million weights are all but the whole network. As windows [9, 25600] × weights [25600, 4096] it is a MatMul by
-a constant, which is quantised like any other.
+The prompt learner's last convolution is such a one: 5 × 5 over 7 × 7 positions of 1,024 channels gives 9 rows, and its
+105 million weights are almost the whole network. As windows [9, 25600] × weights [25600, 4096] it is a MatMul by a
+constant, which is quantised like any other.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-MIN_WEIGHTS = 1 << 16  # of a smaller convolution nothing is gained
-MAX_REPEATS = 16  # times that the windows may hold each input: 25 · 9 / 49 in the prompt learner's
+MIN_WEIGHTS = 1 << 16  # smaller convolutions are not worth converting
+MAX_REPEATS = (
+    16  # how often the windows may repeat each input on average; 25 · 9 / 49 in the prompt learner's
+)
 
 
 def unfold_convolutions(graph: ir.Graph) -> None:
-    """Rewrite every large unpadded Conv of constant weights over a small fixed area; others stay as they are."""
+    """Rewrite every large unpadded Conv with constant weights over a small fixed area; other nodes are unchanged."""
     for node in list(graph):
         area = window_area(node)
         if area is not None:
@@ -23,7 +25,7 @@ def unfold_convolutions(graph: ir.Graph) -> None:
 
 
 def window_area(node: ir.Node) -> tuple[list[int], list[int]] | None:
-    """Sizes of image and kernel where a node can be unfolded."""
+    """Sizes of image and kernel if a node can be unfolded, else None."""
     if node.op_type != "Conv" or node.domain:
         return None
     x, weight = node.inputs[0], node.inputs[1]
@@ -45,7 +47,7 @@ def window_area(node: ir.Node) -> tuple[list[int], list[int]] | None:
 
 
 def window_indices(image: list[int], kernel: list[int]) -> np.ndarray:
-    """int64 [positions, kernel's elements]: where each position's window lies in the flattened image."""
+    """int64 [positions, kernel elements]: indices of each position's window in the flattened image."""
     rows = np.arange(image[0] - kernel[0] + 1)[:, None] + np.arange(kernel[0])
     columns = np.arange(image[1] - kernel[1] + 1)[:, None] + np.arange(kernel[1])
     indices = rows[:, None, :, None] * image[1] + columns[None, :, None, :]
@@ -76,7 +78,7 @@ def unfold(graph: ir.Graph, conv: ir.Node, image: list[int], kernel: list[int]) 
         return value
 
     def shape(suffix: str, *sizes: int) -> ir.Value:
-        return constant(suffix, np.array(sizes, np.int64))  # 0: as it was
+        return constant(suffix, np.array(sizes, np.int64))  # 0: unchanged
 
     flat = ir.node("Reshape", [x, shape("flat", 0, 0, -1)])
     windows = ir.node("Gather", [flat.outputs[0], constant("indices", indices)], {"axis": 2})

@@ -1,4 +1,4 @@
-"""Vicuna's folder and the LoRA of PandaGPT that is merged into it."""
+"""Reads Vicuna's folder and PandaGPT's LoRA, which is merged into it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..models.original_names import LORA_ALPHA, LORA_KEY
 from .keys import check_keys, module_shapes, read_metadata, shape_of
 from .tensor_files import CheckpointError, Tensors, open_tensor_folder, read_json
 
-SIZES = {4096: "7B", 5120: "13B"}  # LLaMA's width → the name users know
+SIZES = {4096: "7B", 5120: "13B"}  # LLaMA's width → its usual name
 SIZE_LAYERS = {"7B": 32, "13B": 40}
-DELTA_NORM = 0.1  # the final norm's mean weight is about 1 in a LLaMA, and the difference of two is near 0
+DELTA_NORM = 0.1  # mean weight of the final norm: about 1 in a LLaMA, near 0 in the difference of two
 IGNORED_LLAMA_KEY = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -57,40 +57,51 @@ class LlamaSource:
 
 
 def open_llama(folder: Path) -> tuple[LlamaConfig, Tensors]:
-    """config.json and the weights; the vocabulary is what the embedding has rows for, whatever config.json
-    says (Vicuna v0 has 32001 rows and 32000 pieces)."""
+    """The configuration of config.json and the weights. The vocabulary size is the embedding's number of rows, not
+    config.json's value (Vicuna v0 has 32001 rows and 32000 pieces).
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged, or not a merged LLaMA.
+    """
     tensors = open_tensor_folder(folder)
     settings = read_json(folder / "config.json")
     vocab_size, width = shape_of(tensors, "model.embed_tokens.weight", dims=2)
     config = parse_llama_config(settings, folder, vocab_size)
     if width != config.hidden_size:
         raise CheckpointError(
-            f"{folder}: config.json says hidden_size {config.hidden_size} but the weights are {width} wide: "
-            "config.json and weights are of different models"
+            f"{folder}: config.json has hidden_size {config.hidden_size} but the weights have width {width}: "
+            "copy config.json and the weights from the same model"
         )
     present = {key: shape for key, shape in tensors.shapes.items() if not IGNORED_LLAMA_KEY.match(key)}
     hint = "the folder is not a complete merged LLaMA (Vicuna) in Hugging Face's format"
     check_keys(folder, present, module_shapes(Llama, config), hint)
     if tensors["model.norm.weight"].float().abs().mean() < DELTA_NORM:
         raise CheckpointError(
-            f"{folder} holds the differences to LLaMA that Vicuna v0 is published as, not Vicuna: "
-            "add LLaMA's weights to them first (fastchat.model.apply_delta) and give the result"
+            f"{folder} contains the differences to LLaMA that Vicuna v0 is published as, not Vicuna itself: "
+            "add LLaMA's weights to them (fastchat.model.apply_delta) and give the result"
         )
     return config, tensors
 
 
 def parse_llama_config(settings: dict, folder: Path, vocab_size: int) -> LlamaConfig:
-    """Refuses what the LLaMA of the original is not, instead of computing something else."""
+    """Parse config.json. Variants of LLaMA that the original does not use are refused.
+
+    Raises:
+        CheckpointError: a value is missing, invalid, or of such a variant.
+    """
     if settings.get("model_type", "llama") != "llama" or settings.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"{folder}/config.json is not of a LLaMA: give the Vicuna v0 folder")
+        raise CheckpointError(f"{folder}/config.json does not describe a LLaMA: give the Vicuna v0 folder")
     if settings.get("rope_scaling"):
         raise CheckpointError(
-            f"{folder}/config.json asks for rope_scaling, which Vicuna v0 has not: give Vicuna v0"
+            f"{folder}/config.json has rope_scaling, which Vicuna v0 does not have: give the Vicuna v0 folder"
         )
     try:
         heads = int(settings["num_attention_heads"])
         if int(settings.get("num_key_value_heads", heads)) != heads:
-            raise CheckpointError(f"{folder}/config.json asks for grouped key/value heads: give Vicuna v0")
+            raise CheckpointError(
+                f"{folder}/config.json has grouped key/value heads, which Vicuna v0 does not have: give the Vicuna v0 "
+                "folder"
+            )
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=int(settings["hidden_size"]),
@@ -104,18 +115,26 @@ def parse_llama_config(settings: dict, folder: Path, vocab_size: int) -> LlamaCo
     except KeyError as error:
         raise CheckpointError(f"{folder}/config.json lacks {error}: copy the whole model folder") from error
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json holds a value that is no number ({error})") from error
+        raise CheckpointError(
+            f"{folder}/config.json contains a value that is not a number ({error}): copy the whole model folder"
+        ) from error
     if min(config.num_hidden_layers, heads) < 1 or config.hidden_size % (2 * heads):
         raise CheckpointError(
-            f"{folder}/config.json: width {config.hidden_size} does not divide into {heads} heads"
+            f"{folder}/config.json: width {config.hidden_size} does not divide into {heads} heads: copy the whole "
+            "model folder"
         )
     return config
 
 
 def read_lora(tensors: Tensors, llama: LlamaConfig) -> Lora | None:
-    """Check every LoRA pair of q, k, v, o in every layer; None when the file says that it has none.
+    """Check every LoRA pair of q, k, v, o in every layer.
 
-    A delta without LoRA and without ``{"lora": "none"}`` is an error: leaving it out gives nonsense answers.
+    Returns:
+        The LoRA; None if the file's metadata contain ``{"lora": "none"}``.
+
+    Raises:
+        CheckpointError: the pairs are incomplete or do not fit the language model; or there are none, without that
+            metadata: without its LoRA a model gives nonsense answers.
     """
     factors: dict[str, dict[str, str]] = {}
     for key in tensors:
@@ -124,14 +143,14 @@ def read_lora(tensors: Tensors, llama: LlamaConfig) -> Lora | None:
             factors.setdefault(name, {})[match["side"]] = key
         elif not key.startswith("llama_proj."):
             raise CheckpointError(
-                f"{tensors.path}: unexpected key {key}: this is not a PandaGPT delta as published"
+                f"{tensors.path} has the unexpected key {key}: give PandaGPT's delta as published"
             )
     if not factors:
         if tensors.metadata.get("lora") == "none":
             return None
         raise CheckpointError(
-            f"{tensors.path} holds no LoRA weights (lora_A, lora_B): give PandaGPT's own pytorch_model.pt, "
-            "not a file that was stripped or merged"
+            f"{tensors.path} contains no LoRA weights (lora_A, lora_B): give PandaGPT's own pytorch_model.pt, "
+            "not a stripped or merged file"
         )
     rank = check_lora_shapes(tensors, factors, llama)
     pairs = {name: (sides["A"], sides["B"]) for name, sides in factors.items()}
@@ -140,7 +159,11 @@ def read_lora(tensors: Tensors, llama: LlamaConfig) -> Lora | None:
 
 
 def check_lora_shapes(tensors: Tensors, factors: dict[str, dict[str, str]], llama: LlamaConfig) -> int:
-    """The rank that all pairs share; an error names the layer, side or shape that is wrong."""
+    """The rank that all pairs share.
+
+    Raises:
+        CheckpointError: a layer, a side of a pair, or a shape is wrong.
+    """
     layers = 1 + max(int(name.split(".")[2]) for name in factors)
     if layers != llama.num_hidden_layers:
         delta, model = layers_name(layers), layers_name(llama.num_hidden_layers)
@@ -169,10 +192,10 @@ def check_lora_shapes(tensors: Tensors, factors: dict[str, dict[str, str]], llam
 
 
 def size_name(width: int) -> str:
-    """A space and the size in brackets for a width that users know by name, else nothing."""
+    """ " (7B)" or " (13B)" for the width of that size, "" for others."""
     return f" ({SIZES[width]})" if width in SIZES else ""
 
 
 def layers_name(layers: int) -> str:
-    """ " (13B)" for 40 layers, nothing for a number that is neither size's."""
+    """ " (7B)" or " (13B)" for the number of layers of that size, "" for others."""
     return next((f" ({size})" for size, known in SIZE_LAYERS.items() if known == layers), "")

@@ -1,4 +1,4 @@
-"""The whole model: vision tower, image decoder, prompt learner, projection, language model."""
+"""The complete model: vision tower, image decoder, prompt learner, projection, language model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .prompt_learner import PromptLearner, PromptLearnerConfig
 
 @dataclass(frozen=True)
 class AnomalyGPTConfig:
-    """One family: the defaults are the 7B original, nano is the same classes with smaller numbers."""
+    """Dimensions of a model: the defaults are those of the 7B original; nano has the same parts with smaller ones."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     prompt_learner: PromptLearnerConfig = field(default_factory=PromptLearnerConfig)
@@ -35,17 +35,18 @@ class AnomalyGPT(nn.Module):
         self.llama = Llama(config.llama)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S] → image embedding projected to the language model's width [B, D], taps [B, T, P, V]."""
+        """float [B, 3, S, S] → image embedding projected to the language model's width [B, D], and patch features of
+        the tapped layers [B, T, P, V]."""
         embedding, patch_features = self.encoder(pixels)
         return self.llama_proj(embedding), patch_features
 
 
 def few_shot_distance(patch_features: Tensor, bank: Tensor) -> Tensor:
-    """1 − max cosine similarity of each query patch with any normal patch, mean over taps.
+    """1 − the largest cosine similarity of each query patch with any normal patch, averaged over the taps.
 
     Args:
-        patch_features: float [B, T, P, V], raw taps of the queries.
-        bank: float [B, T, N, V], raw taps of each query's normal samples, concatenated.
+        patch_features: float [B, T, P, V], features of the queries, not normalised.
+        bank: float [B, T, N, V], features of each query's normal samples, concatenated and not normalised.
 
     Returns:
         float [B, P].
@@ -64,9 +65,13 @@ def upsample_map(patch_map: Tensor, image_size: int = 224) -> Tensor:
 def assemble_prompt(
     llama: Llama, pieces: tuple[Tensor, Tensor, Tensor], image_embedding: Tensor, prompt_embeddings: Tensor
 ) -> Tensor:
-    """The injected prompt [B, L, D]: pieces[0] [image] pieces[1] [18 prompts] pieces[2].
+    """The prompt's input embeddings [B, L, D]: pieces[0], image embedding, pieces[1], 18 prompt embeddings, pieces[2].
 
-    ``pieces`` are int64 token ids [L0], [L1] (shared by the batch; the first starts with BOS) and [B, L2].
+    Args:
+        llama: looks up the token embeddings.
+        pieces: int64 token ids [L0], [L1] (shared by the batch; the first starts with BOS) and [B, L2].
+        image_embedding: float [B, D].
+        prompt_embeddings: float [B, 18, D].
     """
     batch = image_embedding.shape[0]
     before, middle = (llama.embed(piece).expand(batch, -1, -1) for piece in pieces[:2])

@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokeniser, for the text tower's sentences.
 
 The vocabulary is not part of this project: it is read from the package open-clip-torch (extra "export"), whose
-code is not imported, and recognised by its digest. Source of the algorithm: Radford et al., "Learning
+code is not imported, and checked by its digest. Source of the algorithm: Radford et al., "Learning
 Transferable Visual Models From Natural Language Supervision", ICML 2021, and Sennrich et al., ACL 2016.
 """
 
@@ -22,7 +22,9 @@ from ..runtime.common.errors import ConfigError
 from ..runtime.common.install import how_to_install
 
 PACKAGE, FILE = "open_clip", "bpe_simple_vocab_16e6.txt.gz"
-VOCABULARY_SHA256 = "67603cfda2e032ad77b5f8808af37789d590db664b26df8705d2bf8b3c553fc8"  # of the text within
+VOCABULARY_SHA256 = (
+    "67603cfda2e032ad77b5f8808af37789d590db664b26df8705d2bf8b3c553fc8"  # of the decompressed text
+)
 NUM_MERGES = 49152 - 256 - 2
 CONTEXT_LENGTH = 77
 
@@ -35,10 +37,13 @@ WORDS = (
 
 
 class ClipTokenizer:
-    """Text to CLIP's token ids.
+    """Converts text to CLIP's token ids.
 
     Args:
-        merges: pairs of pieces, the most frequent first.
+        merges: pairs of pieces to merge, the most frequent first.
+
+    Raises:
+        ConfigError: a package that it needs is not installed.
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
@@ -61,14 +66,15 @@ class ClipTokenizer:
         return len(self._ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text without start and end: mojibake and HTML escapes repaired, white space folded, lower case."""
+        """Token ids of a text without start and end tokens, after repairing mojibake and HTML escapes, collapsing
+        white space and lowering the case."""
         repaired = html.unescape(html.unescape(self._fix_text(text)))
         folded = " ".join(repaired.split()).lower()
         return [self._ids[piece] for word in self._words.findall(folded) for piece in self._pieces(word)]
 
     def tokenize(self, texts: Iterable[str], length: int = CONTEXT_LENGTH) -> Tensor:
-        """int64 [B, length]: start, text, end, then zeros. A longer text is cut and loses its end, as in CLIP's
-        first version and in the original."""
+        """int64 [B, length]: start token, text, end token, zeros. A longer text is truncated and loses its end token,
+        as in CLIP's first version and in the original."""
         rows = [[self._ids[START], *self.encode(text), self._ids[END]][:length] for text in texts]
         return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.long)
 
@@ -79,7 +85,7 @@ class ClipTokenizer:
         return self._pieces_of[word]
 
     def _merge(self, pieces: list[str]) -> list[str]:
-        """Join the most frequent neighbours, everywhere, until no known pair is left."""
+        """Merge the most frequent pair of neighbours, at all its places, until no known pair is left."""
         while len(pieces) > 1:
             pairs = set(pairwise(pieces))
             pair = min(pairs, key=lambda candidate: self._ranks.get(candidate, len(self._ranks)))
@@ -93,13 +99,13 @@ def open_tokenizer() -> ClipTokenizer:
     """The tokeniser with CLIP's own vocabulary.
 
     Raises:
-        ConfigError: the package that holds the vocabulary is not installed, or its file is another one.
+        ConfigError: the package that contains the vocabulary is not installed, or its file differs from CLIP's.
     """
     text = gzip.decompress(_vocabulary_file().read_bytes())
     if hashlib.sha256(text).hexdigest() != VOCABULARY_SHA256:
         raise ConfigError(
-            f"the package open-clip-torch holds another {FILE} than CLIP's: "
-            "install it anew, or give --text-features"
+            f"the package open-clip-torch contains another {FILE} than CLIP's: "
+            "reinstall it, or give --text-features"
         )
     lines = text.decode("utf-8").splitlines()[1 : 1 + NUM_MERGES]  # the first line is a heading
     merges = [(left, right) for left, right in map(str.split, lines)]
@@ -107,7 +113,7 @@ def open_tokenizer() -> ClipTokenizer:
 
 
 def byte_letters() -> dict[int, str]:
-    """A printable letter for each byte, in the order of the ids: printable bytes are their own letters."""
+    """A printable letter for each byte, in the order of the ids: a printable byte stands for itself."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -133,7 +139,11 @@ def _join(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _vocabulary_file() -> Path:
-    """Found without importing the package, which would import much more than a file."""
+    """Path of the vocabulary, found without importing the package, whose imports take long.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     path = Path(spec.origin).with_name(FILE) if spec and spec.origin else None
     if path is None or not path.is_file():

@@ -1,8 +1,8 @@
-"""What a map's convolutions do not tell: how long and wide what is raised is, and how many normal samples there are.
+"""Global features of an anomaly map: length and width of its raised area, levels, and number of normal samples.
 
-AnomalyGPT's prompt learner reads the anomaly map cell by cell. These few figures are of the whole map and go into one
-of the learner's rows: one compact peak is a defect more often than raised edges all over the part, and the same level
-means less after one normal sample than after four.
+AnomalyGPT's prompt learner reads the anomaly map cell by cell. These few features describe the whole map and are added
+to one of the learner's rows: one compact peak is a defect more often than raised edges all over the part, and the same
+level means less with one normal sample than with four.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELL = 7  # pixels
-SHARPNESS = (4.0, 16.0, 32.0)  # exponents: from all that is raised to the peak alone
+SHARPNESS = (4.0, 16.0, 32.0)  # exponents that weight the map: from the whole raised area to the peak alone
 SHOTS = (0.5, 1.5)  # limits between no, one and several normal samples
 EPSILON = 1e-6
-THINNEST = 1e-4  # variance, of half a map's side: under it is rounding
+THINNEST = 1e-4  # added variance, in half map sides squared: smaller variances are rounding errors
 NUM_FIGURES = len(SHARPNESS) * 3 + 3 + len(SHOTS)
 
 
 def evidence(anomaly_map: Tensor, num_samples: Tensor) -> Tensor:
-    """The figures.
+    """Features of an anomaly map.
 
     Args:
         anomaly_map: float [B, S, S], 0..1.
-        num_samples: float [B], normal samples that the map comes from; 0 for a zero-shot map.
+        num_samples: float [B], number of normal samples behind the map; 0 for a zero-shot map.
 
     Returns:
-        float [B, NUM_FIGURES], of order one: how long and wide what is raised is, for every sharpness; the peak, the
-        mean of the highest five cells and the median of the map; whether there is one normal sample, and more.
+        float [B, NUM_FIGURES], of order one: length, width and their ratio of the raised area, for every sharpness;
+        peak, mean of the highest five cells and median of the map; whether there is at least one normal sample, and
+        more than one.
     """
     cells = F.avg_pool2d(anomaly_map[:, None], CELL)
     raised = cells.flatten(1).clamp(min=0)

@@ -1,4 +1,5 @@
-"""AnomalyGPT's image decoder: patch features against normal/abnormal text features → zero-shot anomaly map."""
+"""AnomalyGPT's image decoder: compares patch features with text features of "normal" and "abnormal", which gives the
+zero-shot anomaly map."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ LOGIT_SCALE = 100.0
 
 
 class ImageDecoder(nn.Module):
-    """One linear layer a tap; names as in the original (``fc.0`` … ``fc.3``)."""
+    """One linear layer per tap, named as in the original (``fc.0`` … ``fc.3``)."""
 
     def __init__(self, width: int, embed_dim: int, taps: int = 4) -> None:
         super().__init__()
@@ -25,13 +26,13 @@ class ImageDecoder(nn.Module):
         """Zero-shot anomaly map.
 
         Args:
-            patch_features: float [B, T, grid², V], raw taps.
+            patch_features: float [B, T, grid², V], not normalised.
             text_features: float [2, E], unit norm, row 0 normal and row 1 abnormal.
             image_size: side of the map in pixels.
 
         Returns:
-            float [B, image_size, image_size] in 0..1, 1 = anomalous. Upsampled first, softmax second, mean over
-            the taps last, as in the original.
+            float [B, image_size, image_size] in 0..1, 1 = anomalous. The logits are upsampled first, then softmax is
+            applied, then the mean over the taps taken, as in the original.
         """
         logits = self.patch_logits(patch_features, text_features)
         batch, taps, patches, _ = logits.shape

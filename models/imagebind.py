@@ -1,8 +1,8 @@
-"""ImageBind's vision tower (ViT-H/14) with AnomalyGPT's four taps, at any size (its text tower: text_tower.py).
+"""ImageBind's vision tower (ViT-H/14) with AnomalyGPT's four taps, for any dimensions (text tower: text_tower.py).
 
 Source: ImageBind (Girdhar et al., CVPR 2023) and AnomalyGPT (Gu et al., AAAI 2024). The original repeats the
-image to two video frames and applies a Conv3d with kernel (2, 14, 14); both frames are equal, so a Conv2d with
-the kernel summed over time is the same function (see ``fold_video_kernel``).
+image as two video frames and applies a Conv3d with kernel (2, 14, 14); both frames are equal, so a Conv2d with
+the kernel summed over time computes the same (see ``fold_video_kernel``).
 """
 
 from __future__ import annotations
@@ -27,22 +27,18 @@ class VisionConfig:
     heads: int = 16
     mlp_width: int = 5120
     embed_dim: int = 1024
-    tap_layers: tuple[int, ...] = (
-        7,
-        15,
-        23,
-        31,
-    )  # zero-based: the residual stream after blocks 8, 16, 24, 32
-    # share of each tapped patch that the mean of its neighbours, 3 × 3 patches' widths, replaces (PatchCore's locally
-    # aware patch features, Roth et al., CVPR 2022); the original has none
+    # zero-based: the residual stream after blocks 8, 16, 24, 32
+    tap_layers: tuple[int, ...] = (7, 15, 23, 31)
+    # weight of the mean over a patch's neighbourhood (3 × 3 patch widths) in its features, against the patch itself
+    # (PatchCore's locally aware patch features, Roth et al., CVPR 2022); the original uses 0
     neighbourhood: float = 0.0
-    # encodings of the image per direction, each moved by 1 / shifts of a patch: what is smaller than a patch is then
-    # whole in one of those that overlap, wherever it lies (the original: one)
+    # encodings of the image per direction, each shifted by patch_size / shifts pixels: with overlapping patches, a
+    # detail smaller than a patch lies completely in one of them; the original uses 1
     shifts: int = 1
 
     @property
     def tokens(self) -> int:
-        """Patches per side that do not overlap: what the transformer sees at once."""
+        """Patches per side that do not overlap: the patch tokens per side of one encoding."""
         return self.image_size // self.patch_size
 
     @property
@@ -59,7 +55,7 @@ class VisionConfig:
 class Attention(nn.Module):
     """Multi-head self-attention with ImageBind's parameter names (packed q, k, v rows).
 
-    The text tower's is causal: its mask of -inf above the diagonal is the same for every length.
+    The text tower's is causal: its mask has -inf above the diagonal.
     """
 
     def __init__(self, width: int, heads: int, causal: bool = False) -> None:
@@ -105,7 +101,7 @@ class Block(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Pixels to the unit-norm image embedding and the raw patch tokens of four layers."""
+    """Encodes pixels to the unit-norm image embedding and the patch features of the tapped layers."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -127,8 +123,8 @@ class VisionEncoder(nn.Module):
 
         Returns:
             The unit-norm image embedding [B, E] and the patch features [B, taps, grid², V]: the residual stream
-            after each tapped block, without the CLS row and without any normalisation, as in the original; mixed
-            with their neighbours, and of overlapping patches, where the configuration says so.
+            after each tapped block, without the CLS row and not normalised, as in the original. Depending on the
+            configuration, patches overlap and are mixed with their neighbours.
         """
         config = self.config
         if config.shifts == 1:
@@ -136,7 +132,7 @@ class VisionEncoder(nn.Module):
             return embedding, self._with_neighbours(taps)
         batch, size = pixels.shape[0], config.image_size
         steps = range(0, config.patch_size, config.stride)
-        beyond = config.patch_size - config.stride  # mirrored there; no patch that reaches so far is kept
+        beyond = config.patch_size - config.stride  # padding; patches that reach into it are dropped
         padded = F.pad(pixels, (0, beyond, 0, beyond), mode="reflect")
         moved = torch.cat([padded[:, :, y : y + size, x : x + size] for y in steps for x in steps])
         embedding, taps = self._encode(moved)
@@ -147,7 +143,7 @@ class VisionEncoder(nn.Module):
         return embedding[:batch], self._with_neighbours(planes.flatten(2, 3))
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """One encoding; [B, 3, S, S] → [B, E] and [B, T, tokens², V]."""
+        """One encoding without overlap: [B, 3, S, S] → [B, E] and [B, T, tokens², V]."""
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         x = self.pre_norm(x)
@@ -160,7 +156,8 @@ class VisionEncoder(nn.Module):
         return embedding, torch.stack(taps, dim=1)
 
     def _with_neighbours(self, taps: Tensor) -> Tensor:
-        """[B, T, grid², V] → the same, each patch mixed with the mean of its neighbours (fewer at the edge)."""
+        """[B, T, grid², V] → [B, T, grid², V], each patch mixed with the mean over its neighbourhood, which is smaller
+        at the edge."""
         share, grid = self.config.neighbourhood, self.config.grid
         if not share:
             return taps
@@ -172,5 +169,5 @@ class VisionEncoder(nn.Module):
 
 
 def fold_video_kernel(weight: Tensor) -> Tensor:
-    """Conv3d patch kernel [V, 3, 2, p, p] → Conv2d kernel [V, 3, p, p] for a frame repeated in time."""
+    """Conv3d patch kernel [V, 3, 2, p, p] → equivalent Conv2d kernel [V, 3, p, p] for a repeated frame."""
     return weight.sum(dim=2)

@@ -1,8 +1,8 @@
-"""LLaMA in plain torch: the reference that the exported GGUF is compared with, and nano's trainable form.
+"""LLaMA in plain torch: the reference for the exported GGUF, and the trainable form of nano's language model.
 
 Parameter names are Hugging Face's (``model.layers.0.self_attn.q_proj.weight`` …), so that a checkpoint folder
-loads without renaming. Rotary embedding in Hugging Face's half-split order; llama.cpp's converter permutes the
-rows of q and k to its interleaved order.
+loads without renaming. Rotary embedding uses Hugging Face's half-split order; the export to GGUF permutes the rows
+of q and k to llama.cpp's interleaved order.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embedding to x [..., L, head_dim]."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
 
@@ -102,7 +103,7 @@ class LlamaModel(nn.Module):
 
 
 class Llama(nn.Module):
-    """Causal language model over input embeddings (tokens are looked up outside: prompts mix both)."""
+    """Causal language model over input embeddings; callers embed tokens themselves, as prompts contain both kinds."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -111,11 +112,11 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """int [B, L] → [B, L, D]."""
+        """Token ids int [..., L] → embeddings [..., L, D]."""
         return self.model.embed_tokens(token_ids)
 
     def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """[B, L, D] → logits [B, L, vocab]; positions 0..L-1, causal mask, nothing padded."""
+        """[B, L, D] → logits [B, L, vocab], with positions 0..L-1, a causal mask and no padding."""
         length = inputs_embeds.shape[1]
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         positions = torch.arange(length, device=inputs_embeds.device)

@@ -1,7 +1,7 @@
-"""What the picture itself tells of a defect: darker or brighter than what is around it, and whether it is a line.
+"""Recognises the appearance of a defect in the picture: darker or brighter than its surroundings, and line or not.
 
-The anomaly map has no sign and is coarser than a scratch is wide, so none of this can be read off it. This small
-network looks at the picture where the map is raised.
+The anomaly map has no sign and is coarser than a scratch is wide, so it does not contain this information. This small
+network reads the picture where the map is raised.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOOKS = ("darker", "brighter", "neither", "line")  # the first three exclude each other
-CELL = 2  # pixels: contrast is looked at in cells of so many
-SURROUNDINGS = (5, 15)  # cells: sides of the squares whose mean a cell is compared with
-FAINTEST = 0.015  # deviation of normalised pixels below which contrast is noise
-STRONGEST = 6.0  # deviations from which on contrast is the same
-RAISED_FINE, RAISED_COARSE = (8, 16, 32), (4, 8, 16)  # exponents: from all that is raised to the peak alone
+CELL = 2  # side of a cell in pixels; contrast is computed between cells
+SURROUNDINGS = (5, 15)  # sides, in cells, of the squares whose mean a cell is compared with
+FAINTEST = 0.015  # standard deviation of normalised pixels below which contrast is noise
+STRONGEST = 6.0  # contrast is clipped at this many standard deviations
+RAISED_FINE, RAISED_COARSE = (
+    (8, 16, 32),
+    (4, 8, 16),
+)  # exponents: from the whole raised area to the peak alone
 EPSILON = 1e-6
 HIDDEN = 32
 
 
 class LookNet(nn.Module):
-    """Three convolutions over the picture's contrast, their means where the map is raised, two layers on these.
+    """Three convolutions over the picture's contrast, their means weighted by the map, and two linear layers.
 
     Args:
         channels: of the three convolutions.
@@ -41,7 +44,7 @@ class LookNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(seen, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(LOOKS)))
 
     def forward(self, pixels: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Logits of what the most raised spot looks like.
+        """Logits of the appearance where the map is highest.
 
         Args:
             pixels: float [B, 3, S, S], normalised; S divisible by four.
@@ -53,7 +56,8 @@ class LookNet(nn.Module):
         return self.read(contrast(pixels), raised(anomaly_map))
 
     def read(self, contrasts: Tensor, raised: Tensor) -> Tensor:
-        """The same of ``contrast`` and ``raised``, in cells."""
+        """Like ``forward``, from the results of ``contrast`` [B, surroundings, S/2, S/2] and ``raised``
+        [B, 1, S/2, S/2]."""
         fine = self.convs[0](torch.cat([contrasts, raised**4], dim=1)).relu()
         fine = self.convs[1](fine).relu()
         seen = [*means_where(fine, raised, RAISED_FINE), fine.mean(dim=(2, 3))]
@@ -65,12 +69,13 @@ class LookNet(nn.Module):
 
 
 def probabilities(looks: Tensor) -> Tensor:
-    """Logits of ``LookNet`` → probabilities, [B, len(LOOKS)]: of three shades, and of a line."""
+    """Logits of ``LookNet`` → probabilities [B, len(LOOKS)]: softmax over the three shades, sigmoid for the line."""
     return torch.cat([looks[:, :3].softmax(dim=1), looks[:, 3:].sigmoid()], dim=1)
 
 
 def contrast(pixels: Tensor) -> Tensor:
-    """How much each cell differs in grey level from the mean around it: [B, 3, S, S] → [B, surroundings, S/2, S/2]."""
+    """Difference of each cell's grey level from the mean of its surroundings, in standard deviations, halved:
+    [B, 3, S, S] → [B, surroundings, S/2, S/2]."""
     grey = F.avg_pool2d(pixels.mean(dim=1, keepdim=True), CELL)
     found = []
     for side in SURROUNDINGS:
@@ -83,12 +88,12 @@ def contrast(pixels: Tensor) -> Tensor:
 
 
 def raised(anomaly_map: Tensor) -> Tensor:
-    """The map as a share of its peak: [B, S, S] → [B, 1, S/2, S/2]."""
+    """The map in cells, divided by its peak: [B, S, S] → [B, 1, S/2, S/2]."""
     level = F.avg_pool2d(anomaly_map[:, None], CELL).clamp(min=0) + EPSILON
     return level / level.amax(dim=(2, 3), keepdim=True)
 
 
 def means_where(features: Tensor, raised: Tensor, exponents: tuple[int, ...]) -> list[Tensor]:
-    """Means [B, C] of features [B, C, H, W], weighted by powers of what is raised [B, 1, H, W]."""
+    """Means [B, C] of features [B, C, H, W], weighted by powers of ``raised`` [B, 1, H, W], one per exponent."""
     weights = (raised**exponent for exponent in exponents)
     return [(features * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)) for weight in weights]

@@ -1,7 +1,7 @@
-"""The original checkpoints' key names, and how they map onto this project's modules.
+"""The original checkpoints' key names, and their mapping to this project's modules.
 
 Source: ImageBind (``imagebind_huge.pth``), PandaGPT and AnomalyGPT (``pytorch_model.pt``). LLaMA, the image
-decoder, the prompt learner and ``llama_proj`` carry the same names on both sides; only ImageBind's differ.
+decoder, the prompt learner and ``llama_proj`` have the same names on both sides; only ImageBind's differ.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ TEXT_PREFIXES = (
     ("modality_heads.text.proj.1.", "head."),
 )
 TEXT_MASK = "modality_preprocessors.text.mask"  # a buffer: 0, and -inf above the diagonal
-TEXT_SCALE = "modality_postprocessors.text.1.log_logit_scale"  # a common factor of all sentences: it cancels
+TEXT_SCALE = (
+    "modality_postprocessors.text.1.log_logit_scale"  # a common factor of all sentences, which cancels
+)
 
 VISION_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.vision\.")
 TEXT_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.text\.")
 IMAGEBIND_KEY = re.compile(r"modality_(preprocessors|trunks|heads|postprocessors)\.\w+\.")
-LORA_KEY = re.compile(  # peft drops or keeps ".default" depending on its version
+LORA_KEY = re.compile(  # peft writes ".default" or not, depending on its version
     r"layers\.(?P<layer>\d+)\.self_attn\.(?P<proj>[qkvo]_proj)\.lora_(?P<side>[AB])(\.default)?\.weight$"
 )
 LORA_ALPHA = 32  # PandaGPT's and AnomalyGPT's configuration; the scaling is alpha / rank = 1

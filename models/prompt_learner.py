@@ -17,11 +17,15 @@ LOOK_WIDTH = 32
 
 @dataclass(frozen=True)
 class PromptLearnerConfig:
-    """Channel widths of the five 3×3 convolutions, and the language model's width.
+    """Dimensions of a prompt learner.
 
-    The original's reads the map alone; one with an ``evidence_width`` has a second, small network of that width that
-    reads what ``evidence`` says of the whole map and of the normal samples behind it. One with ``look_channels`` also
-    looks at the picture where the map is raised: a ``LookNet`` of these channels.
+    Attributes:
+        channels: of the five 3×3 convolutions.
+        llm_width: width of the language model.
+        evidence_width: hidden width of a small network that reads the features of ``evidence``; 0: without it, as in
+            the original, which reads only the map.
+        look_channels: channels of a ``LookNet`` that reads the picture where the map is raised; None: without it, as
+            in the original.
     """
 
     channels: tuple[int, int, int, int, int] = (4, 16, 64, 256, 1024)
@@ -31,14 +35,14 @@ class PromptLearnerConfig:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of what the learner reads, in the order in which it takes them."""
+        """Names of the learner's inputs, in the order of its arguments."""
         count = ("num_samples",) if self.evidence_width else ()
         picture = ("pixels",) if self.look_channels else ()
         return ("anomaly_map", *count, *picture)
 
 
 class PromptLearner(nn.Module):
-    """Nine learned rows, then nine rows read off the map by a CNN (names as in the original)."""
+    """Nine learned rows, then nine rows that a CNN computes from the map (names as in the original)."""
 
     def __init__(self, config: PromptLearnerConfig) -> None:
         super().__init__()
@@ -63,15 +67,16 @@ class PromptLearner(nn.Module):
 
         Args:
             anomaly_map: float [B, 224, 224], 0..1.
-            num_samples: float [B], normal samples behind the map; only of a learner that reads evidence.
-            pixels: float [B, 3, 224, 224], normalised; only of a learner that looks at the picture.
+            num_samples: float [B], number of normal samples behind the map; only for a learner with
+                ``evidence_width``.
+            pixels: float [B, 3, 224, 224], normalised; only for a learner with ``look_channels``.
 
         Returns:
-            float [B, 18, D]; row 9 + k sees cell (k // 3, k % 3) of the map, row 0 what the evidence says, and rows 0
-            to 8 what the picture says: in one row the language model did not find it.
+            float [B, 18, D]; row 9 + k depends on cell (k // 3, k % 3) of the map, row 0 on the evidence, and rows 0
+            to 8 on the picture: the language model did not learn to use the picture's information in a single row.
 
         Raises:
-            ValueError: something that this learner reads is missing, or it is given what it does not read.
+            ValueError: the given inputs are not ``config.inputs``.
         """
         given = {"anomaly_map": anomaly_map, "num_samples": num_samples, "pixels": pixels}
         names = tuple(name for name, tensor in given.items() if tensor is not None)
@@ -82,7 +87,8 @@ class PromptLearner(nn.Module):
         return self.read(anomaly_map, figures, looks)
 
     def read(self, anomaly_map: Tensor, figures: Tensor | None, looks: Tensor | None = None) -> Tensor:
-        """The same, of what ``evidence`` and ``look_net`` found before: [B, NUM_FIGURES] and [B, LOOKS], or None."""
+        """Like ``forward``, from results of ``evidence`` [B, NUM_FIGURES] and ``look_net`` [B, len(LOOKS)], or None
+        for a learner without them."""
         batch = anomaly_map.shape[0]
         cells = self.meta_net(anomaly_map[:, None]).flatten(2).transpose(1, 2)
         base = self.base_prompts.expand(batch, -1, -1)
@@ -94,5 +100,5 @@ class PromptLearner(nn.Module):
 
 
 def reader(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Two layers that turn a few figures into what a prompt embedding is moved by."""
+    """Two linear layers that compute an offset of prompt embeddings from a few features."""
     return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))

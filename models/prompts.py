@@ -1,4 +1,4 @@
-"""AnomalyGPT's words: class names, the prompt's pieces, the answers it was trained to give.
+"""AnomalyGPT's texts: class names, the pieces of the prompt, the answers that it was trained to give.
 
 Source: the original code (CASIA-IVA-Lab/AnomalyGPT); see Gu et al., AAAI 2024.
 """
@@ -11,8 +11,8 @@ CLASS_NAMES = (
     "pcb", "pipe fryum",
 )  # fmt: skip
 
-# The original's 30 objects: MVTec-AD's, 'object' for anything else, VisA's; the last seven are VisA's own names,
-# which its prompts never reach.
+# The original's 30 objects: MVTec-AD's, 'object' for anything else, VisA's. The last seven are VisA's category names,
+# which the original's prompts do not use.
 ENSEMBLE_CLASSES = (*CLASS_NAMES, "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "capsules")
 
 # The sentences whose text features stand for "normal" and "abnormal" in the zero-shot map.
@@ -55,7 +55,7 @@ def ensemble(class_name: str) -> tuple[list[str], list[str]]:
 
 
 def place_number(row: float, column: float) -> int:
-    """The 3×3 cell of a point in 0..1, in reading order (limits 1/3 and 2/3 belong to the lower cell)."""
+    """Index of the 3×3 cell of a point in 0..1, in reading order; 1/3 and 2/3 belong to the cell before."""
 
     def third(x: float) -> int:
         return 0 if x <= 1 / 3 else 1 if x <= 2 / 3 else 2
@@ -64,12 +64,12 @@ def place_number(row: float, column: float) -> int:
 
 
 def place_name(row: float, column: float) -> str:
-    """The 3×3 cell's name."""
+    """Name of the 3×3 cell of a point in 0..1."""
     return PLACES[place_number(row, column)]
 
 
 def answer(places: list[str]) -> str:
-    """The original's training answer for defects centred in these places (in order, repeats named once)."""
+    """The original's training answer for defects centred in these places, in order; each place is named once."""
     if not places:
         return ANSWER_NONE
     if len(places) == 1:

@@ -1,6 +1,6 @@
-"""ImageBind's text tower, at any size: sentences to unit-norm embeddings.
+"""ImageBind's text tower, for any dimensions: encodes sentences to unit-norm embeddings.
 
-It is used once, at export, to compute two vectors for each class; it is never part of a bundle.
+It is used only at export, to compute two vectors for each class, and is not part of a bundle.
 Source: ImageBind (Girdhar et al., CVPR 2023), whose text tower is OpenCLIP's ViT-H/14.
 """
 
@@ -29,10 +29,10 @@ class TextConfig:
 
 
 class TextEncoder(nn.Module):
-    """CLIP token ids to unit-norm sentence embeddings.
+    """Encodes CLIP token ids to unit-norm sentence embeddings.
 
-    The original multiplies by a logit scale too. That is one factor for all sentences, so it cancels when the
-    mean of an ensemble is normalised, and is left out.
+    The original also multiplies by a logit scale. It is omitted here: as a common factor of all sentences, it cancels
+    when the mean of an ensemble is normalised.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module):
             float [B, E], unit norm.
         """
         end = token_ids.argmax(dim=-1)  # the end-of-text token has the largest id
-        # A causal tower never looks past the row that is read: the padding behind the longest sentence is cut.
+        # The tower is causal, so the padding behind the longest sentence has no effect and is cut off.
         token_ids = token_ids[:, : int(end.max()) + 1]
         x = self.token_embedding(token_ids) + self.pos_embed[:, : token_ids.shape[1]]
         for block in self.blocks:
@@ -66,7 +66,7 @@ class TextEncoder(nn.Module):
 
 
 def ensemble_features(encoder: TextEncoder, normal: Tensor, abnormal: Tensor) -> Tensor:
-    """What "normal" and "abnormal" mean for a class: the normalised means of two groups of sentences.
+    """Text features of a class: the normalised mean embeddings of its "normal" and its "abnormal" sentences.
 
     Args:
         encoder: the text tower.

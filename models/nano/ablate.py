@@ -1,7 +1,7 @@
-"""``python -m anomalygpt_edge.models.nano.ablate``: what each choice of the recipe is worth, at a small budget.
+"""``python -m anomalygpt_edge.models.nano.ablate``: measures the effect of each choice of the recipe with few steps.
 
-Every row is the recipe with one thing changed, trained for the same few steps on the same groups in the same order
-and judged on the validation families. One seed and few steps: differences under about 0.02 are noise.
+Every row is the recipe with one choice changed, trained for the same number of steps on the same groups in the same
+order and evaluated on the validation families. With one seed and few steps, differences under about 0.02 are noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .train_vision import train_vision
 STEPS = 150
 BASE = Recipe(
     seed=21,
-    start=False,  # a start that many steps have made hides what they were worth
+    start=False,  # weights of an earlier, longer run would hide the effect of these few steps
     vision_steps=STEPS,
     vision_lr=4e-4,
     ema=0.98,
@@ -64,11 +64,21 @@ def variants() -> dict[str, Recipe]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--pool", type=Path, default=Path("runs/nano/ablation_pool"), help="drawn there if missing"
+        "--pool",
+        type=Path,
+        default=Path("runs/nano/ablation_pool"),
+        help="folder of the generated groups; they are drawn if missing",
     )
-    parser.add_argument("--out", type=Path, default=Path("models/nano/training/ablation.jsonl"))
-    parser.add_argument("--only", help="names of variants, with semicolons between them")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("models/nano/training/ablation.jsonl"),
+        help="file that the results are appended to, one JSON line per variant",
+    )
+    parser.add_argument(
+        "--only", help="names of the variants to train, separated by semicolons; default: all"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's default)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

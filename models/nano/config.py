@@ -1,4 +1,4 @@
-"""Every number of the nano model and of its training, in one place."""
+"""Dimensions of the nano model and settings of its training."""
 
 from __future__ import annotations
 
@@ -43,41 +43,42 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one training run does.
+    """Settings of one training run.
 
-    These defaults made the shipped weights; what backs them is in ``training/ablation.md``.
+    The shipped weights were trained with these defaults; ``training/ablation.md`` has the measurements behind them.
     """
 
     seed: int = 26
-    start: bool = True  # eyes and words go on from training/start*.safetensors, not from constructed weights
+    # encoder and language model start from training/start*.safetensors, not from constructed weights
+    start: bool = True
     pool_groups: int = 4000  # six parts each
-    calm_share: float = 0.5  # of the groups: from lines where little changes from shot to shot
-    # first encoder, image decoder and text features
+    calm_share: float = 0.5  # share of the groups from lines with little variation from shot to shot
+    # first half: encoder, image decoder and text features
     vision_steps: int = 3200
     groups_per_step: int = 4
     vision_lr: float = 1.5e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
-    # then the words: prompt learner, projection, language model, on maps of the frozen encoder
+    # second half: prompt learner, projection and language model, on maps of the frozen encoder
     augmentation: Augmentation = (
-        "none"  # of the normal samples, in the banks that the maps come from and at run time
+        "none"  # of the normal samples in the memory banks, in training and at run time
     )
     gallery_groups: int = 2000
-    look_steps: int = 2500  # of the network that looks at the picture, 24 parts each
+    look_steps: int = 2500  # of the network that reads the picture, 24 parts each
     language_steps: int = 1000
     language_batch: int = 24  # maps
-    dialogues: int = 2  # about each
+    dialogues: int = 2  # per map
     language_lr: float = 3e-4
-    # what the ablation switches off
-    ranking: bool = True  # pairwise ranking losses beside the cross-entropy
-    weigh_small: bool = True  # defects of few patches count as much as large ones
-    recolour: bool = True  # colours, gamma, gain and negative drawn anew for each group
+    # choices that the ablation switches off
+    ranking: bool = True  # pairwise ranking losses in addition to the cross-entropy
+    weigh_small: bool = True  # weight patches of small defects up
+    recolour: bool = True  # draw colours, gamma, gain and negative at random for each group
     many_normals: bool = True  # match with all three normal samples too, not only with one
     anchored: bool = True  # a constant channel in the tokens (constructed weights only)
     warmup_steps: int = 40
     ema: float = 0.998
     log_every: int = 20
     evaluate_every: int = 500
-    # without the overlap of patches that ships: it costs four times as much and teaches nothing else
+    # without the overlapping patches of the shipped model: they take four times as long and improve no weights
     vision: VisionConfig = field(
         default_factory=lambda: replace(nano_config().vision, shifts=1, neighbourhood=0.4)
     )

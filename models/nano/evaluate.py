@@ -1,4 +1,4 @@
-"""How well the eyes see: figures on validation products, logged while training."""
+"""Accuracy of encoder and image decoder on validation products, logged during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from ..imagebind import VisionEncoder
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half (Mann-Whitney)."""
+    """Area under the ROC curve; ties count half (Mann-Whitney).
+
+    Args:
+        scores: float [N].
+        labels: float [N], 1 for positive, 0 for negative.
+    """
     values, inverse = np.unique(scores, return_inverse=True)
     positives = np.bincount(inverse, weights=labels, minlength=len(values))
     negatives = np.bincount(inverse, weights=1 - labels, minlength=len(values))
@@ -24,7 +29,8 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pixel_auroc(maps: np.ndarray, masks: np.ndarray, levels: int = 20_000) -> float:
-    """``auroc`` of every pixel, the maps (0..1) rounded to ``levels`` steps: counting is faster than sorting."""
+    """``auroc`` over all pixels of maps [B, H, W] in 0..1 and masks bool [B, H, W]. The maps are rounded to ``levels``
+    steps, as counting is faster than sorting."""
     steps = np.clip(np.rint(maps * levels), 0, levels).astype(np.int32)
     positives = np.bincount(steps[masks], minlength=levels + 1)
     negatives = np.bincount(steps[~masks], minlength=levels + 1)
@@ -33,7 +39,7 @@ def pixel_auroc(maps: np.ndarray, masks: np.ndarray, levels: int = 20_000) -> fl
 
 
 def top_share(maps: np.ndarray, share: float = 0.01) -> np.ndarray:
-    """[B, S, S] → mean of each map's largest values."""
+    """Maps [B, S, S] → mean of the largest values of each map [B]; ``share`` of its pixels count."""
     flat = np.sort(maps.reshape(len(maps), -1), axis=1)
     return flat[:, -max(1, int(flat.shape[1] * share)) :].mean(axis=1)
 
@@ -42,11 +48,14 @@ def top_share(maps: np.ndarray, share: float = 0.01) -> np.ndarray:
 def evaluate_vision(
     encoder: VisionEncoder, decoder: ImageDecoder, text: Tensor, num_families: int = 35, num_queries: int = 4
 ) -> dict[str, float]:
-    """Mean per-family image (top 1 %) and pixel AUROC, 1-shot and zero-shot.
+    """Mean over the families of image AUROC (by the top 1 %) and pixel AUROC, one-shot and zero-shot.
 
     Args:
+        encoder: on the device of ``text``.
+        decoder: on the same device.
         text: [2, E], the text features of class "object".
-        num_families: of the fixed validation list; ``num_queries`` good and as many defective parts of each.
+        num_families: from the fixed validation list.
+        num_queries: good parts of each family, and the same number of defective ones.
     """
     device = text.device
     figures: dict[str, list[float]] = {}
@@ -66,7 +75,7 @@ def evaluate_vision(
 
 @functools.cache
 def _validation(num_families: int, num_queries: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(pixels with the reference first, masks, whether defective) of each family, drawn once."""
+    """Pixels (the normal sample first), masks of the queries, and their labels (1: defective) of each family."""
     drawn = []
     for family in validation_families(num_families):
         reference, good, bad = fixed_samples(family, 1, num_queries, num_queries)

@@ -1,4 +1,4 @@
-"""What the frozen encoder makes of generated parts, kept on disk: the second half trains on these maps."""
+"""The frozen encoder's results on generated parts, stored on disk: the second half of the training uses these maps."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ from ..anomalygpt import few_shot_distance, upsample_map
 from ..evidence import evidence
 from ..image_decoder import ImageDecoder
 from ..imagebind import VisionEncoder
+from .dialogues import CONFIDENCE_ANSWERS
 from .pool import GROUP, NORMALS, Pool
-from .words import SURENESS
 
-ENTRIES = GROUP - NORMALS  # of a group: its queries
+ENTRIES = GROUP - NORMALS  # per group: its queries
 SHOTS = (1, NORMALS)  # normal samples in the banks
-SHARES = (0.4, 0.3, 0.3)  # of the trainings' draws: maps with one normal sample, with few, with none
+SHARES = (0.4, 0.3, 0.3)  # probabilities in training of a map with one normal sample, with few, with none
 ARRAYS = ("embedding", "few_shot", "margins", "figures")  # of a gallery, first axis N
 
 
 @dataclass
 class Gallery:
-    """N parts: their image embedding and their maps in patches.
+    """Image embeddings and patch maps of N parts.
 
-    ``embedding`` f16 [N, E]; ``few_shot`` f16 [N, 2, grid²]: distances to as many good parts as ``SHOTS`` says;
-    ``margins`` f16 [N, 4, grid²]: zero-shot logit differences per tap; ``figures`` f32 [N, 3, F]: the evidence of
-    each of these maps, the zero-shot one's last.
+    Attributes:
+        embedding: float16 [N, E].
+        few_shot: float16 [N, 2, grid²], distances to ``SHOTS`` normal samples.
+        margins: float16 [N, 4, grid²], zero-shot logit differences of each tap.
+        figures: float32 [N, 3, F], features of ``evidence`` of each of these maps, the zero-shot map's last.
+        defects: of each part.
+        kinds: product kind of each part.
     """
 
     embedding: NDArray[np.float16]
@@ -52,11 +56,12 @@ class Gallery:
 
     @property
     def trained(self) -> int:
-        """Entries before this one are trained on; the last tenth's families are to measure with."""
+        """Number of entries to train on; the last tenth of the families is for evaluation."""
         return len(self.defects) // ENTRIES * 9 // 10 * ENTRIES
 
     def maps(self, entries: NDArray[np.intp], source: int) -> torch.Tensor:
-        """Float32 [B, 224, 224] as the runtime makes them; ``source`` counts ``SHOTS``, then the zero-shot one."""
+        """Maps float32 [B, 224, 224], computed as in the runtime; ``source`` is an index of ``SHOTS``, or
+        ``len(SHOTS)`` for the zero-shot map."""
         if source == len(SHOTS):
             return zero_shot_map(torch.from_numpy(self.margins[entries].astype(np.float32)))
         return upsample_map(torch.from_numpy(self.few_shot[entries, source].astype(np.float32)))
@@ -78,7 +83,7 @@ class Gallery:
 
     @classmethod
     def joined(cls, parts: list[Gallery]) -> Gallery:
-        """One of the entries of all, in their order."""
+        """A gallery of all parts' entries, in order."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
         defects = list(itertools.chain.from_iterable(part.defects for part in parts))
         kinds = list(itertools.chain.from_iterable(part.kinds for part in parts))
@@ -94,25 +99,25 @@ class Gallery:
 
 
 def zero_shot_map(margins: torch.Tensor) -> torch.Tensor:
-    """``zero_shot_margins`` → the map [B, S, S] as ``ImageDecoder`` makes it."""
+    """Result of ``zero_shot_margins`` [B, 4, P] → the map [B, S, S], computed as in ``ImageDecoder``."""
     return upsample_map(margins.flatten(0, 1)).sigmoid().unflatten(0, margins.shape[:2]).mean(dim=1)
 
 
 def zero_shot_margins(decoder: ImageDecoder, taps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """[B, 4, P, V] × [2, E] → abnormal minus normal logit, [B, 4, P]."""
+    """Patch features [B, 4, P, V] and text features [2, E] → abnormal minus normal logit [B, 4, P]."""
     logits = decoder.patch_logits(taps, text)
     return logits[..., 1] - logits[..., 0]
 
 
 def make_bank(known: list[torch.Tensor], distinct: int) -> torch.Tensor:
-    """Bank as the runtime's ``MemoryBank`` has it.
+    """A memory bank with the same rows as the runtime's ``MemoryBank``.
 
     Args:
-        known: taps [K, T, P, V] of K normal samples, and of each of their augmented versions.
-        distinct: how many of the P patches do not overlap.
+        known: patch features [K, T, P, V] of K normal samples, and of each of their augmented versions.
+        distinct: number of patches of an image that do not overlap.
 
     Returns:
-        Unit rows [T, K · distinct, V].
+        Unit-norm rows [T, K · distinct, V].
     """
     taps, width = known[0].shape[1], known[0].shape[-1]
     rows = F.normalize(torch.stack(known, dim=1), dim=-1)  # [K, versions, T, P, V]
@@ -132,19 +137,22 @@ def build_gallery(
     augmentation: Augmentation = "none",
     workers: int = 1,
 ) -> Gallery:
-    """Encode a pool that the encoder was not trained on; entries of one group follow each other.
+    """Encode a pool that the encoder was not trained on; the entries of a group are consecutive.
 
     Args:
+        encoder: frozen.
+        decoder: frozen.
         text: [2, E], the text features of class "object".
-        augmentation: of the normal samples, in the banks.
-        workers: processes that share the groups, on a CPU.
+        pool: the generated parts.
+        augmentation: of the normal samples in the banks.
+        workers: number of processes; on a GPU only one is used.
     """
     show = partial(_show_groups, encoder, decoder, text, pool.folder, pool.num_groups, augmentation)
     if workers < 2 or text.device.type != "cpu":
         return show(range(pool.num_groups))
     edges = np.linspace(0, pool.num_groups, workers + 1).astype(int).tolist()
     shares = [range(first, end) for first, end in itertools.pairwise(edges)]
-    # not forked: threads of torch's that ran before would be missing
+    # not forked: torch's threads do not exist in a forked process
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
         return Gallery.joined(list(processes.map(show, shares)))
 
@@ -170,9 +178,12 @@ def _show_groups(
         pixels = normalise(group.pixels)
         vectors, taps = encoder(torch.from_numpy(pixels).to(device))
         vectors, shown = vectors[-ENTRIES:], taps[-ENTRIES:]
-        copied = augment(pixels[:NORMALS], augmentation, encoder.config.grid)[1:]
-        known = [taps[:NORMALS], *(encoder(torch.from_numpy(copy).to(device))[1] for copy, _ in copied)]
-        banks = (make_bank([copy[:count] for copy in known], encoder.config.tokens**2) for count in SHOTS)
+        augmented = augment(pixels[:NORMALS], augmentation, encoder.config.grid)[1:]
+        known = [
+            taps[:NORMALS],
+            *(encoder(torch.from_numpy(version).to(device))[1] for version, _ in augmented),
+        ]
+        banks = (make_bank([each[:count] for each in known], encoder.config.tokens**2) for count in SHOTS)
         distances = [few_shot_distance(shown, bank.expand(ENTRIES, -1, -1, -1)) for bank in banks]
         embedding.append(vectors.half().cpu().numpy())
         few_shot.append(torch.stack(distances, dim=1).half().cpu().numpy())
@@ -197,15 +208,20 @@ def _show_groups(
 
 
 def evidence_of(maps: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """``evidence`` of maps [B, S, S] that all come from so many normal samples: [B, F]."""
+    """``evidence`` [B, F] of maps [B, S, S] that all have ``num_samples`` normal samples."""
     return evidence(maps, torch.full((len(maps),), float(num_samples), device=maps.device))
 
 
-class Sureness:
-    """How surely a map tells good from defective: a logistic regression on its largest values (what the language
-    model learns to say, not what decides)."""
+class Confidence:
+    """How clearly a map separates good from defective parts: a logistic regression on its largest values. It provides
+    training answers for the language model; verdicts do not use it.
 
-    LIMITS = (0.92, 0.75)  # p of the likelier verdict from which on it is sure, and fairly sure
+    Args:
+        statistics: of the maps, float [N, 3], see ``map_statistics``.
+        defective: bool [N].
+    """
+
+    LIMITS = (0.92, 0.75)  # smallest probability of the likelier verdict for "sure" and for "fairly sure"
 
     def __init__(self, statistics: NDArray[np.float64], defective: NDArray[np.bool_]) -> None:
         self.mean, self.deviation = statistics.mean(axis=0), statistics.std(axis=0) + 1e-6
@@ -221,15 +237,19 @@ class Sureness:
         scaled = (statistics - self.mean) / self.deviation
         return np.concatenate([scaled, scaled**2, np.ones((*scaled.shape[:-1], 1))], axis=-1)
 
-    def words(self, patch_map: NDArray) -> str:
+    def sentence(self, patch_map: NDArray) -> str:
+        """The answer to "How sure are you?" for a map [P]."""
         p = 1 / (1 + np.exp(-self._features(map_statistics(patch_map)[None])[0] @ self.weights))
-        return SURENESS[sum(max(p, 1 - p) < limit for limit in self.LIMITS)]
+        return CONFIDENCE_ANSWERS[sum(max(p, 1 - p) < limit for limit in self.LIMITS)]
 
 
 def region_level(gallery: Gallery) -> float:
-    """The level that makes a region: where the peak of a map with one normal sample tells good from defective parts,
-    a region on a good part and none on a defective one counting the same (Youden, Cancer 1950); of the levels that
-    are within a hundredth of the best the lowest, which shows where on most defective parts."""
+    """The map level from which on a pixel belongs to a region.
+
+    It is chosen by the peaks of maps with one normal sample: the level with the largest sum of sensitivity and
+    specificity (Youden, Cancer 1950), where a region on a good part and no region on a defective part count the same.
+    Of the levels within 0.01 of the best sum, the lowest is returned: it gives regions on the most defective parts.
+    """
     peaks = gallery.few_shot[:, 0].astype(np.float64).max(axis=-1)
     defective = np.array([bool(d) for d in gallery.defects])
     levels = np.quantile(peaks, np.linspace(0.01, 0.99, 99))
@@ -238,6 +258,6 @@ def region_level(gallery: Gallery) -> float:
 
 
 def map_statistics(patch_map: NDArray) -> NDArray[np.float64]:
-    """[..., P] → largest value, mean of the largest three, median, [..., 3]."""
+    """Map [..., P] → its largest value, the mean of its largest three, and its median: [..., 3]."""
     ordered = np.sort(patch_map.astype(np.float64), axis=-1)
     return np.stack([ordered[..., -1], ordered[..., -3:].mean(axis=-1), np.median(ordered, axis=-1)], axis=-1)

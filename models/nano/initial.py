@@ -1,12 +1,12 @@
-"""Initial weights that already see: the encoder starts as a bank of filters, not as noise.
+"""Initial weights: a filter bank as the encoder's start instead of random weights, and weights of earlier runs.
 
 - Patch embedding: the 14×14 DCT of luma and two opponent colours, low frequencies first, each half-whitened
   (divided by the root of its spread over generated products; fully whitened, fine noise drowns the rest).
-- Anchor channels hold a large constant from the position embedding on: LayerNorm becomes nearly linear (contrast
-  survives), and cosine similarity between tokens behaves like Euclidean distance.
+- Anchor channels have a large constant value from the position embedding on: LayerNorm becomes nearly linear (it
+  preserves contrast), and cosine similarity between tokens behaves like Euclidean distance.
 - First MLP: a mixture of x and |x|, the energy that Gabor quadrature measures, insensitive to phase.
-- Second and third attention: a Gaussian average over neighbours, made from sine and cosine position channels
-  (like HOG's 3×3 context). All other residual branches start small.
+- Second and third attention: a Gaussian average over neighbours, computed from sine and cosine position channels
+  (like HOG's 3×3 context). All other residual branches start with small weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .pool import NORMALS, draw_group
 
 NUM_ANCHORS = 4
 NUM_POSITION = 4  # cos x, sin x, cos y, sin y
-ANCHOR = 3.4  # after the first LayerNorm; content has CONTENT_STD
+ANCHOR = 3.4  # value of the anchor channels after the first LayerNorm; the content channels have CONTENT_STD
 CONTENT_STD = 0.28
 POSITION_STD = 0.3
 LUMA_SHARE = 0.68
@@ -64,7 +64,14 @@ def _filters(count: int, patch: int) -> Tensor:
 
 @torch.no_grad()
 def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40, anchored: bool = True) -> None:
-    """Write the constructed weights into ``encoder`` (whitening statistics from generated groups of ``seed``)."""
+    """Write the constructed weights into ``encoder``.
+
+    Args:
+        encoder: on the CPU; changed in place.
+        seed: of the generated groups that the whitening statistics come from.
+        num_groups: number of these groups.
+        anchored: with anchor channels; else these are 0.
+    """
     config = encoder.config
     width, grid = config.width, config.tokens
     anchors = slice(0, NUM_ANCHORS)
@@ -79,7 +86,7 @@ def construct(encoder: VisionEncoder, seed: int, num_groups: int = 40, anchored:
     )
     deviation = responses.std(dim=(0, 2, 3))
     filters *= (deviation**-WHITENING / (deviation ** (1 - WHITENING)).mean())[:, None, None, None]
-    # the anchors' share of a token's variance fixes what LayerNorm divides by
+    # the value that LayerNorm divides by; the anchors dominate it
     spread = math.sqrt(
         (NUM_ANCHORS * ANCHOR**2 + len(content) * CONTENT_STD**2 + NUM_POSITION * POSITION_STD**2 / 2) / width
     )
@@ -122,7 +129,8 @@ def _energy(block: Block, content: Tensor, spread: float, linear: float = 0.6, e
 def _neighbours(
     block: Block, content: Tensor, position: slice, spread: float, grid: int, sigma: float = 0.9
 ) -> None:
-    """x ← x + NEIGHBOUR_WEIGHT·(Gaussian average of x over patches about sigma apart) on the content channels."""
+    """x ← x + NEIGHBOUR_WEIGHT·(average of x over patches with Gaussian weights of ``sigma`` patches) on the content
+    channels."""
     attention = block.attn
     width = attention.out_proj.weight.shape[0]
     head_width = width // attention.heads
@@ -147,13 +155,16 @@ START = Path(__file__).parent / "training" / "start.safetensors"
 
 @torch.no_grad()
 def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
-    """Go on from the weights of an earlier run (``save_start``), class by class where the classes differ."""
+    """Load the weights of an earlier run (``save_start``); text features are matched by class name, and classes that
+    the earlier run did not have get those of the first class."""
     with safe_open(START, "pt") as file:
         known = json.loads(file.metadata()["classes"])
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, VisionEncoder)
-    taps = [str(layer) for layer in encoder.config.tap_layers]  # the start has one after each of its blocks
+    taps = [
+        str(layer) for layer in encoder.config.tap_layers
+    ]  # the start has a decoder layer for every block
     for name, tensor in tensors.items():
         if name.startswith("decoder.fc."):
             layer, _, leaf = name.removeprefix("decoder.fc.").partition(".")
@@ -169,7 +180,7 @@ def load_start(model: nn.Module, classes: tuple[str, ...]) -> None:
 
 
 def save_start(model: nn.Module, classes: tuple[str, ...], path: Path = START) -> None:
-    """What a later run can go on from, float16."""
+    """Save the weights that a later run can start from, float16."""
     kept = ("encoder.", "decoder.", "text", "threshold", "sharpness")
     tensors = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.startswith(kept)}
     save_file(tensors, path, {"classes": json.dumps(list(classes))})
@@ -184,7 +195,8 @@ BY_PIECE = (
 
 @torch.no_grad()
 def load_language_start(model: nn.Module, pieces: list[str]) -> None:
-    """The same for the words: prompt learner, projection and layers, and the rows of the pieces known before."""
+    """Load the language half of an earlier run (``save_language_start``): prompt learner, projection and layers, and
+    the embedding rows of the pieces that both vocabularies have."""
     with safe_open(LANGUAGE_START, "pt") as file:
         known = {piece: row for row, piece in enumerate(json.loads(file.metadata()["pieces"]))}
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
@@ -198,7 +210,7 @@ def load_language_start(model: nn.Module, pieces: list[str]) -> None:
 
 
 def save_language_start(model: nn.Module, pieces: list[str], path: Path = LANGUAGE_START) -> None:
-    """What a later run's words can go on from, float16."""
+    """Save the weights of the language half that a later run can start from, float16."""
     kept = ("llama.", "llama_proj.", "prompt_learner.")
     tensors = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if n.startswith(kept)}
     save_file(tensors, path, {"pieces": json.dumps(pieces)})

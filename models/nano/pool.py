@@ -1,8 +1,8 @@
-"""Generated groups on disk: drawn once by as many processes as there are, then read by every step of the training.
+"""Generated groups on disk: drawn once, by several processes, then read by every step of the training.
 
-A pool is a folder of shards, a shard some groups: pixels in a plain ``.npy`` that is mapped, the rest in an ``.npz``
-that is written last, so that an interrupted ``build_pool`` goes on where it stopped. What a group shows depends on
-the pool's seed and the group's number alone.
+A pool is a folder of shards of ``SHARD_GROUPS`` groups: pixels in an ``.npy`` file that is memory-mapped, everything
+else in an ``.npz`` file that is written last, so that an interrupted ``build_pool`` can be continued. A group depends
+only on the pool's seed, its share of calm lines and the group's number.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ...runtime.synthetic.data import SIZE, TRAINING_FAMILY_SEEDS, draw, num_def
 from ...runtime.synthetic.defects import Defect
 from ...runtime.synthetic.products import GENERATOR_VERSION, TRAINED_KINDS, Family
 
-NORMALS, QUERIES = 3, 3  # good parts to match with, then queries: defective, defective or good, good
+NORMALS, QUERIES = 3, 3  # normal samples, then queries: one defective, one defective or good, one good
 GROUP = NORMALS + QUERIES
 SHARD_GROUPS = 25
-CALM = 0.3  # unrest of a calm line
+CALM = 0.3  # variation of a calm line
 
 
 @dataclass
@@ -40,12 +40,12 @@ class Group:
 
 
 def draw_group(seed: int, index: int, calm_share: float = 0.0) -> Group:
-    """Group ``index`` of the pool of this seed; that share of the groups are from calm lines."""
+    """Group ``index`` of the pool with this seed; ``calm_share`` of the groups are from calm lines."""
     rng = default_rng([GENERATOR_VERSION, seed, index])
     family = Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(*TRAINING_FAMILY_SEEDS)))
     counts = [0] * NORMALS + [num_defects(rng), num_defects(rng) if rng.random() < 0.5 else 0, 0]
-    unrest = CALM if index % 100 < 100 * calm_share else 1.0
-    samples = [draw(family, rng, count, unrest=unrest) for count in counts]
+    variation = CALM if index % 100 < 100 * calm_share else 1.0
+    samples = [draw(family, rng, count, variation=variation) for count in counts]
     pixels, masks = np.stack([s.pixels for s in samples]), np.stack([s.mask for s in samples])
     return Group(pixels, masks, [s.defects for s in samples], family.kind)
 
@@ -75,7 +75,7 @@ def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1, calm_
     """Draw ``num_groups`` groups (rounded up to whole shards) into ``folder``; ``calm_share`` of them from calm lines.
 
     Raises:
-        ValueError: ``folder`` holds a pool of another seed or generator.
+        ValueError: ``folder`` contains a pool of another seed, generator or share of calm lines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-num_groups // SHARD_GROUPS)
@@ -85,7 +85,7 @@ def build_pool(folder: Path, seed: int, num_groups: int, workers: int = 1, calm_
     )
     if note.exists() and json.loads(note.read_text()) != about:
         raise ValueError(
-            f"{folder} holds a pool of another seed, generator or share of calm lines: choose another folder, "
+            f"{folder} contains a pool of another seed, generator or share of calm lines: choose another folder, "
             "or delete it"
         )
     note.write_text(json.dumps(about))
@@ -106,7 +106,7 @@ def _report(finished, total: int, began: float) -> None:
 
 
 class Pool:
-    """A finished pool: group number → group, pixels mapped from the disk."""
+    """A finished pool: group number → group, with memory-mapped pixels."""
 
     def __init__(self, folder: Path, num_groups: int) -> None:
         self.folder, self.num_groups = folder, num_groups

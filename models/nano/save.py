@@ -1,7 +1,6 @@
-"""Save a trained nano model as checkpoints in the original's formats and key names.
+"""Saves a trained nano model as checkpoints in the original's formats and key names.
 
-Nano then takes the same road to a bundle as the full-size model: ``agpt export`` reads these files as it
-reads ImageBind's, Vicuna's, PandaGPT's and AnomalyGPT's.
+``agpt export`` converts these files to a bundle in the same way as ImageBind's, Vicuna's, PandaGPT's and AnomalyGPT's.
 """
 
 from __future__ import annotations
@@ -42,10 +41,13 @@ def save_checkpoint(
         model: the trained model; the language model is rounded to float16, everything else stays float32.
         tokenizer_model: the sentencepiece model file that the language model was trained with.
         text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
-        region_level: ``{"few_shot": …, "zero_shot": …}``, the map level that makes a region, or None.
-        augmentation: of normal samples that memory banks hold too ("none", "moved", "turned", "both").
+        region_level: ``{"few_shot": …, "zero_shot": …}``, the map level from which on a pixel belongs to a region,
+            or None.
+        folder: created if missing; files of an earlier checkpoint are overwritten.
+        name: of the model.
+        notices: licence notices.
+        augmentation: of the normal samples in memory banks ("none", "moved", "turned", "both").
         questions: one of each kind that the model was trained to answer.
-        folder: made if missing; files of an earlier checkpoint are overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vision = folder / "imagebind.safetensors"
@@ -69,7 +71,7 @@ def save_checkpoint(
 
 
 def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
-    """ImageBind's keys; the patch kernel is spread evenly over the two frames that the original repeats."""
+    """The encoder's tensors under ImageBind's keys; the patch kernel is divided between the original's two frames."""
     tensors = {original_vision_name(name): plain(t) for name, t in encoder.state_dict().items()}
     kernel = tensors[PATCH_KERNEL] / FRAMES
     tensors[PATCH_KERNEL] = kernel[:, :, None].repeat(1, 1, FRAMES, 1, 1)
@@ -77,25 +79,25 @@ def vision_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
 
 
 def vision_metadata(encoder: VisionEncoder) -> dict[str, str]:
-    """What the tensors' shapes do not tell."""
+    """Settings that the tensors' shapes do not determine, as JSON strings."""
     config = encoder.config
-    told = {
+    settings = {
         "heads": config.heads,
         "tap_layers": list(config.tap_layers),
         "neighbourhood": config.neighbourhood,
         "shifts": config.shifts,
     }
-    return {name: json.dumps(value) for name, value in told.items()}
+    return {name: json.dumps(value) for name, value in settings.items()}
 
 
 def sort_metadata(path: Path) -> None:
     """Order a safetensors file's metadata by name, in place.
 
-    ``save_file`` writes them in an order of chance: the same weights would not be the same file. The header is JSON
+    ``save_file`` writes them in random order, so the same weights would give different files. The header is JSON
     behind its length (8 bytes, little-endian), padded with spaces: https://github.com/huggingface/safetensors#format
 
     Raises:
-        ValueError: the header became longer, which would spoil what follows it; nothing is written then.
+        ValueError: the header became longer and would overwrite the tensors; nothing is written then.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -103,13 +105,13 @@ def sort_metadata(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         if len(content) > size:
-            raise ValueError(f"{path}: its header does not fit where it was: is this safetensors' format?")
+            raise ValueError(f"{path}: the sorted header is longer than before; check the file's format")
         file.seek(8)
         file.write(content.ljust(size))
 
 
 def save_llama(llama: Llama, tokenizer_model: Path, folder: Path) -> None:
-    """A Hugging Face LLaMA folder, float16."""
+    """Write a Hugging Face LLaMA folder, float16."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: plain(t).half() for name, t in llama.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -141,7 +143,7 @@ def llama_config_json(config: LlamaConfig) -> dict[str, object]:
 
 
 def named_tensors(**modules: nn.Module) -> dict[str, Tensor]:
-    """``prefix.name`` → tensor, over all the modules."""
+    """``prefix.name`` → tensor, for all modules."""
     return {
         f"{prefix}.{name}": plain(t) for prefix, m in modules.items() for name, t in m.state_dict().items()
     }

@@ -1,4 +1,4 @@
-"""``python -m anomalygpt_edge.models.nano.sheet --out FOLDER``: contact sheets of products and defects to look at."""
+"""``python -m anomalygpt_edge.models.nano.sheet --out FOLDER``: draws contact sheets of products and defects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _cell(image: np.ndarray) -> np.ndarray:
 
 
 def product_sheet(families: int = 5) -> np.ndarray:
-    """A row for each kind; two good parts of each family side by side."""
+    """One row for each kind, with two good parts of each family: uint8 BGR."""
     return np.vstack(
         [
             np.hstack(
@@ -38,7 +38,7 @@ def product_sheet(families: int = 5) -> np.ndarray:
 
 
 def defect_sheet(columns: int = 6) -> np.ndarray:
-    """A row for each defect: parts and, right of each, the mask."""
+    """One row for each defect, with parts and, right of each, its mask: uint8 BGR."""
     rows = []
     for number, name in enumerate(DEFECTS):
         cells = []
@@ -55,12 +55,12 @@ def defect_sheet(columns: int = 6) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/nano-sheet"))
+    parser.add_argument("--out", type=Path, default=Path("out/nano-sheet"), help="folder to write")
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in (("products.png", product_sheet()), ("defects.png", defect_sheet())):
         if not cv2.imwrite(str(folder / name), image):
-            raise SystemExit(f"cannot write {folder / name}: is the disk full or the folder read-only?")
+            raise SystemExit(f"cannot write {folder / name}: free disk space, or make the folder writable")
         print(folder / name)
 
 

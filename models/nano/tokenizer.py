@@ -1,4 +1,4 @@
-"""Nano's vocabulary: sentencepiece BPE with byte fallback, LLaMA's settings, learned from nano's own sentences."""
+"""Nano's vocabulary: sentencepiece BPE with byte fallback and LLaMA's settings, learned from nano's sentences."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sentencepiece
 
 from ..prompts import STOP_PIECE, STOP_STRING
 from .config import VOCAB_SIZE
-from .words import corpus
+from .dialogues import corpus
 
 
 def train_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
-    """Write ``tokenizer.model``; the same bytes every time.
+    """Write ``tokenizer.model``; the bytes are the same every time.
 
     Raises:
-        ValueError: the stop piece did not become a token, so that an answer could not end as the original's does.
+        ValueError: the stop piece is not a token, so that answers could not end like the original's.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

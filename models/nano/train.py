@@ -1,6 +1,6 @@
-"""``python -m anomalygpt_edge.models.nano.train``: the nano checkpoint from nothing but a seed.
+"""``python -m anomalygpt_edge.models.nano.train``: trains the nano model and writes its checkpoint.
 
-Stops and starts at will: every stage keeps its state in the run folder and a new start goes on from there.
+Training can be interrupted at any time: every stage saves its state in the run folder, and the next run continues.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from ..anomalygpt import AnomalyGPT
 from .config import Recipe, nano_config
+from .dialogues import KNOWN_QUESTIONS
 from .gallery import Gallery, build_gallery, region_level
 from .initial import load_language_start
 from .pool import Pool, build_pool
@@ -22,21 +23,20 @@ from .tokenizer import load_tokenizer, train_tokenizer
 from .train_language import Maps, Vocabulary, train_language
 from .train_look import look_at, train_look
 from .train_vision import CLASSES, train_vision
-from .words import KNOWN_QUESTIONS
 
-LOOK_LOUDNESS = 0.35
-GALLERY_SEED_OFFSET = 1000  # other parts than those the encoder was trained on
+LOOK_STD = 0.35  # standard deviation of the initial weights between picture network and prompt embeddings
+GALLERY_SEED_OFFSET = 1000  # so that the gallery has other parts than those the encoder is trained on
 
 
 def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: int) -> None:
-    """Both halves, then the checkpoint in the original's formats.
+    """Train both halves, and write the checkpoint in the original's formats.
 
     Args:
-        recipe: the numbers; kept as ``recipe.json`` in the run folder, and a run is only resumed with the same.
-        folder: state and curves.
-        checkpoint: where the finished checkpoint goes.
+        recipe: the settings; saved as ``recipe.json`` in the run folder. A run can only be continued with the same.
+        folder: for state and training curves.
+        checkpoint: folder for the finished checkpoint.
         device: "cpu" or "cuda".
-        workers: image-generating processes.
+        workers: number of processes that generate images.
 
     Raises:
         SystemExit: the run folder belongs to another recipe.
@@ -46,7 +46,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     kept = folder / "recipe.json"
     if kept.exists() and kept.read_text(encoding="utf-8") != numbers:
         raise SystemExit(
-            f"{folder} holds a run with another recipe: choose another --run folder, or delete it"
+            f"{folder} contains a run with another recipe: choose another --run folder, or delete it"
         )
     kept.write_text(numbers, encoding="utf-8")
 
@@ -56,11 +56,11 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     pool = Pool(folder / "pool", recipe.pool_groups)
     print("[2/6] encoder, image decoder, text features", flush=True)
     vision = train_vision(recipe, folder, device, pool).eval()
-    vision.encoder.config = nano_config().vision  # from here on with overlapping patches
+    vision.encoder.config = nano_config().vision  # with overlapping patches from here on
     print("[3/6] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
-    words = Vocabulary(load_tokenizer(vocabulary_file))
+    vocabulary = Vocabulary(load_tokenizer(vocabulary_file))
     print("[4/6] gallery of maps", flush=True)
     gallery_file = folder / "gallery.npz"
     pool = Pool(folder / "gallery_pool", recipe.gallery_groups)
@@ -70,21 +70,22 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
         shown.save(gallery_file)
     gallery = Gallery.load(gallery_file)
     torch.manual_seed(recipe.seed + 2)
-    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size()))
     learner = model.prompt_learner
     for unread in learner.evidence_net[2].parameters():
-        torch.nn.init.zeros_(unread)  # at first a learner of the map alone
-    # as long as the rows that it moves: less is not heard, and rarely asked for it would take long to grow
-    torch.nn.init.normal_(learner.get_parameter("look_words.2.weight"), std=LOOK_LOUDNESS)
+        torch.nn.init.zeros_(unread)  # without effect at first
+    # As large as the rows that it is added to: the language model ignores smaller vectors, and as few answers need
+    # them, they would grow slowly.
+    torch.nn.init.normal_(learner.get_parameter("look_words.2.weight"), std=LOOK_STD)
     if recipe.start:
-        load_language_start(model, words.pieces)
+        load_language_start(model, vocabulary.pieces)
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
-    print("[5/6] what the picture says where the map is raised", flush=True)
+    print("[5/6] picture network", flush=True)
     look = train_look(recipe, learner.look_net, gallery, pool, folder, device)
     maps = Maps(gallery, look_at(look, gallery, pool))
     print("[6/6] prompt learner, projection, language model", flush=True)
-    model = train_language(recipe, model, vision, maps, words, folder, device)
+    model = train_language(recipe, model, vision, maps, vocabulary, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),
@@ -99,15 +100,22 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Every number of the recipe is an option of the same name."""
+    """Parse the command line and train; every setting of the recipe is an option of the same name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--run", type=Path, default=Path("runs/nano"), help="state and curves (resumed if there)"
+        "--run",
+        type=Path,
+        default=Path("runs/nano"),
+        help="folder for state and training curves; an interrupted run in it is continued",
     )
-    parser.add_argument("--checkpoint", type=Path, default=Path("models/nano/checkpoint"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1, help="image-generating processes")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: its default)")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("models/nano/checkpoint"), help="folder for the checkpoint"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of processes that generate images")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's default)")
     for field in dataclasses.fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
         if isinstance(field.default, bool):  # --no-start and the like

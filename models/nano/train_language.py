@@ -1,7 +1,7 @@
 """Second half of nano's training: prompt learner, projection and language model, on the frozen encoder's maps.
 
-As in AnomalyGPT, the words must come through the 18 prompt embeddings: the image embedding carries what the product
-is, the map what is wrong with it.
+As in AnomalyGPT, the language model gets information about defects only through the 18 prompt embeddings; the image
+embedding identifies the product.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ from ..prompts import (
     place_number,
 )
 from .config import Recipe
-from .gallery import SHARES, Gallery, Sureness, evidence_of, make_bank, map_statistics
-from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
-from .words import (
+from .dialogues import (
     CANNOT_KNOW,
     SIZES,
     UNKNOWABLE_UNSEEN,
@@ -55,16 +53,20 @@ from .words import (
     shade_of,
     shade_seen,
 )
+from .gallery import SHARES, Confidence, Gallery, evidence_of, make_bank, map_statistics
+from .train_vision import NanoVision, learning_rate, log_record, save_atomically, update_average
 
 IGNORE = -100
-VERDICT_WEIGHT = 4.0  # the first answer token decides, one of some twenty
+VERDICT_WEIGHT = (
+    4.0  # loss weight of the first answer token, which decides the verdict; answers have about 20 tokens
+)
 SHADES = ("dark", "bright", "darker", "brighter")
 CELL_WEIGHT = 0.5
-FEW_SHOT = ("one", "few")  # the maps of the gallery's ``SHOTS``
+FEW_SHOT = ("one", "few")  # names of the gallery's maps with ``SHOTS`` normal samples
 
 
 class Vocabulary:
-    """The fixed prompt pieces as token ids."""
+    """The tokenizer, and the fixed prompt pieces as token ids."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
         self.tokenizer = tokenizer
@@ -80,32 +82,32 @@ class Vocabulary:
         return [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.vocab_size())]
 
     def asked(self, question: str, before: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Token ids behind the prompt embeddings, up to where the answer starts."""
+        """Token ids between the prompt embeddings and the answer; ``before`` is the dialogue so far."""
         shown = ("Human: " if before else "") + question + PIECE_ASSISTANT
         return self.turns(before)[0] + self.tokenizer.encode(shown)
 
     def turns(self, dialogue: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Token ids behind the prompt embeddings, and the label of each (IGNORE where nothing is learned).
+        """Token ids of a dialogue behind the prompt embeddings, and the label of each (IGNORE outside answers).
 
-        A first question follows the embeddings directly; later ones start with "Human: " as the original's history.
+        The first question follows the embeddings directly; later ones start with "Human: ", as in the original.
         """
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, reply) in enumerate(dialogue):
             asked = self.tokenizer.encode(("Human: " if number else "") + question + PIECE_ASSISTANT)
-            told = self.tokenizer.encode(reply + STOP_STRING)
-            ids += asked + told
-            labels += [IGNORE] * len(asked) + told
+            answered = self.tokenizer.encode(reply + STOP_STRING)
+            ids += asked + answered
+            labels += [IGNORE] * len(asked) + answered
         return ids, labels
 
 
 class Seen(NamedTuple):
-    """What the prompt learner and the projection are given of B parts."""
+    """Inputs of the prompt learner and the projection for B parts."""
 
     maps: Tensor  # [B, 224, 224], 0..1
     embedding: Tensor  # [B, E]
-    figures: Tensor  # [B, F], the evidence beside the maps
-    looks: Tensor  # [B, LOOKS], what the picture says where they are raised
+    figures: Tensor  # [B, F], ``evidence`` of the maps
+    looks: Tensor  # [B, LOOKS], logits of the picture network for these maps
 
     def at(self, rows: slice | Tensor) -> Seen:
         return Seen(*(x[rows] for x in self))
@@ -115,10 +117,11 @@ class Seen(NamedTuple):
 
 
 class Maps:
-    """Draws one of a part's maps (one normal sample, few, none) and says what is to be said of it.
+    """The gallery's maps (with one normal sample, few, none), and what the training answers need to know about them.
 
     Args:
-        looks: ``look_at``'s logits [N, 3, LOOKS].
+        gallery: of N parts.
+        looks: result of ``look_at``, [N, 3, len(LOOKS)].
     """
 
     SOURCES = (*FEW_SHOT, "zero")
@@ -126,19 +129,19 @@ class Maps:
     def __init__(self, gallery: Gallery, looks: np.ndarray) -> None:
         self.gallery, self.looks = gallery, looks
         self.defective = np.array([bool(d) for d in gallery.defects])
-        self.sureness = {
-            source: Sureness(map_statistics(self.patches(slice(None), source)), self.defective)
+        self.confidence = {
+            source: Confidence(map_statistics(self.patches(slice(None), source)), self.defective)
             for source in self.SOURCES
         }
 
     def patches(self, index: int | slice | np.ndarray, source: str) -> np.ndarray:
-        """The map in patches, float32 [..., grid²]; the zero-shot one approximately (mean before upsampling)."""
+        """The patch map, float32 [..., grid²]; the zero-shot map is an approximation (mean before upsampling)."""
         if source == "zero":
             return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
         return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
 
     def seen(self, index: np.ndarray, source: str) -> Seen:
-        """As the runtime sees the parts."""
+        """Inputs of these entries with their maps of ``source``, as in the runtime."""
         number = self.SOURCES.index(source)
         embedding = torch.from_numpy(self.gallery.embedding[index].astype(np.float32))
         figures = torch.from_numpy(self.gallery.figures[index, number])
@@ -146,19 +149,20 @@ class Maps:
         return Seen(self.gallery.maps(index, number), embedding, figures, looks)
 
     def draw(self, index: int, rng: Generator) -> tuple[Seen, str, str]:
-        """One part, and the words for how sure its map is and for the shade that can be told."""
+        """One part with a random one of its maps, its confidence answer, and the shade that the picture network
+        recognises."""
         source = str(rng.choice(self.SOURCES, p=SHARES))
         seen = self.seen(np.array([index]), source)
         if source != "zero":
             seen = seen._replace(maps=seen.maps * float(rng.uniform(0.96, 1.04)))
-        return seen, self.sureness[source].words(self.patches(index, source)), shade_seen(seen.looks[0])
+        return seen, self.confidence[source].sentence(self.patches(index, source)), shade_seen(seen.looks[0])
 
 
 CELL_TRUTHS = ("defect", "line", "over 1 percent")
 
 
 def cell_truths(defects: list[Defect]) -> np.ndarray:
-    """float32 [9, 3]: what is true of each cell's most visible defect (``CELL_TRUTHS``), by the cell of its centre."""
+    """float32 [9, 3]: ``CELL_TRUTHS`` of the most visible defect whose centre lies in each cell; 0 without a defect."""
     truths = np.zeros((9, len(CELL_TRUTHS)), np.float32)
     for d in sorted(defects, key=lambda d: d.contrast * d.area**0.5):
         truths[place_number(*d.center)] = (True, is_line(d), d.area > SIZES[0][0])
@@ -166,15 +170,19 @@ def cell_truths(defects: list[Defect]) -> np.ndarray:
 
 
 class CellHead(nn.Module):
-    """Prompt embeddings → what is in each cell. Not shipped: it only teaches the prompt learner to see.
+    """Predicts the content of each cell from the prompt embeddings. It is not shipped: its loss trains the prompt
+    learner's convolutions.
 
-    Every cell is read from all nine rows: their fields overlap, and which part of its own a cell is differs.
+    Every cell is predicted from all nine rows: the receptive fields of the rows overlap, and they do not coincide with
+    the cells.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(9 * width, 9 * len(CELL_TRUTHS))
-        nn.init.zeros_(self.linear.weight)  # what knows nothing yet would teach the convolutions nonsense
+        nn.init.zeros_(
+            self.linear.weight
+        )  # random weights would give the convolutions meaningless gradients at first
 
     def forward(self, prompts: Tensor) -> Tensor:
         """[B, 18, D] → logits [B, 9, 3]."""
@@ -184,7 +192,7 @@ class CellHead(nn.Module):
 class Batch(NamedTuple):
     seen: Seen
     ids: Tensor  # [B · N, L] token ids of N dialogues about each part
-    labels: Tensor  # [B · N, L], IGNORE where nothing is learned
+    labels: Tensor  # [B · N, L], IGNORE outside answers
     truths: Tensor  # [B, 9, 3] of ``cell_truths``
 
     def to(self, device: str) -> Batch:
@@ -194,8 +202,8 @@ class Batch(NamedTuple):
 
 
 def look_odds(defects: list[list[Defect]], shades: list[str]) -> np.ndarray:
-    """How often to draw each of these parts, of which these shades can be told: those of a rare look more often, by
-    the root of how rare it is, or the words learn to say "a spot" of everything."""
+    """Sampling probabilities [N] of parts with these defects and recognised shades, proportional to 1 / √(number of
+    parts with the same look answer). With equal ones, the language model would learn to answer "a spot" always."""
     answers = [look_answer(*each) for each in zip(defects, shades, strict=True)]
     looks, number = np.unique(answers, return_inverse=True)
     odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
@@ -207,23 +215,36 @@ def draw_batch(
     good: np.ndarray,
     bad: np.ndarray,
     odds: np.ndarray,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     rng: Generator,
     size: int,
     dialogues: int,
 ) -> Batch:
-    """``size`` parts, half of them defective (drawn with these odds), mirrored at random."""
+    """``size`` parts, half of them defective (drawn with the probabilities ``odds``), mirrored at random.
+
+    Args:
+        maps: the gallery's maps.
+        good: entries of good parts.
+        bad: entries of defective parts.
+        odds: probabilities of ``bad``.
+        vocabulary: the tokenizer.
+        rng: generator of everything.
+        size: number of parts.
+        dialogues: number of dialogues about each part.
+    """
     gallery = maps.gallery
     chosen = np.concatenate([rng.choice(good, size - size // 2), rng.choice(bad, size // 2, p=odds)])
     shown, rows, truths = [], [], []
     for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
-        drawn, *told = maps.draw(index, rng)
-        shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # figures and looks have no left and right
+        drawn, *known = maps.draw(index, rng)
+        shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # figures and looks do not change
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
         truths.append(cell_truths(defects))
-        rows += [words.turns(dialogue(rng, defects, gallery.kinds[index], *told)) for _ in range(dialogues)]
+        rows += [
+            vocabulary.turns(dialogue(rng, defects, gallery.kinds[index], *known)) for _ in range(dialogues)
+        ]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])
     labels = torch.tensor([lab + [IGNORE] * (length - len(lab)) for _, lab in rows])
@@ -232,43 +253,49 @@ def draw_batch(
 
 
 def inject(model: AnomalyGPT, seen: Seen) -> tuple[Tensor, Tensor]:
-    """Image embeddings [B, D] and prompt embeddings [B, 18, D]."""
+    """Image embeddings [B, D] and prompt embeddings [B, 18, D] of the language model's prompt."""
     return model.llama_proj(seen.embedding), model.prompt_learner.read(seen.maps, seen.figures, seen.looks)
 
 
 def language_loss(
-    model: AnomalyGPT, words: Vocabulary, cell_head: CellHead, batch: Batch
+    model: AnomalyGPT, vocabulary: Vocabulary, cell_head: CellHead, batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy of the answers' tokens, the verdict's weighted up, and how well the nine cells' prompt
-    embeddings say what is in their cells: the words alone teach a convolution to see too slowly."""
+    """Weighted mean cross-entropy of the answers' tokens, with a higher weight for verdicts and shades, plus the loss
+    of the cell head: with the answers alone, the convolutions learn too slowly.
+
+    Returns:
+        The loss, and its parts for the log.
+    """
     embedding, prompts = inject(model, batch.seen)
-    # the prompt learner costs more than the words: it reads a part once for all dialogues about it
+    # The prompt learner takes longer than the language model, so it runs once per part for all dialogues.
     times = len(batch.ids) // len(prompts)
     repeated = (embedding.repeat_interleave(times, dim=0), prompts.repeat_interleave(times, dim=0))
-    logits = _logits(model, words, repeated, batch.ids)
+    logits = _logits(model, vocabulary, repeated, batch.ids)
     first = logits.shape[1] - batch.ids.shape[1] - 1  # the position that predicts ids[:, 0]
     flat = batch.labels.flatten()
     token_losses = F.cross_entropy(
         logits[:, first:-1].flatten(0, 1), flat, ignore_index=IGNORE, reduction="none"
     )
-    shades = torch.isin(flat, torch.tensor(words.shades, device=flat.device))
-    decisive = shades | (flat == words.affirmative) | (flat == words.negative)
+    shades = torch.isin(flat, torch.tensor(vocabulary.shades, device=flat.device))
+    decisive = shades | (flat == vocabulary.affirmative) | (flat == vocabulary.negative)
     weight = torch.where(decisive, VERDICT_WEIGHT, 1.0) * (flat != IGNORE)
     answers = (token_losses * weight).sum() / weight.sum()
-    told = cell_head(prompts)
-    known = batch.truths[..., :1].expand_as(told).clone()
-    known[..., 0] = 1  # of a cell without a defect only that
-    losses = F.binary_cross_entropy_with_logits(told, batch.truths, reduction="none") * known
+    predicted = cell_head(prompts)
+    known = batch.truths[..., :1].expand_as(predicted).clone()
+    known[..., 0] = 1  # a cell without a defect has only the truth "defect"
+    losses = F.binary_cross_entropy_with_logits(predicted, batch.truths, reduction="none") * known
     cells = (losses.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp(min=1)).mean()
     loss = answers + CELL_WEIGHT * cells
-    told_shades = token_losses[shades].mean().nan_to_num()
-    return loss, {"answers": answers.item(), "cells": cells.item(), "shades": told_shades.item()}
+    shade_loss = token_losses[shades].mean().nan_to_num()
+    return loss, {"answers": answers.item(), "cells": cells.item(), "shades": shade_loss.item()}
 
 
-def _logits(model: AnomalyGPT, words: Vocabulary, injected: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
+def _logits(
+    model: AnomalyGPT, vocabulary: Vocabulary, injected: tuple[Tensor, Tensor], ids: Tensor
+) -> Tensor:
     pieces = (
-        torch.tensor(words.before, device=ids.device),
-        torch.tensor(words.after, device=ids.device),
+        torch.tensor(vocabulary.before, device=ids.device),
+        torch.tensor(vocabulary.after, device=ids.device),
         ids,
     )
     return model.llama(assemble_prompt(model.llama, pieces, *injected))
@@ -277,35 +304,36 @@ def _logits(model: AnomalyGPT, words: Vocabulary, injected: tuple[Tensor, Tensor
 @torch.no_grad()
 def generate(
     model: AnomalyGPT,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     seen: Seen,
     question: str,
     before: Sequence[tuple[str, str]] = (),
     max_tokens: int = 40,
 ) -> tuple[list[str], Tensor]:
-    """Greedy answers and p(anomaly) [B] of the first answer token; ``before``: what was asked and said already."""
+    """Greedy answers to a question about B parts, and p(anomaly) [B] of the first answer token; ``before`` is the
+    dialogue so far."""
     injected = inject(model, seen)
-    asked = words.asked(question, before)
+    asked = vocabulary.asked(question, before)
     ids = torch.tensor([asked] * len(seen.maps), device=seen.maps.device)
     start = ids.shape[1]
     p_anomaly = torch.zeros(len(ids))
     for step in range(max_tokens):
-        last = _logits(model, words, injected, ids)[:, -1]
+        last = _logits(model, vocabulary, injected, ids)[:, -1]
         if step == 0:
-            p_anomaly = last[:, [words.negative, words.affirmative]].softmax(dim=1)[:, 1]
+            p_anomaly = last[:, [vocabulary.negative, vocabulary.affirmative]].softmax(dim=1)[:, 1]
         ids = torch.cat([ids, last.argmax(dim=1, keepdim=True)], dim=1)
-        if bool((ids[:, start:] == words.stop).any(dim=1).all()):
+        if bool((ids[:, start:] == vocabulary.stop).any(dim=1).all()):
             break
     texts = []
     for row in ids[:, start:].tolist():
-        kept = row[: row.index(words.stop)] if words.stop in row else row
-        texts.append(words.tokenizer.decode(kept).strip())
+        kept = row[: row.index(vocabulary.stop)] if vocabulary.stop in row else row
+        texts.append(vocabulary.tokenizer.decode(kept).strip())
     return texts, p_anomaly
 
 
 @dataclass
-class Shown:
-    """One family's queries as the language model is given them, and the truth."""
+class ValidationFamily:
+    """The language model's inputs for one family's queries, and the truth."""
 
     one_shot: Seen
     zero_shot: Seen
@@ -319,14 +347,14 @@ class Shown:
 
 
 @torch.no_grad()
-def show_validation(
+def encode_validation(
     vision: NanoVision,
     look: LookNet,
     augmentation: Augmentation = "none",
     num_families: int = 35,
     num_queries: int = 4,
-) -> list[Shown]:
-    """The validation families as the frozen encoder shows them: one normal sample, good and defective queries."""
+) -> list[ValidationFamily]:
+    """Encode the validation families: for each, one normal sample, and good and defective queries."""
     text = vision.text_features()[0]
     shown = []
     for family in validation_families(num_families):
@@ -334,8 +362,8 @@ def show_validation(
         pixels = normalise(np.stack([s.pixels for s in reference + good + bad]))
         images = torch.from_numpy(pixels).to(text.device)
         vectors, taps = vision.encoder(images)
-        copied = augment(pixels[:1], augmentation, vision.encoder.config.grid)
-        known = [vision.encoder(torch.from_numpy(copy).to(text.device))[1] for copy, _ in copied]
+        augmented = augment(pixels[:1], augmentation, vision.encoder.config.grid)
+        known = [vision.encoder(torch.from_numpy(version).to(text.device))[1] for version, _ in augmented]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
         one_shot, zero_shot = (
@@ -343,17 +371,20 @@ def show_validation(
             for each, shots in zip(maps, (1, 0), strict=True)
         )
         defects = [s.defects for s in good + bad]
-        shown.append(Shown(one_shot, zero_shot, defects, family.kind, family.seed))
+        shown.append(ValidationFamily(one_shot, zero_shot, defects, family.kind, family.seed))
     return shown
 
 
 @torch.no_grad()
-def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) -> dict[str, float]:
+def evaluate_language(
+    model: AnomalyGPT, vocabulary: Vocabulary, shown: list[ValidationFamily]
+) -> dict[str, float]:
     """Share of right answers on validation products.
 
-    Verdicts with one normal sample, with none and with another part's map; the named place, and behind the verdict
-    the answers to every follow-up question, of parts with one defect that it called defective (the shade: how often
-    it says one, and how often that is right); refusals of questions that it never saw and that no picture answers.
+    Of all parts: verdicts with one normal sample, with none, and with another part's map. Of parts with one defect and
+    verdict FAIL: the place in the verdict's sentence, and the answers to follow-up questions of every kind (shade: how
+    often one is named, and how often that is right), and refusals of questions that no picture answers and that are
+    not in the training set.
     """
     figures: dict[str, list[float]] = {}
     for family in shown:
@@ -361,11 +392,14 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
         shuffled = family.one_shot.at(torch.from_numpy(rng.permutation(len(truth))))
         sources = {"one_shot": family.one_shot, "zero_shot": family.zero_shot, "shuffled": shuffled}
         for name, seen in sources.items():
-            texts, _ = generate(model, words, seen, DEFAULT_QUESTION)
-            said = np.array([t.startswith(AFFIRMATIVE) for t in texts])
-            figures.setdefault(f"{name}_accuracy", []).append(float((said == truth).mean()))
+            texts, _ = generate(model, vocabulary, seen, DEFAULT_QUESTION)
+            failed = np.array([t.startswith(AFFIRMATIVE) for t in texts])
+            figures.setdefault(f"{name}_accuracy", []).append(float((failed == truth).mean()))
             if name == "one_shot":
-                verdicts, caught = texts, [i for i, d in enumerate(family.defects) if len(d) == 1 and said[i]]
+                verdicts, caught = (
+                    texts,
+                    [i for i, d in enumerate(family.defects) if len(d) == 1 and failed[i]],
+                )
         for i in caught:
             right_place = verdicts[i] == answer(places(family.defects[i]))
             figures.setdefault("verdict_place", []).append(float(right_place))
@@ -374,8 +408,8 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
             part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
-                texts, _ = generate(model, words, part, question, before)
-                if name == "look":  # the form; the shade is asked on its own
+                texts, _ = generate(model, vocabulary, part, question, before)
+                if name == "look":  # only the form counts: another question asks for the shade
                     texts[0], reply = texts[0].split(" ")[-1], reply.split(" ")[-1]
                 if name == "shade":
                     figures.setdefault("shade_said", []).append(float(texts[0] != CANNOT_KNOW))
@@ -386,28 +420,31 @@ def evaluate_language(model: AnomalyGPT, words: Vocabulary, shown: list[Shown]) 
 
 
 @torch.no_grad()
-def calibrate(model: AnomalyGPT, words: Vocabulary, maps: Maps, parts: np.ndarray) -> float:
-    """Scale the language model's head so that p(anomaly) means what it says; greedy answers stay what they are.
+def calibrate(model: AnomalyGPT, vocabulary: Vocabulary, maps: Maps, parts: np.ndarray) -> float:
+    """Scale the language model's head so that p(anomaly) is calibrated; greedy answers do not change.
 
     Args:
-        parts: gallery entries of families that the language model was not trained on; their maps with normal samples
-            count, as zero-shot ones would make these less sure than they may be.
+        model: changed in place.
+        vocabulary: the tokenizer.
+        maps: the gallery's maps. Only those with normal samples are used: zero-shot maps are less reliable and would
+            make p(anomaly) of the others too cautious.
+        parts: gallery entries of families that the language model was not trained on.
 
     Returns:
-        The temperature found (Guo et al., ICML 2017): the logits are divided by it.
+        The temperature that the logits are divided by (Guo et al., ICML 2017).
     """
-    asked = words.asked(DEFAULT_QUESTION)
+    asked = vocabulary.asked(DEFAULT_QUESTION)
     device = next(model.parameters()).device
     margins = []
     for source in FEW_SHOT:
         for start in range(0, len(parts), 64):
             seen = maps.seen(parts[start : start + 64], source).to(device)
             ids = torch.tensor([asked] * len(seen.maps), device=device)
-            last = _logits(model, words, inject(model, seen), ids)[:, -1]
-            margins.append((last[:, words.affirmative] - last[:, words.negative]).cpu())
+            last = _logits(model, vocabulary, inject(model, seen), ids)[:, -1]
+            margins.append((last[:, vocabulary.affirmative] - last[:, vocabulary.negative]).cpu())
     margin = torch.cat(margins)
     defective = torch.from_numpy(np.tile(maps.defective[parts], len(FEW_SHOT)))
-    # good and defective parts count the same, as a line's mix is not known
+    # good and defective parts have the same total weight, as the defect rate of a line is unknown
     weight = torch.where(defective, 0.5 / defective.float().mean(), 0.5 / (~defective).float().mean())
     temperatures = torch.exp(torch.linspace(math.log(0.5), math.log(6), 60))
     losses = [
@@ -423,11 +460,21 @@ def train_language(
     model: AnomalyGPT,
     vision: NanoVision,
     maps: Maps,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
     folder: Path,
     device: str,
 ) -> AnomalyGPT:
-    """Train (or resume) and return the averaged model; ``language.pt`` and ``language.jsonl`` as for the vision."""
+    """Train the second half, or continue its training, and return the averaged model.
+
+    Args:
+        recipe: the settings.
+        model: the initial model; encoder, image decoder and picture network stay frozen.
+        vision: the first half.
+        maps: the gallery's maps.
+        vocabulary: the tokenizer.
+        folder: for ``language.pt`` (state to continue from) and ``language.jsonl`` (training curve).
+        device: "cpu" or "cuda".
+    """
     gallery = maps.gallery
     state_file = folder / "language.pt"
     torch.manual_seed(recipe.seed + 1)
@@ -447,12 +494,12 @@ def train_language(
         cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    shown = show_validation(vision, model.prompt_learner.look_net, recipe.augmentation)
-    kept = gallery.trained  # the others' families are for the calibration
+    shown = encode_validation(vision, model.prompt_learner.look_net, recipe.augmentation)
+    kept = gallery.trained  # the families of the other entries are for calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
-    told = [shade_seen(torch.from_numpy(maps.looks[i, 0])) for i in bad]
-    odds = look_odds([gallery.defects[i] for i in bad], told)
+    recognised = [shade_seen(torch.from_numpy(maps.looks[i, 0])) for i in bad]
+    odds = look_odds([gallery.defects[i] for i in bad], recognised)
     began = time.monotonic()
     with open(folder / "language.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.language_steps):
@@ -461,8 +508,10 @@ def train_language(
                 group["lr"] = learning_rate(
                     step, recipe.language_steps, recipe.warmup_steps, recipe.language_lr
                 )
-            batch = draw_batch(maps, good, bad, odds, words, rng, recipe.language_batch, recipe.dialogues)
-            loss, parts = language_loss(model, words, cell_head, batch.to(device))
+            batch = draw_batch(
+                maps, good, bad, odds, vocabulary, rng, recipe.language_batch, recipe.dialogues
+            )
+            loss, parts = language_loss(model, vocabulary, cell_head, batch.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -477,10 +526,10 @@ def train_language(
                     {"step": done, **parts, "s_per_step": round(pace, 3), "minutes_left": left},
                 )
             if done % recipe.evaluate_every == 0 or done == recipe.language_steps:
-                log_record(log, {"step": done, **evaluate_language(average, words, shown)})
+                log_record(log, {"step": done, **evaluate_language(average, vocabulary, shown)})
                 state = {"model": model.state_dict(), "average": average.state_dict()}
                 state["cell_head"] = cell_head.state_dict()
                 save_atomically({**state, "optimizer": optimizer.state_dict(), "step": done}, state_file)
-        temperature = calibrate(average, words, maps, np.arange(kept, len(gallery.defects)))
+        temperature = calibrate(average, vocabulary, maps, np.arange(kept, len(gallery.defects)))
         log_record(log, {"step": recipe.language_steps, "temperature": temperature})
     return average

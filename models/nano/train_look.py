@@ -1,7 +1,7 @@
-"""Between the halves: the network that looks at the picture where the map is raised (``models/look.py``).
+"""Trains the network that reads the picture where the map is raised (``models/look.py``), between the two halves.
 
-It is taught what the generator did, and is right only as often as the map shows the right spot: so its probabilities
-tell when an answer is worth giving, and the words learn to give it then alone.
+Its labels come from the generator. It can only be right if the map is highest at the defect, so its probabilities show
+when an answer is reliable, and the language model learns to answer only then.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from ...runtime.synthetic.data import normalise
 from ..look import LOOKS, LookNet, contrast, raised
 from .config import Recipe
+from .dialogues import is_line, shade_of, shade_seen
 from .gallery import ENTRIES, SHARES, SHOTS, Gallery
 from .pool import NORMALS, Pool
 from .train_vision import learning_rate, log_record, save_atomically
-from .words import is_line, shade_of, shade_seen
 
 BATCH = 24  # parts
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 NEGATIVE = torch.tensor([LOOKS.index(look) for look in ("brighter", "darker", "neither")])
-CHUNK = 64  # parts that are looked at together
+CHUNK = 64  # parts per forward pass
 
 
 def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
-    """``contrast`` of these entries' pictures, float16 [B, surroundings, 112, 112]."""
+    """``contrast`` of the pictures of these gallery entries, float16 [B, surroundings, 112, 112]."""
     found = []
     for entry in entries.tolist():
         number, query = divmod(entry, ENTRIES)
@@ -43,15 +43,18 @@ def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
 def train_look(
     recipe: Recipe, look: LookNet, gallery: Gallery, pool: Pool, folder: Path, device: str
 ) -> LookNet:
-    """Train ``look`` (or load it, if that was done), and log how often it is right of parts it never saw.
+    """Train ``look`` (or load it if it is already trained), and log its accuracy on parts that are not trained on.
 
     Args:
-        recipe: the numbers.
-        look: initial weights; trained in place.
+        recipe: the settings.
+        look: network with initial weights; trained in place.
         gallery: maps of the pool's parts.
         pool: the parts.
-        folder: where ``look.pt`` and ``look.jsonl`` go.
+        folder: for ``look.pt`` and ``look.jsonl``.
         device: "cpu" or "cuda".
+
+    Returns:
+        The trained network, in evaluation mode on the CPU.
     """
     finished = folder / "look.pt"
     if finished.exists():
@@ -95,7 +98,8 @@ def train_look(
 
 
 def vary(contrasts: Tensor, maps: Tensor, shade: Tensor, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The same mirror, turn and sign for all parts of a batch: in a negative, what was darker is brighter."""
+    """Mirror, transpose and negate all parts of a batch alike, each at random; in a negative, darker becomes
+    brighter."""
     if rng.random() < 0.5:
         contrasts, maps = contrasts.flip(-1), maps.flip(-1)
     if rng.random() < 0.5:
@@ -109,24 +113,24 @@ def vary(contrasts: Tensor, maps: Tensor, shade: Tensor, rng: Generator) -> tupl
 def evaluate_look(
     look: LookNet, gallery: Gallery, entries: np.ndarray, contrasts: Tensor, shade: Tensor, device: str
 ) -> dict[str, float]:
-    """With one normal sample: right shades of three; how often one is said (``shade_seen``), and then right, or the
-    opposite."""
+    """Accuracy with maps of one normal sample: of the most probable of three shades; and how often a shade is named
+    (``shade_seen``), and the shares of these that are right or the opposite."""
     logits = look.read(contrasts.float().to(device), raised(gallery.maps(entries, 0)).to(device)).cpu()
-    said = [shade_seen(row) for row in logits]
-    named = np.array([each != "neither" for each in said])
+    shades = np.array([shade_seen(row) for row in logits])
+    named = shades != "neither"
     truth = np.array([LOOKS[each] for each in shade.tolist()])
-    opposite = (truth != "neither") & (truth != np.array(said))
+    opposite = (truth != "neither") & (truth != shades)
     return {
         "shade": float((logits[:, :3].argmax(dim=1) == shade).float().mean()),
-        "said": float(named.mean()),
-        "said_right": float((truth == np.array(said))[named].mean()) if named.any() else 0.0,
-        "said_opposite": float(opposite[named].mean()) if named.any() else 0.0,
+        "named": float(named.mean()),
+        "named_right": float((truth == shades)[named].mean()) if named.any() else 0.0,
+        "named_opposite": float(opposite[named].mean()) if named.any() else 0.0,
     }
 
 
 @torch.no_grad()
 def look_at(look: LookNet, gallery: Gallery, pool: Pool) -> np.ndarray:
-    """What it says of all entries' pictures under each of their maps: logits float32 [N, 3, LOOKS]."""
+    """Logits of ``look`` for the picture of each entry with each of its maps: float32 [N, 3, len(LOOKS)]."""
     found = []
     for start in range(0, len(gallery.defects), CHUNK):
         entries = np.arange(start, min(start + CHUNK, len(gallery.defects)))

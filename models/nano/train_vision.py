@@ -1,10 +1,10 @@
 """First half of nano's training: the encoder, the image decoder and the text features.
 
-Few-shot matching is trained end to end: in every group each query's taps are matched with the good parts' taps by
-the same max-cosine rule that the runtime uses, and the resulting distances are ranked: defective patches above
-normal ones, over the whole batch, within each image, and between images by their three largest patches. A small
-cross-entropy with one global threshold keeps the distances on one scale over all products, which is what lets the
-language model judge without a tuned threshold.
+Few-shot matching is trained end to end: in every group, each query's patch features are matched with the normal
+samples' by the maximum cosine similarity, as in the runtime. Ranking losses push the distances of defective patches
+above those of normal ones: over the whole batch, within each image, and between images by their three largest patches.
+A small cross-entropy with one global threshold keeps the distances of all products on one scale, so that the language
+model can judge without a tuned threshold.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .evaluate import evaluate_vision
 from .initial import construct, load_start
 from .pool import GROUP, NORMALS, Pool
 
-POSITIVE_COVERAGE = 0.06  # share of a patch that must be defective to count; between 0 and this it is ignored
+POSITIVE_COVERAGE = 0.06  # smallest defective share of a defective patch; smaller shares above 0 are ignored
 OBJECT = "object"
 CLASSES = (OBJECT, *TRAINED_KINDS)
-NUM_NEGATIVES, NUM_POSITIVES = 3000, 400  # patches of a batch that are compared pair by pair, drawn at random
+NUM_NEGATIVES, NUM_POSITIVES = 3000, 400  # patches of a batch in the ranking losses at most, drawn at random
 
 
 class NanoVision(nn.Module):
-    """What the first half trains."""
+    """The parameters that the first half trains."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class NanoVision(nn.Module):
         self.encoder = VisionEncoder(config)
         self.decoder = ImageDecoder(config.width, config.embed_dim, len(config.tap_layers))
         self.text = nn.Parameter(torch.randn(len(CLASSES), 2, config.embed_dim))
-        self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # gives CLS something to say; not shipped
+        self.kind_head = nn.Linear(config.embed_dim, len(CLASSES))  # trains the image embedding; not shipped
         # the global scale and threshold of the distances
         self.sharpness = nn.Parameter(torch.tensor(3.5))
         self.threshold = nn.Parameter(torch.tensor(0.10))
@@ -57,7 +57,7 @@ class NanoVision(nn.Module):
 
 
 class Batches:
-    """Step number → one batch of groups from the pool, mirrored, turned and recoloured."""
+    """Step number → one batch of groups from the pool, mirrored, rotated and recoloured."""
 
     def __init__(self, recipe: Recipe, pool: Pool) -> None:
         self.recipe, self.pool = recipe, pool
@@ -83,7 +83,7 @@ class Batches:
 def vary(
     pixels: np.ndarray, masks: np.ndarray, rng: Generator, recolour: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same turn, mirror and colours for all parts of a group; the normal samples in another order."""
+    """Rotate, mirror and recolour all parts of a group alike, and shuffle its normal samples."""
     turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
     order = np.concatenate([rng.permutation(NORMALS), np.arange(NORMALS, GROUP)])
     pixels, masks = np.rot90(pixels[order], turns, (1, 2)), np.rot90(masks[order], turns, (1, 2))
@@ -104,8 +104,8 @@ def vary(
 
 
 def _ranking(normal: Tensor, defective: Tensor, sharpness: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean logistic loss over all pairs (of a random share, where there are many): every defective value should
-    exceed every normal one. ``weight`` is the defective values'."""
+    """Mean logistic loss over all pairs of a defective and a normal value (of a random subset if there are many): the
+    defective one should be larger. ``weight`` weights the defective values."""
     if normal.numel() == 0 or defective.numel() == 0:
         return normal.sum() * 0
     if normal.numel() > NUM_NEGATIVES:
@@ -118,7 +118,8 @@ def _ranking(normal: Tensor, defective: Tensor, sharpness: Tensor, weight: Tenso
 
 
 def defective_patches(coverage: Tensor) -> Tensor:
-    """bool [M, P]: covered enough to count, and of a defect too small for that the patch that holds most of it."""
+    """Coverage [M, P] → bool [M, P]: patches covered by more than ``POSITIVE_COVERAGE``, and each image's patch with
+    the largest coverage above 0, so that small defects count too."""
     largest = (coverage == coverage.amax(dim=1, keepdim=True)) & (coverage > 0)
     return (coverage > POSITIVE_COVERAGE) | largest
 
@@ -134,7 +135,7 @@ def _distance_loss(
     loss = F.binary_cross_entropy_with_logits(logits[labelled], positive[labelled].float(), balance)
     if not recipe.ranking:
         return loss
-    # a defect of one patch counts as much as a defect of four half as much each
+    # weight 1 / √n for each of an image's n defective patches
     size = positive.sum(dim=1, keepdim=True).clamp(min=1)
     weight = (1 / size.sqrt() if recipe.weigh_small else torch.ones_like(size)).expand_as(coverage)[positive]
     loss = 0.2 * loss + _ranking(distance[negative], distance[positive], sharpness, weight)
@@ -153,7 +154,8 @@ def _distance_loss(
 def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
     """1 − max cosine similarity of unit vectors: [G, T, P, V] × [G, T, N, V] → [G, T, P].
 
-    The nearest are found outside autograd: only the pairs that matched get a gradient, so only they are computed twice.
+    The nearest patches are found without autograd: only the matched pairs have a gradient, so only they are computed
+    again with it.
     """
     with torch.no_grad():
         nearest = (query @ bank.transpose(-1, -2)).argmax(dim=-1, keepdim=True)
@@ -164,14 +166,14 @@ def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
 def vision_loss(
     model: NanoVision, batch: dict[str, Tensor], recipe: Recipe
 ) -> tuple[Tensor, dict[str, float]]:
-    """The whole loss of one batch, and its parts for the log."""
+    """The loss of one batch, and its parts for the log."""
     pixels = torch.from_numpy(normalise(batch["pixels"].numpy())).to(model.threshold.device)
     coverage, kind = batch["coverage"].to(pixels.device), batch["kind"].to(pixels.device)
     embedding, taps = model.encoder(pixels)
     parts_of = F.normalize(taps, dim=-1).unflatten(0, (-1, GROUP)).unbind(1)  # six times [G, T, P, V]
     labels = coverage.unflatten(0, (-1, GROUP))
     normals = torch.cat(parts_of[:NORMALS], dim=2)  # [G, T, 3 P, V]
-    # each query with one normal sample and with all; a normal sample with another
+    # each query is matched with one normal sample and with all; normal samples with each other
     pairs = [(query, parts_of[0]) for query in range(NORMALS, GROUP)]
     if recipe.many_normals:
         pairs += [(query, normals) for query in range(NORMALS, GROUP)]
@@ -226,20 +228,20 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """torch.save to a temporary name, then rename: an interrupted save leaves the last good one."""
+    """torch.save to a temporary file, then rename it, so that an interrupted save keeps the previous file."""
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(path)
 
 
 def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoVision:
-    """Train (or resume) and return the averaged model.
+    """Train the first half, or continue its training, and return the averaged model.
 
     Args:
-        recipe: the numbers.
-        folder: where ``vision.pt`` (resumable state) and ``vision.jsonl`` (curve) are kept.
+        recipe: the settings.
+        folder: for ``vision.pt`` (state to continue from) and ``vision.jsonl`` (training curve).
         device: "cpu" or "cuda".
-        pool: what to train on.
+        pool: the training set.
     """
     state_file = folder / "vision.pt"
     torch.manual_seed(recipe.seed)
@@ -267,7 +269,9 @@ def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoV
     began, seen = time.monotonic(), first
     with open(folder / "vision.jsonl", "a", encoding="utf-8") as log:
         for step in range(first, recipe.vision_steps):
-            torch.manual_seed(recipe.seed * 1_000_003 + step)  # the same draws whether resumed or not
+            torch.manual_seed(
+                recipe.seed * 1_000_003 + step
+            )  # so that a continued training draws the same values
             rate = learning_rate(step, recipe.vision_steps, recipe.warmup_steps, recipe.vision_lr)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -300,7 +304,7 @@ def train_vision(recipe: Recipe, folder: Path, device: str, pool: Pool) -> NanoV
 
 
 def log_record(file: TextIO, record: dict) -> None:
-    """One JSON line to the curve file and to the terminal."""
+    """Write a record as one JSON line to the curve file and to the terminal."""
     line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()})
     file.write(line + "\n")
     file.flush()

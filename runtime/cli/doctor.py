@@ -21,17 +21,17 @@ def doctor(
     """Say what this machine can run, what is missing, and how to get it; or what a set of checkpoints is."""
     from ..station.doctor import print_report
 
-    if not print_report(survey(checkpoints) if checkpoints else None):
+    if not print_report(examine_checkpoints(checkpoints) if checkpoints else None):
         raise typer.Exit(1)
 
 
-def survey(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
+def examine_checkpoints(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
     """Findings about the four checkpoints (needs the extra "export")."""
     try:
-        from ...export.survey import survey as examine
+        from ...export.checkpoint_report import report_checkpoints
     except ImportError as error:
         raise ConfigError(
             f"looking into checkpoints needs a package that is not installed ({error.name}): "
             f"{how_to_install('export')}"
         ) from error
-    return examine(*checkpoints)
+    return report_checkpoints(*checkpoints)

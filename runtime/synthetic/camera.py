@@ -1,7 +1,7 @@
-"""What a line adds to good and bad parts alike: dirt and wear, light, lens, sensor, compression.
+"""Effects of the line on good and defective parts alike: dirt and wear, light, lens, sensor, compression.
 
-How much of each is the line's (``style``, fixed for a product); what of it this shot shows is the part's. Nothing
-here is a defect: masks do not hold it, and the good samples that are enrolled show the same.
+The strength of each effect is the line's (``style``, fixed for a product); its value in one shot is drawn from
+``part``. None of these is a defect: masks do not contain them, and enrolled good samples show them too.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ from numpy.typing import NDArray
 from .canvas import Image, clip, pigment
 from .noise import Field, smooth, white
 
-BRIGHTEST = 0.82  # mean grey level: no line is set up so that its parts burn out
+BRIGHTEST = 0.82  # largest mean grey level: cameras of a line are not set up to overexpose
 
 
-def photograph(image: Image, style: Generator, part: Generator, unrest: float = 1.0) -> NDArray[np.uint8]:
-    """One shot: soil, light, lens, sensor → uint8 BGR [H, W, 3].
+def photograph(image: Image, style: Generator, part: Generator, variation: float = 1.0) -> NDArray[np.uint8]:
+    """Photograph a part: soil, light, lens, sensor.
 
     Args:
-        unrest: how much of the line's usual variation from shot to shot there is, 0..1; below 1 also no soil.
+        image: the rendered part, [H, W, 3] BGR in 0..1.
+        style: generator of the line's properties; in the same state for every part of a product.
+        part: generator of everything that varies from shot to shot.
+        variation: share of the line's usual variation from shot to shot, 0..1; below 1 there is no soil either.
+
+    Returns:
+        uint8 BGR [H, W, 3].
     """
     shot = np.array(image, np.float32)
-    if unrest >= 1:
+    if variation >= 1:
         shot = _soil(shot, style, part)
     gain = _light(style, part, image.shape[:2])
-    if unrest < 1:
-        gain = 1 + np.float32(unrest) * (gain - 1)
+    if variation < 1:
+        gain = 1 + np.float32(variation) * (gain - 1)
     shot = shot * (gain * min(1.0, BRIGHTEST / max(float(shot.mean() * gain.mean()), 1e-3)))
     gamma, cast = style.choice([0.8, 1.0, 1.0, 1.25]), style.uniform(0, 0.03)
-    shot = shot * (1 + unrest * cast * part.uniform(-1, 1, 3)).astype(np.float32)
+    shot = shot * (1 + variation * cast * part.uniform(-1, 1, 3)).astype(np.float32)
     soft, unsteady = style.uniform(0, 0.8), style.choice([0.1, 0.3, 1.0], p=[0.5, 0.3, 0.2])
     sigma = soft * (
-        1 + unrest * unsteady * part.uniform(-0.5, 1.0)
+        1 + variation * unsteady * part.uniform(-0.5, 1.0)
     )  # focus and depth differ from shot to shot
     if sigma > 0.25:
         shot = np.asarray(cv2.GaussianBlur(shot, (0, 0), sigma * min(image.shape[:2]) / 224), np.float32)
@@ -51,12 +57,12 @@ def photograph(image: Image, style: Generator, part: Generator, unrest: float = 
 
 
 def noise_level(style: Generator) -> np.float32:
-    """Deviation of the sensor's noise, in 0..1 grey levels: good cameras mostly, 0.3 % to 2.5 %."""
+    """Standard deviation of the sensor's noise, 0.3 % to 2.5 % of the grey range, mostly small (good cameras)."""
     return np.float32(0.003 * np.exp(style.uniform(0, 2.1) * style.uniform(0, 1)))
 
 
 def _light(style: Generator, part: Generator, size: tuple[int, int]) -> Field:
-    """Gain [H, W, 1]: exposure, gradient, vignette, a moving sheen."""
+    """Gain float32 [H, W, 1]: exposure, gradient, vignette, and a sheen that moves from shot to shot."""
     exposure = style.choice([0.02, 0.06, 0.15, 0.35], p=[0.3, 0.35, 0.2, 0.15])
     slope, vignette = style.uniform(0.05, 0.3), style.uniform(-0.3, 0.35)
     sheen, fixed = style.uniform(-0.1, 0.05), style.uniform(0, 2 * np.pi)
@@ -73,7 +79,7 @@ def _light(style: Generator, part: Generator, size: tuple[int, int]) -> Field:
 
 
 def _soil(image: Image, style: Generator, part: Generator) -> Image:
-    """Dust, crumbs, lint, smudges, scuffs: whichever are usual on this line (``image`` is written to)."""
+    """Add the dust, crumbs, lint, smudges and scuffs that are usual on this line; changes ``image`` in place."""
     dusty, crumby, linty, smudged, scuffed = style.random(5)
     strength, amount = style.uniform(0.4, 1.0), style.uniform(0.2, 1.0)
     crumb, crumb_size = pigment(style, 0.1, 0.9), style.uniform(0.4, 1.6)
@@ -108,7 +114,7 @@ def _soil(image: Image, style: Generator, part: Generator) -> Image:
 
 
 def _dab(image: Image, part: Generator, radius: float, tone: float | np.floating | Field) -> None:
-    """A speck somewhere: lighter or darker by ``tone``, or of that colour."""
+    """Add a speck at a random place: lighter or darker by a scalar ``tone``, or of the colour ``tone`` (BGR)."""
     height, width = image.shape[:2]
     reach = int(np.ceil(radius + 1))
     x, y = int(part.integers(reach, width - reach)), int(part.integers(reach, height - reach))
@@ -120,7 +126,7 @@ def _dab(image: Image, part: Generator, radius: float, tone: float | np.floating
 
 
 def _hair(image: Image, part: Generator, strength: float) -> None:
-    """A short faint bent line of lint."""
+    """Add a short, faint, bent line of lint."""
     size = image.shape[:2]
     turn = part.uniform(0, 2 * np.pi) + np.cumsum(part.normal(0, 0.3, 10))
     steps = part.uniform(0.005, 0.02) * min(size) * np.stack([np.cos(turn), np.sin(turn)], 1)

@@ -1,4 +1,4 @@
-"""What products are drawn with: coordinates, colours, waves, skins."""
+"""Drawing tools for products: coordinates, colours, waves, skins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ Image = NDArray[np.floating[Any]]  # [H, W, 3] BGR, 0..1
 
 @dataclass
 class View:
-    """Product coordinates of every pixel: u to the right, v down, unit = the frame's shorter side, 0 = centre."""
+    """Product coordinates of every pixel [H, W]: u to the right, v down; the unit is the frame's shorter side, 0 the
+    centre."""
 
     u: Field
     v: Field
@@ -24,6 +25,7 @@ class View:
 
     @property
     def pixel(self) -> float:
+        """Side of a pixel in units."""
         return 1.0 / min(self.size)
 
     def fill(self, distance: Field) -> Field:
@@ -32,7 +34,7 @@ class View:
 
 
 def pigment(style: Generator, low: float = 0.1, high: float = 0.9, grey: float = 0.5) -> Field:
-    """A BGR colour: grey with probability ``grey``, otherwise mostly muted, now and then vivid."""
+    """A BGR colour [3] in 0..1: grey with probability ``grey``, otherwise mostly muted, sometimes vivid."""
     value = style.uniform(low, high)
     chroma = style.choice([0.06, 0.12, 0.25], p=[0.4, 0.4, 0.2]) * (style.random() > grey)
     tint = style.uniform(-1, 1, 3) * chroma + style.uniform(-0.015, 0.015, 3)
@@ -45,18 +47,18 @@ def mix(a: Field, b: Field, t: Field) -> Image:
 
 
 def wave(x: Field) -> Field:
-    """0..1, period 1, maximum at whole numbers."""
+    """A cosine in 0..1 with period 1 and its maximum at whole numbers."""
     return 0.5 + 0.5 * np.cos(2 * np.pi * x, dtype=np.float32)
 
 
 def jitter(part: Generator, index: Field, strength: float) -> Field:
-    """One random value for each whole-number index (a thread, a tile), stable within a part."""
+    """One random value for each integer index (a thread, a tile), constant within a part; repeats after 4096."""
     table = part.standard_normal(4096).astype(np.float32) * np.float32(strength)
     return table[index.astype(np.int64) & 4095]
 
 
 def skin(style: Generator, part: Generator, view: View, color: Field) -> Image:
-    """The face of an object: plain, cloudy, grainy or brushed."""
+    """The surface of an object [H, W, 3]: plain, cloudy, grainy or brushed."""
     kind, strength = style.integers(0, 4), style.uniform(0.02, 0.10)
     cell = style.uniform(3, 20) * min(view.size) / 224
     tone = np.ones(view.size, np.float32)
@@ -70,11 +72,12 @@ def skin(style: Generator, part: Generator, view: View, color: Field) -> Image:
 
 
 def polar(view: View) -> tuple[Field, Field]:
+    """Radius in units and angle in radians of every pixel."""
     return np.hypot(view.u, view.v), np.arctan2(view.v, view.u)
 
 
 def bolt_circle(style: Generator, view: View, ring: float, count: int, radius: float) -> Field:
-    """Coverage of ``count`` round holes on a circle."""
+    """Coverage [H, W] of ``count`` round holes on a circle; ``ring`` is the circle's radius, ``radius`` the holes'."""
     start = style.uniform(0, 2 * np.pi)
     covered = np.zeros(view.size, np.float32)
     for k in range(count):
@@ -86,6 +89,6 @@ def bolt_circle(style: Generator, view: View, ring: float, count: int, radius: f
 
 
 def clip(image: Image) -> Image:
-    """float32 in 0..1."""
+    """The image as float32, limited to 0..1."""
     image = np.asarray(image, np.float32)
     return np.clip(image, 0, 1)

@@ -1,4 +1,4 @@
-"""Synthetic defects: each is a function ``defect(scene, rng, center, radius) -> image``.
+"""Synthetic defects: each is a function ``defect(scene, rng, center, radius) -> image``, with (x, y) in pixels.
 
 Sources of the ideas: CutPaste (Li et al., CVPR 2021), DRÆM's Perlin-mask replacement (Zavrtanik et al., ICCV
 2021), Poisson-blended patches (NSA, Schlüter et al., ECCV 2022; used by AnomalyGPT); scratches, cracks, holes,
@@ -19,19 +19,20 @@ from .canvas import Image
 from .noise import Field, blob, fractal, smooth
 from .products import TRAINED_KINDS, Family, Scene, render
 
-MIN_CHANGE = 0.02  # grey levels (0..1) by which a pixel must differ to count as defective
-VISIBLE_CHANGE = 0.03  # mean change inside the mask below which nobody could call it a defect
-VISIBLE_SHARE = 0.35  # the same, as a share of the deviation of the texture around it
-RADIUS = (0.010, 0.15)  # of the frame's shorter side, small ones as likely as large ones
-FAINTEST = 0.25  # more than half the defects are weakened, down to this share of their full contrast
+MIN_CHANGE = 0.02  # smallest change of a defective pixel, in grey levels of 0..1
+VISIBLE_CHANGE = 0.03  # smallest mean change inside the mask; below, a defect is invisible
+VISIBLE_SHARE = 0.35  # the same as a share of the standard deviation of the texture around it
+RADIUS = (0.010, 0.15)  # share of the frame's shorter side, log-uniform
+FAINTEST = 0.25  # 60 % of the defects are weakened, down to this share of their full contrast
 
 
 @dataclass(frozen=True)
 class Defect:
-    """What was done.
+    """One defect of a part.
 
-    ``center`` is (row, column) in 0..1, ``area`` the share of the frame, ``contrast`` the mean change of grey level
-    inside the mask (0..1) and ``shade`` the same with its sign: negative where the defect is darker than the part.
+    ``center`` is (row, column) in 0..1, ``area`` the share of the frame, ``contrast`` the mean absolute change inside
+    the mask (0..1, the largest of the colours) and ``shade`` the mean signed change: negative if the defect is darker
+    than the part.
     """
 
     name: str
@@ -44,16 +45,16 @@ class Defect:
 def add_defects(
     scene: Scene, rng: Generator, count: int, names: tuple[str, ...] | None = None
 ) -> tuple[Image, NDArray[np.bool_], list[Defect]]:
-    """Damage a good part.
+    """Add defects to a good part.
 
     Args:
         scene: the rendered part; not changed.
         rng: generator of everything.
-        count: how many defects to try for, at places apart from each other.
+        count: number of defects to try to add, at a distance from each other.
         names: the kinds to choose from; all by default.
 
     Returns:
-        The damaged image, its mask [H, W], and the defects in the order made (at least one).
+        The damaged image, its mask [H, W], and the defects in the order in which they were added (at least one).
     """
     image = scene.image
     size = image.shape[:2]
@@ -94,13 +95,13 @@ def add_defects(
 
 
 def _texture(image: Image, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> float:
-    """Deviation of the grey level in and around these pixels."""
+    """Standard deviation of the grey level in and around these pixels."""
     around = image[max(rows.min() - 4, 0) : rows.max() + 5, max(columns.min() - 4, 0) : columns.max() + 5]
     return float(cv2.cvtColor(np.asarray(around), cv2.COLOR_BGR2GRAY).std())
 
 
 def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
-    """A point (x, y) on the product; on its outline for what happens at edges."""
+    """A random point (x, y) on the product, for defects of edges on its outline."""
     coverage = scene.coverage
     candidates = coverage > 0.5
     if name in ("broken_edge", "bent") and not candidates.all():
@@ -115,7 +116,7 @@ def _place(scene: Scene, rng: Generator, name: str) -> tuple[float, float]:
 
 
 def _tone(image: Image, center: tuple[float, float], rng: Generator, low: float, high: float) -> Field:
-    """A colour that differs from the one at ``center`` by low..high, lighter or darker, sometimes tinted."""
+    """A colour BGR [3] that differs from the one at ``center`` by low..high, lighter or darker, sometimes tinted."""
     x, y = int(center[0]), int(center[1])
     local = image[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4].reshape(-1, 3).mean(axis=0)
     sign = -1 if local.mean() > rng.uniform(0.15, 0.85) else 1
@@ -130,7 +131,7 @@ def _paint(image: Image, alpha: Field, color: Field) -> Image:
 def _path(
     rng: Generator, start: tuple[float, float], length: float, bend: float, steps: int = 14
 ) -> NDArray[np.int32]:
-    """A wandering polyline of about ``length`` pixels centred on ``start``, in 1/16 pixels for cv2's shift=4."""
+    """A random winding polyline of about ``length`` pixels centred on ``start``, in 1/16 pixels for cv2's shift=4."""
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, bend, steps))
     moves = np.stack([np.cos(heading), np.sin(heading)], axis=1) * length / steps
     points = np.cumsum(moves, axis=0)
@@ -139,7 +140,7 @@ def _path(
 
 
 def _stroke(size: tuple[int, int], path: NDArray[np.int32], width: float) -> Field:
-    """Antialiased line; a width below one pixel becomes a fainter one-pixel line."""
+    """Antialiased line [H, W] in 0..1; a width below one pixel gives a fainter line of one pixel."""
     canvas = np.zeros(size, np.uint8)
     cv2.polylines(canvas, [path], False, 255, max(1, round(width)), cv2.LINE_AA, shift=4)
     return canvas.astype(np.float32) * np.float32(min(width, 1.0) / 255)
@@ -181,7 +182,7 @@ def hole(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
 
 
 def stain(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """A translucent blot: the texture shows through."""
+    """A translucent spot through which the texture remains visible."""
     size = scene.coverage.shape
     alpha = blob(rng, size, center, radius, 0.5) * rng.uniform(0.3, 0.85)
     alpha = alpha * np.clip(1 + 0.4 * smooth(rng, size, max(3.0, radius / 2)), 0, 1.2)
@@ -193,7 +194,7 @@ def stain(scene: Scene, rng: Generator, center: tuple[float, float], radius: flo
 
 
 def color_change(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Discoloured or differently exposed area: gain and tint change, structure stays."""
+    """A discoloured or differently exposed area: gain and tint change, the structure stays."""
     alpha = blob(rng, scene.coverage.shape, center, radius * 1.3, 0.4)[..., None]
     gain = np.exp(rng.choice([-1, 1]) * rng.uniform(0.12, 0.6)) * (
         1 + rng.uniform(-0.25, 0.25, 3) * (rng.random() < 0.6)
@@ -202,7 +203,7 @@ def color_change(scene: Scene, rng: Generator, center: tuple[float, float], radi
 
 
 def contamination(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Foreign matter: an opaque shaded particle or a few."""
+    """Foreign matter: one to three opaque, shaded particles."""
     size = scene.coverage.shape
     image = scene.image
     for _ in range(int(rng.integers(1, 4))):
@@ -224,7 +225,7 @@ def fibre(scene: Scene, rng: Generator, center: tuple[float, float], radius: flo
 
 
 def cut_paste(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Another spot of the same part, turned, in the wrong place."""
+    """A patch from another place of the same part, rotated."""
     size = scene.coverage.shape
     donor = _place(scene, rng, "cut_paste")
     turn = cv2.getRotationMatrix2D(donor, float(rng.uniform(20, 340)), float(rng.uniform(0.8, 1.25)))
@@ -237,7 +238,7 @@ def cut_paste(scene: Scene, rng: Generator, center: tuple[float, float], radius:
 
 
 def foreign_texture(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Perlin-shaped area replaced by another material."""
+    """An area of random shape replaced by another material."""
     size = scene.coverage.shape
     other = render(Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(0, 2**31))), rng, size).image
     noise = smooth(rng, size, max(4.0, radius / 1.5))
@@ -248,7 +249,7 @@ def foreign_texture(scene: Scene, rng: Generator, center: tuple[float, float], r
 
 
 def poisson_paste(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """A patch of another spot or product, blended seamlessly (gradient domain)."""
+    """A patch from another place or product, blended seamlessly (in the gradient domain)."""
     size = scene.coverage.shape
     if rng.random() < 0.5:
         donor = render(Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(0, 2**31))), rng, size).image
@@ -277,7 +278,7 @@ def poisson_paste(scene: Scene, rng: Generator, center: tuple[float, float], rad
 
 
 def missing(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Part of the object is not there: the background shows; on a surface the texture is worn away."""
+    """A piece of the object is missing and shows the background; on a surface the texture is worn away."""
     size = scene.coverage.shape
     alpha = blob(rng, size, center, radius * 1.2, 0.3)[..., None]
     behind = scene.background
@@ -308,7 +309,7 @@ def bent(scene: Scene, rng: Generator, center: tuple[float, float], radius: floa
 
 
 def broken_edge(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """A chip off the outline; away from any outline it is a spall that shows raw material."""
+    """A piece broken off the outline; away from the outline, a chip that shows raw material."""
     size = scene.coverage.shape
     alpha = (blob(rng, size, center, radius, 0.6) > 0.5).astype(np.float32)[..., None]
     raw = _tone(scene.image, center, rng, 0.08, 0.35) * (1 + 0.15 * fractal(rng, size, 3, 2))[..., None]
@@ -317,7 +318,7 @@ def broken_edge(scene: Scene, rng: Generator, center: tuple[float, float], radiu
 
 
 def dent(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """A dent, bump or wrinkle: lit on one side, dark on the other, the surface's colour unchanged."""
+    """A dent, bump or wrinkle: bright on one side, dark on the other; the surface's colour is unchanged."""
     size = scene.coverage.shape
     bump = cv2.GaussianBlur(blob(rng, size, center, radius, 0.3), (0, 0), max(1.0, radius / 3))
     angle = rng.uniform(0, 2 * np.pi)
@@ -345,7 +346,7 @@ def streak(scene: Scene, rng: Generator, center: tuple[float, float], radius: fl
 
 
 def rough(scene: Scene, rng: Generator, center: tuple[float, float], radius: float) -> Image:
-    """Frayed, scuffed, porous or polished: the local texture is stronger, weaker or another one."""
+    """A frayed, scuffed, porous or polished area: the local texture is stronger, weaker or different."""
     size = scene.coverage.shape
     alpha = blob(rng, size, center, radius, 0.5)[..., None]
     if rng.random() < 0.3:
@@ -365,7 +366,7 @@ DEFECTS: dict[str, Callable[[Scene, Generator, tuple[float, float], float], Imag
     "dent": dent, "streak": streak, "rough": rough,
 }  # fmt: skip
 
-# On a random texture a displaced piece of the same texture is simply more of it: nobody could call that a defect.
+# On a random texture, a displaced piece of the same texture cannot be recognised as a defect.
 RANDOM_TEXTURES = ("leather", "speckle", "carpet", "cast", "ground", "foam", "glazed")
 DISPLACEMENTS = ("cut_paste", "bent")
 

@@ -1,6 +1,6 @@
-"""The built-in demo line: a few products pass, some parts are defective, the truth is known.
+"""The built-in demo line: parts of a few products, some of them defective, with known truth.
 
-Products are held-out families: the bundled model never saw them in training.
+The products are families that the bundled model was not trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRODUCTS: tuple[str, ...] = tuple(_LINE)
 
 @dataclass(frozen=True)
 class Part:
-    """One part as it passes the camera, with the truth that only a demo has."""
+    """One part as the camera sees it, with the truth that only a demo knows."""
 
     product: str
     frame: NDArray[np.uint8]  # [480, 640, 3] BGR
@@ -39,12 +39,12 @@ class Part:
 
 
 def normal_sample(product: str, index: int = 0, seed: int = 0) -> NDArray[np.uint8]:
-    """A good part to enrol, uint8 BGR [480, 640, 3]; never one that ``render_line`` shows."""
+    """A good part to enrol, uint8 BGR [480, 640, 3]; ``render_line`` never yields it."""
     return draw(_LINE[product], default_rng([seed, 1, PRODUCTS.index(product), index]), 0, FRAME_SIZE).pixels
 
 
 def render_line(num_parts: int, seed: int = 0) -> Iterator[Part]:
-    """Parts in the order in which they pass; part i is the same whatever ``num_parts`` is."""
+    """The line's parts in order; part i does not depend on ``num_parts``."""
     for index in range(num_parts):
         rng = default_rng([seed, 2, index])
         product = PRODUCTS[int(rng.integers(len(PRODUCTS)))]
@@ -56,7 +56,7 @@ def render_line(num_parts: int, seed: int = 0) -> Iterator[Part]:
 
 
 def _inspected(mask: NDArray[np.bool_]) -> bool:
-    """Whether the defects lie in the centre square, the part of the frame that the model gets to see."""
+    """Whether more than 90 % of the defective pixels lie in the centre square, the area that the model inspects."""
     height, width = mask.shape
     margin = (width - height) // 2
     return bool(mask[:, margin : width - margin].sum() > 0.9 * mask.sum())

@@ -1,4 +1,4 @@
-"""Random fields that products and defects are made of (NumPy and OpenCV only; the demo line renders with them)."""
+"""Random fields for drawing products and defects (NumPy and OpenCV only: the demo line needs them at run time)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ Field = NDArray[np.floating[Any]]
 
 
 def smooth(rng: Generator, size: tuple[int, int], cell: float, stretch: float = 1.0) -> Field:
-    """Band-limited noise [H, W], about unit variance.
+    """Band-limited noise float32 [H, W] of about unit variance.
 
     Args:
-        cell: feature size in pixels (of the vertical direction).
-        stretch: features are this much longer horizontally.
+        rng: generator.
+        size: (H, W).
+        cell: vertical feature size in pixels.
+        stretch: ratio of horizontal to vertical feature size.
     """
     height, width = size
     rows = max(2, round(height / cell) + 1)
     columns = max(2, round(width / (cell * stretch)) + 1)
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    # cubic interpolation between independent values loses about a third of their spread
+    # cubic interpolation between independent values reduces their standard deviation to about 1 / 1.35
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(1.35)
 
 
 def fractal(
     rng: Generator, size: tuple[int, int], cell: float, octaves: int = 4, stretch: float = 1.0
 ) -> Field:
-    """Sum of ``octaves`` noises, each half as large in cell and weight; about unit variance."""
+    """Sum of ``octaves`` noises, each with half the cell and weight of the one before; about unit variance, [H, W]."""
     total = np.zeros(size, np.float32)
     weight, power = 1.0, 0.0
     for _ in range(octaves):
@@ -43,13 +45,13 @@ def fractal(
 
 @functools.cache
 def _grain() -> Field:
-    """Fixed normal noise that windows are cut from: drawing 50,000 fresh normals a part takes longer than drawing
-    the part."""
+    """Fixed normal noise to cut windows from: drawing 50,000 new normal values per part takes longer than drawing the
+    part."""
     return np.random.default_rng(0).standard_normal((1500, 1500), dtype=np.float32)
 
 
 def white(rng: Generator, size: tuple[int, int]) -> Field:
-    """Unit white noise [H, W]: a random window of fixed noise (fresh where the window does not fit)."""
+    """White noise [H, W] of unit variance: a random window of fixed noise, or new noise if the window is too large."""
     table = _grain()
     if max(size) > len(table) // 2:
         return rng.standard_normal(size, dtype=np.float32)
@@ -60,7 +62,7 @@ def white(rng: Generator, size: tuple[int, int]) -> Field:
 def blob(
     rng: Generator, size: tuple[int, int], center: tuple[float, float], radius: float, rough: float
 ) -> Field:
-    """Soft-edged random shape: alpha [H, W] in 0..1 about ``radius`` pixels wide around ``center`` (x, y).
+    """Soft-edged random shape: alpha [H, W] in 0..1 with a radius of about ``radius`` pixels around ``center`` (x, y).
 
     The outline is an ellipse whose radius varies with a few random harmonics of strength ``rough``.
     """

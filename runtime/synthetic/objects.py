@@ -1,4 +1,4 @@
-"""Objects that lie before a background: each is ``kind(style, part, view) -> (image, coverage)``."""
+"""Objects in front of a background: each is a function ``kind(style, part, view) -> (image, coverage)``."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def board(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
 
 
 def connector(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
-    """A housing with rows of pins; each pin stands a little differently."""
+    """A housing with rows of pins; the pins' positions vary slightly."""
     width, height = style.uniform(0.32, 0.46), style.uniform(0.1, 0.24)
     columns, rows = int(style.integers(4, 14)), int(style.integers(1, 4))
     shell, pin_color = pigment(style, 0.05, 0.6), pigment(style, 0.55, 0.95, 0.5)
@@ -248,7 +248,7 @@ def screw(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
 
 
 def cable(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
-    """A cable's cross-section: jacket, insulated cores, strands that lie differently in every cut."""
+    """A cable's cross-section: jacket, insulated cores, and strands whose positions differ in every cut."""
     radius, jacket = style.uniform(0.32, 0.46), style.uniform(0.06, 0.16)
     cores, sheath = int(style.integers(1, 5)), pigment(style, 0.05, 0.9)
     filler, copper = pigment(style, 0.1, 0.8, 0.5), np.sort(pigment(style, 0.45, 0.8, 0.2))
@@ -271,7 +271,7 @@ def cable(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
 
 
 def _strands(part: Generator, view: View, count: float) -> Field:
-    """Shade of packed round wires, each a little out of place: ``count`` a unit."""
+    """Shade of packed round wires at slightly irregular positions: ``count`` per unit of length."""
     turn = part.uniform(0, 1.0)
     x = (np.cos(turn) * view.u + np.sin(turn) * view.v) * count
     y = (np.cos(turn) * view.v - np.sin(turn) * view.u) * count * 1.155
@@ -284,7 +284,7 @@ def _strands(part: Generator, view: View, count: float) -> Field:
 
 
 def shell(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
-    """Nuts, seeds, fruit, pebbles: a shaded round body with streaks, each one's own outline and markings."""
+    """Nuts, seeds, fruit, pebbles: a shaded round body with streaks; outline and markings differ from part to part."""
     radius, aspect = style.uniform(0.24, 0.42), style.uniform(0.75, 1.0)
     base = np.sort(pigment(style, 0.25, 0.7, 0.2))
     streaks, mottle, cap = style.uniform(0, 0.3), style.uniform(0.02, 0.12), style.uniform(0, 0.6)
@@ -322,7 +322,7 @@ def pill(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
 
 
 def label(style: Generator, part: Generator, view: View) -> tuple[Image, Field]:
-    """A printed label: bars, lines of text, a block; the print sits a little differently on every one."""
+    """A printed label: bars, lines of text, a block; the print's position varies slightly."""
     width, height = style.uniform(0.3, 0.46), style.uniform(0.18, 0.38)
     paper, ink, accent = (
         pigment(style, 0.7, 0.98, 0.5),

@@ -1,9 +1,9 @@
-"""Procedural products: what a line's camera might see, with the variation between good parts.
+"""Procedural products as a line's camera might see them, with the variation between good parts.
 
 A ``Family`` is one product: a kind and a seed that fixes its design (colours, pitch, proportions). ``render``
 draws one good part of it: the design comes from the family's seed, everything that differs between good parts
-(pose, grain, markings) from the caller's generator. What the line adds to good and bad parts alike (dirt, light,
-focus, noise) is ``camera.py``'s.
+(pose, grain, markings) from the caller's generator. ``camera.py`` adds the effects of the line, which good and
+defective parts share (dirt, light, focus, noise).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .surfaces import SURFACES, metal
 
 GENERATOR_VERSION = 2
 KINDS = (*SURFACES, *OBJECTS)
-HELD_OUT_KINDS = ("mesh", "nut", "corrugated", "pins")  # never trained on: the evaluation families hold them
+HELD_OUT_KINDS = ("mesh", "nut", "corrugated", "pins")  # never trained on; in the evaluation families only
 TRAINED_KINDS = tuple(kind for kind in KINDS if kind not in HELD_OUT_KINDS)
 
 
@@ -54,7 +54,7 @@ def render(family: Family, part: Generator, size: tuple[int, int] = (224, 224)) 
         size: (height, width) in pixels.
 
     Returns:
-        The scene before the camera (see ``photograph``); defects are made in between.
+        The scene without the camera's effects (see ``photograph``); defects are added before those.
     """
     style = family.style()
     surface = family.kind in SURFACES
@@ -68,7 +68,7 @@ def render(family: Family, part: Generator, size: tuple[int, int] = (224, 224)) 
 
 
 def _lit(style: Generator, body: Image, background: Image, coverage: Field) -> Scene:
-    """The object under the line's lamp: a shadow on what it lies on, an edge lit on one side and dark on the other."""
+    """Light the object: a shadow on the background, and an edge that is bright on one side and dark on the other."""
     angle, unit = style.uniform(0, 2 * np.pi), min(coverage.shape)
     shadow, reach = style.uniform(-0.2, 0.5), style.uniform(0.005, 0.03) * unit
     bevel, width = style.uniform(-0.3, 0.8), style.uniform(0.004, 0.012) * unit
@@ -86,7 +86,8 @@ def _lit(style: Generator, body: Image, background: Image, coverage: Field) -> S
 
 
 def _pose(style: Generator, part: Generator, size: tuple[int, int], surface: bool) -> View:
-    """How this part lies: a surface passes at any offset, an object sits near its nest or turned freely."""
+    """Position and rotation of this part: a surface has a random offset, an object lies near the centre; for some
+    products the rotation is random too."""
     base_angle = style.uniform(0, 2 * np.pi) if style.random() < 0.5 else np.pi / 2 * style.integers(0, 4)
     turns_freely = style.random() < (0.1 if surface else 0.35)
     slack, zoom = style.uniform(0.0, 0.04), style.uniform(0.003, 0.02)
@@ -104,7 +105,7 @@ def _pose(style: Generator, part: Generator, size: tuple[int, int], surface: boo
 
 
 def _background(style: Generator, part: Generator, view: View) -> Image:
-    """What the part lies on: plain, brushed, mottled, or a belt with a grid of ribs."""
+    """The background: plain, brushed, mottled, or a belt with a woven pattern."""
     kind = style.integers(0, 6)
     ground = pigment(style, 0.02, 0.95, 0.75)
     rough = style.uniform(0.0, 0.05)
@@ -115,7 +116,7 @@ def _background(style: Generator, part: Generator, view: View) -> Image:
         tone = 1 + rough * fractal(part, view.size, 8, 3)
     elif kind == 2:
         tone = 1 + rough * smooth(part, view.size, 60)
-    elif kind == 3:  # a belt's weave, at rest where the part is not
+    elif kind == 3:  # a belt's weave, fixed in product coordinates
         pitch = style.uniform(15, 50)
         tone = 1 + 2 * rough * np.cos(view.u * pitch * 6.28) * np.cos(view.v * pitch * 6.28)
     return ground * tone.astype(np.float32)[..., None]

@@ -1,7 +1,7 @@
 """Surfaces that fill the frame: textiles, wood, metal, stone, print.
 
-Each is a function ``kind(style, part, view) -> image``: the design comes from ``style``, from which it must draw the
-same number of values whatever ``part`` says.
+Each is a function ``kind(style, part, view) -> image``: the design is drawn from ``style``, and the number of values
+drawn from it must not depend on ``part``.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def fabric(style: Generator, part: Generator, view: View) -> Image:
 
 
 def _slubs(part: Generator, thread: Field, along: Field) -> Field:
-    """How thick each yarn is here: a smooth random course of its own along every thread."""
+    """Thickness of each yarn at every pixel: an independent smooth random function along each thread."""
     table = part.standard_normal((64, 128), dtype=np.float32)
     course, row = np.mod(along, 126).astype(np.float32), np.mod(thread, 64).astype(np.float32)
     return np.asarray(cv2.remap(table, course, row, cv2.INTER_LINEAR), np.float32)

@@ -1,4 +1,4 @@
-"""The benchmark scripts as they are called: they run, and their figures mean what they say."""
+"""The benchmark scripts as they are called: they run and write plausible figures."""
 
 from __future__ import annotations
 

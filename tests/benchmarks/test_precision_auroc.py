@@ -1,4 +1,4 @@
-"""What fp16 and int8 cost nano in AUROC: the comparison sees what it should, and (slow) the present weights' gate."""
+"""AUROC of nano's fp16 and int8 encoders: the comparison of figures, and (slow) the limit for the shipped weights."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_an_encoder_equals_itself_and_a_spoilt_one_is_beyond_the_limit(script: M
         for by_measure in figures["fp16"].values()
         for figure in by_measure.values()
     )
-    said = script.beyond(figures)
-    assert said
-    assert all(line.startswith("int8") for line in said)
-    assert any("pixel_auroc" in line for line in said)
+    lines = script.beyond(figures)
+    assert lines
+    assert all(line.startswith("int8") for line in lines)
+    assert any("pixel_auroc" in line for line in lines)
     assert figures["int8"]["4"]["pixel_auroc"]["difference"] < -5 * script.LIMIT
 
 
@@ -81,9 +81,9 @@ def test_the_difference_is_the_mean_over_products_and_choices(script: ModuleType
     assert image["single"] == pytest.approx(np.std([0.03, 0.01, -0.01, 0.0]), abs=1e-5)
     assert image["farthest"] == pytest.approx({"a": 0.02, "b": -0.005})
     assert list(image["farthest"]) == ["a", "b"]
-    said = script.beyond(figures)
-    assert len(said) == 2, "what is not a number is not within a limit"
-    assert "int8, 4 normal samples, image_auroc: +0.0075" in said
+    lines = script.beyond(figures)
+    assert len(lines) == 2, "NaN is not within a limit"
+    assert "int8, 4 normal samples, image_auroc: +0.0075" in lines
 
 
 def test_folders_are_seen_as_eval_sees_them_and_small_ones_left_out(

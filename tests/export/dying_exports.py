@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from anomalygpt_edge.export import pipeline
-from anomalygpt_edge.export import resume as journal
+from anomalygpt_edge.export import pipeline, resume
 from anomalygpt_edge.runtime.bundles.bundle import Component, open_bundle
 from anomalygpt_edge.runtime.cli import main as cli
 
@@ -70,11 +69,11 @@ def die_in(stage: str, how: signal.Signals) -> None:
         os.truncate(path, path.stat().st_size // 2)
         die()
 
-    plain_run = journal.Journal.run
+    plain_run = resume.FinishedStages.run
 
-    def run(self: journal.Journal, name: str, *details: object) -> object:
+    def run(self: resume.FinishedStages, name: str, *details: object) -> object:
         if name == stage and name not in self.stages:
-            journal.flush = halve_and_die
+            resume.flush = halve_and_die
         return plain_run(self, name, *details)
 
     plain_step = pipeline.Steps.step
@@ -86,7 +85,7 @@ def die_in(stage: str, how: signal.Signals) -> None:
                 die()
             yield begun
 
-    journal.Journal.run, pipeline.Steps.step = run, step
+    resume.FinishedStages.run, pipeline.Steps.step = run, step
     if stage == "publish":
         pipeline.publish = die
 

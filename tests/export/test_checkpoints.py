@@ -112,11 +112,11 @@ def test_truncated_shard_and_safetensors(originals, nano_folder, tmp_path, copy_
 def test_empty_file_missing_file_missing_shard(originals, tmp_path, copy_of):
     copied = copy_of(originals, tmp_path)
     (copied.vicuna / "pytorch_model-00001-of-00002.bin").unlink()
-    assert "pytorch_model-00001-of-00002.bin is not there" in failure(copied.paths)
+    assert "pytorch_model-00001-of-00002.bin does not exist" in failure(copied.paths)
     copied.anomalygpt.write_bytes(b"")
     assert "truncated or not a torch checkpoint" in failure(copied.paths)
     copied.imagebind.unlink()
-    assert "imagebind_huge.pth is not there" in failure(copied.paths)
+    assert "imagebind_huge.pth does not exist" in failure(copied.paths)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_empty_file_missing_file_missing_shard(originals, tmp_path, copy_of):
 def test_what_was_downloaded_instead_of_the_file(originals, tmp_path, copy_of, text):
     copied = copy_of(originals, tmp_path)
     copied.anomalygpt.write_text(text)
-    assert "is no torch checkpoint (a web page, or a Git LFS pointer" in failure(copied.paths)
+    assert "is not a torch checkpoint (it may be a web page or a Git LFS pointer" in failure(copied.paths)
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "other.pt"])
@@ -135,7 +135,7 @@ def test_a_file_of_another_model(originals, tmp_path, name):
     save({"resnet.weight": torch.ones(2)}, other)
     imagebind, vicuna, pandagpt, _, features = originals.paths
     message = failure((imagebind, vicuna, pandagpt, other, features))
-    assert f"{other} is no AnomalyGPT checkpoint: its keys (resnet.weight) are not that model's" in message
+    assert f"{other} is not the AnomalyGPT checkpoint: its keys (resnet.weight) belong to another model" in message
 
 
 class Payload:
@@ -153,7 +153,7 @@ def test_pickle_with_code_is_refused(originals, tmp_path, copy_of, role, save, m
     path = path / "pytorch_model-00002-of-00002.bin" if role == "vicuna" else path
     save(OrderedDict({"llama_proj.weight": Payload()}), path)
     message = failure(copied.paths)
-    assert "holds code besides tensors" in message
+    assert "contains code besides tensors" in message
     assert str(path) in message
     assert not (tmp_path / "poisoned").exists()
 
@@ -164,7 +164,7 @@ def test_not_a_state_dict(tmp_path):
     with pytest.raises(CheckpointError, match="entry 'model' is a dict, not a tensor"):
         open_tensors(path)
     torch.save(torch.ones(3), path)
-    with pytest.raises(CheckpointError, match="holds a Tensor, not named tensors"):
+    with pytest.raises(CheckpointError, match="contains a Tensor, not named tensors"):
         open_tensors(path)
 
 
@@ -181,7 +181,7 @@ def test_renamed_missing_and_extra_keys(originals, tmp_path, copy_of):
     ("file", "words"),
     [
         ("vicuna/pytorch_model-00002-of-00002.bin", None),  # not in the index: nobody reads it
-        ("pandagpt.pt", "unexpected key extra.weight: this is not a PandaGPT delta as published"),
+        ("pandagpt.pt", "has the unexpected key extra.weight: give PandaGPT's delta as published"),
         ("anomalygpt.pt", "has unexpected extra.weight"),
         (
             "imagebind_huge.pth",
@@ -216,7 +216,7 @@ def test_delta_of_another_size(originals, tmp_path, copy_of):
     edit_pickle(copied.pandagpt, widen)
     message = failure(copied.paths)
     assert "PandaGPT delta for width 96" in message
-    assert "64 wide" in message
+    assert "width 64" in message
 
 
 def test_lora_missing_or_incomplete(originals, tmp_path, copy_of):
@@ -225,7 +225,7 @@ def test_lora_missing_or_incomplete(originals, tmp_path, copy_of):
     edit_pickle(copied.pandagpt, lambda d: d.pop(key))
     assert "lacks lora_B of model.layers.1.self_attn.o_proj" in failure(copied.paths)
     edit_pickle(copied.pandagpt, lambda d: OrderedDict((k, v) for k, v in d.items() if "lora" not in k))
-    assert "holds no LoRA weights" in failure(copied.paths)
+    assert "contains no LoRA weights" in failure(copied.paths)
 
 
 def test_lora_of_fewer_layers(originals, tmp_path, copy_of):
@@ -263,7 +263,7 @@ def test_a_value_that_is_no_number_is_named(originals, tmp_path, copy_of, file, 
     path = copied.imagebind.parent / file
     edit_pickle(path, lambda d: d[key].detach().view(-1).__setitem__(-1, float(value)))
     message = failure(copied.paths)
-    assert f"{key} holds NaN or infinite values" in message
+    assert f"{key} contains NaN or infinite values" in message
     assert str(path.parent if "vicuna" in file else path) in message
 
 
@@ -272,7 +272,7 @@ def test_config_of_another_model(originals, tmp_path, copy_of):
     path = copied.vicuna / "config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"hidden_size": 128}))
-    assert "hidden_size 128 but the weights are 64 wide" in failure(copied.paths)
+    assert "hidden_size 128 but the weights have width 64" in failure(copied.paths)
     path.write_text(json.dumps(settings | {"rope_scaling": {"type": "linear", "factor": 8}}))
     assert "rope_scaling" in failure(copied.paths)
     path.write_text("{")
@@ -292,7 +292,7 @@ def test_text_features_are_checked(originals, tmp_path):
     path = tmp_path / "features.npz"
     for arrays, words in (
         ({"object": np.ones((2, 16), np.float32)}, "instead of (2, 32)"),
-        ({"object": np.ones((2, 32), np.float32)}, "not unit norm"),
+        ({"object": np.ones((2, 32), np.float32)}, "does not have unit norm"),
         ({"object": np.array([{}], dtype=object)}, "not a readable npz"),
     ):
         np.savez(path, **arrays)
@@ -316,7 +316,7 @@ def test_share_of_neighbours_is_a_share(nano_folder, tmp_path):
     save_file(load_file(file), file, {**told, "neighbourhood": "0.4"})
     assert open_checkpoint_folder(folder).config.vision.neighbourhood == 0.4
     save_file(load_file(file), file, {**told, "neighbourhood": "40"})
-    with pytest.raises(CheckpointError, match="is a share, 0 to 1, not 40"):
+    with pytest.raises(CheckpointError, match="must be a share, 0 to 1, not 40"):
         open_checkpoint_folder(folder)
 
 
@@ -350,7 +350,7 @@ def test_13b_delta_on_a_7b_vicuna_is_named():
     learner = {
         f"prompt_learner.{k}": v for k, v in module_shapes(PromptLearner, PromptLearnerConfig()).items()
     }
-    with pytest.raises(CheckpointError, match=r"PandaGPT delta for width 5120 \(13B\).* 4096 wide \(7B\)"):
+    with pytest.raises(CheckpointError, match=r"PandaGPT delta for width 5120 \(13B\).* width 4096 \(7B\)"):
         check_fit(AnomalyGPTConfig(), panda, header_only("anomalygpt.pt", learner))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomalygpt_edge.export import precision
+from anomalygpt_edge.export.checkpoint_report import describe_anomalygpt, needs_of
 from anomalygpt_edge.export.checkpoints import load_model, open_checkpoint_folder
 from anomalygpt_edge.export.float16 import export_float16
 from anomalygpt_edge.export.int8_graph import linears, load
@@ -26,7 +27,6 @@ from anomalygpt_edge.export.pipeline import export_bundle
 from anomalygpt_edge.export.quantize import to_int8
 from anomalygpt_edge.export.reference import Reference
 from anomalygpt_edge.export.samples import draw_part
-from anomalygpt_edge.export.survey import describe_anomalygpt, needs_of
 from anomalygpt_edge.export.tensor_files import CheckpointError, open_tensors
 from anomalygpt_edge.kernels import preprocess
 from anomalygpt_edge.models.anomalygpt import AnomalyGPT
@@ -122,7 +122,7 @@ def test_a_learner_reads_what_it_has_a_network_for(
 @pytest.mark.parametrize("name", LOOK_KERNELS)
 def test_a_look_that_is_incomplete_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     message = refusal(changed(checkpoint, tmp_path, **{name: None}))
-    assert f"lacks prompt_learner.{name}, of the network that looks at the picture" in message
+    assert f"lacks prompt_learner.{name} of the picture network" in message
     assert "whole checkpoint again" in message
 
 
@@ -140,13 +140,13 @@ def test_a_look_of_another_shape_or_without_a_layer_is_refused(
 def test_evidence_of_another_version_is_refused(checkpoint: Path, tmp_path: Path, more: int) -> None:
     figures = NUM_FIGURES + more
     message = refusal(changed(checkpoint, tmp_path, **{EVIDENCE_NET[0]: torch.ones(16, figures)}))
-    assert f"reads {figures} figures of evidence, and this program computes {NUM_FIGURES}: use the" in message
+    assert f"expects {figures} evidence features, but this version computes {NUM_FIGURES}: use the" in message
 
 
 @pytest.mark.parametrize("name", EVIDENCE_NET)
 def test_evidence_that_is_incomplete_is_refused(checkpoint: Path, tmp_path: Path, name: str) -> None:
     message = refusal(changed(checkpoint, tmp_path, **{name: None}))
-    assert f"lacks prompt_learner.{name}, of the network that reads evidence" in message
+    assert f"lacks prompt_learner.{name} of the evidence network" in message
     assert "whole checkpoint again" in message
 
 
@@ -156,11 +156,11 @@ def test_evidence_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path, 
     assert f"has prompt_learner.{name} of another shape ((7,) instead of" in message
 
 
-def test_the_survey_says_so_and_counts_its_weights(
+def test_the_report_names_it_and_counts_its_weights(
     checkpoint: Path, tiny_model: AnomalyGPT, seeing_model: AnomalyGPT
 ) -> None:
-    said = describe_anomalygpt(open_tensors(checkpoint / "anomalygpt.safetensors"))
-    assert "its prompt learner reads evidence and the picture beside the map; setup: unknown" in said
+    description = describe_anomalygpt(open_tensors(checkpoint / "anomalygpt.safetensors"))
+    assert "its prompt learner reads evidence and the picture beside the map; setup: unknown" in description
     config = open_checkpoint_folder(checkpoint).config
     learner = seeing_model.prompt_learner
     beside = (learner.evidence_net, learner.look_net, learner.look_words)

@@ -115,7 +115,7 @@ def test_weight_beyond_float16_is_refused(nano_folder, tmp_path):
 
 
 def test_bad_tokenizer_files(tmp_path):
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         read_vocabulary(tmp_path / "tokenizer.model", 10)
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\xff garbage")
     with pytest.raises(CheckpointError, match="is not a sentencepiece model"):

@@ -21,7 +21,7 @@ from anomalygpt_edge.runtime.bundles.bundle import open_bundle
 from anomalygpt_edge.runtime.common.errors import ConfigError
 
 ROLES = ("imagebind", "vicuna", "pandagpt", "anomalygpt", "text-features")
-# In their order; those of the journal, and between them what makes no files.
+# In order: the stages that write files, and between them those that write none.
 STAGES = (
     "Check the checkpoints",
     "Digest the checkpoints",
@@ -85,8 +85,8 @@ def test_interrupted_export_says_how_to_go_on(small, exported, undisturbed, tmp_
     *stopped, (_, last, words) = export_and_die(small, exported, out, stages, "SIGINT")
     assert [os.WEXITSTATUS(status) for _, status, _ in stopped] == [130] * 3
     nothing = "agpt: interrupted\n"
-    going_on = "agpt: interrupted: the same command goes on from the last finished stage\n"
-    assert [said for _, _, said in stopped] == [nothing, nothing, going_on]
+    going_on = "agpt: interrupted: run the same command again to continue after the last finished stage\n"
+    assert [errors for _, _, errors in stopped] == [nothing, nothing, going_on]
     assert last == 0, words
     assert open_bundle(out).manifest.files == undisturbed
     assert list(tmp_path.iterdir()) == [out]
@@ -123,12 +123,12 @@ def test_disk_full_in_every_stage(small, exported, undisturbed, disk, monkeypatc
     before = 0
     for index, (stage, size) in enumerate(stages.items()):
         grow(disk, before + size // 2)
-        with pytest.raises(ConfigError, match=r"(No space left|not written whole).*same command again"):
+        with pytest.raises(ConfigError, match=r"(No space left|not written completely).*same command again"):
             export_bundle(options)
-        journal = disk / ".bundle.partial.json"
-        finished = json.loads(journal.read_text())["stages"] if journal.exists() else {}
+        listed = disk / ".bundle.partial.json"
+        finished = json.loads(listed.read_text())["stages"] if listed.exists() else {}
         assert list(finished) == list(stages)[:index], stage
-        before = size + 16384  # and the journal
+        before = size + 16384  # and the list of finished stages
     grow(disk, 1 << 24)
     export_bundle(options)
     assert open_bundle(options.out).manifest.files == undisturbed

@@ -106,7 +106,7 @@ def stop(error: BaseException):
         (
             OSError(errno.ENOSPC, "No space left on device"),
             ConfigError,
-            "No space left.*goes on from the last",
+            "No space left.*continues after the last",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_an_export_out_of_memory_says_so_and_goes_on(
 ):
     with monkeypatch.context() as starved:
         starved.setattr(pipeline, "write_gguf", lambda *given: greedy(1 << 50))
-        with pytest.raises(ConfigError, match=r"memory ran out .*locate.*goes on from the last"):
+        with pytest.raises(ConfigError, match=r"memory ran out .*locate.*continues after the last"):
             export_bundle(options)
     monkeypatch.setattr(pipeline, "export_networks", stop(AssertionError("made twice")))
     export_bundle(options)
@@ -145,7 +145,7 @@ def test_a_quantisation_that_ends_early_goes_on(options, exported_networks, monk
             export_bundle(options)
     monkeypatch.setattr(pipeline, "write_gguf", stop(AssertionError("made twice")))
     report = export_bundle(options)
-    assert "answer_logits f16" in [result.stage for result in report.parity]  # the proof is made again
+    assert "answer_logits f16" in [result.stage for result in report.parity]  # compared again
     assert not list(options.out.glob("*f16*"))
 
 
@@ -183,7 +183,7 @@ def test_a_mistake_on_the_way_keeps_what_is_finished(options, exported_networks,
         interrupted.setattr(pipeline, "write_gguf", stop(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             export_bundle(options)
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         export_bundle(replace(options, pandagpt=tmp_path / "none.pt"))
     monkeypatch.setattr(pipeline, "export_networks", stop(AssertionError("made twice")))
     export_bundle(options)
@@ -205,27 +205,27 @@ def test_a_model_that_memory_cannot_hold_is_compared_on_first_tokens(options, tm
 
 def test_memory_that_does_not_fit_is_refused_at_once(options):
     with pytest.raises(
-        ConfigError, match=r"takes about \d+\.\d GB of memory and --max-memory allows 0\.0 GB"
+        ConfigError, match=r"takes about \d+\.\d GB of memory, but --max-memory allows 0\.0 GB"
     ):
         export_bundle(replace(options, max_memory=1000))
     assert not list(options.out.parent.iterdir())
     assert [parse_size(text) for text in ("8G", "1.5g", "512MB", "100")] == [8e9, 1.5e9, 512e6, 100]
     for text in ("8X", "", "-1G", "0"):
-        with pytest.raises(ConfigError, match="is no size"):
+        with pytest.raises(ConfigError, match="is not a size"):
             parse_size(text)
 
 
 def test_a_disk_that_is_too_small_is_refused_at_once(options, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConfigError, match=r"takes about \d+\.\d GB of disk and .* has 0\.0 GB free"):
+    with pytest.raises(ConfigError, match=r"takes about \d+\.\d GB of disk, but .* has 0\.0 GB free"):
         export_bundle(options)
     assert not list(options.out.parent.iterdir())
 
 
 def test_a_second_export_to_one_place_is_kept_out(options, exported, exported_networks):
     folder = staging.staging_folder(options)
-    with staging.alone(folder):
+    with staging.exclusive(folder):
         (folder / "encoder.onnx").write_bytes(b"of the first")
         with pytest.raises(ConfigError, match="another export is writing"):
             export_bundle(options)
@@ -284,7 +284,7 @@ def test_command_exports_and_reports(small, tmp_path, exported_networks, capsys)
 
 def test_command_mistakes(small, tmp_path, monkeypatch, capsys):
     missing = replace(small, pandagpt=tmp_path / "none.pt")
-    with pytest.raises(AgptError, match=r"none\.pt is not there"):
+    with pytest.raises(AgptError, match=r"none\.pt does not exist"):
         app(args=["export", *arguments(missing, tmp_path / "bundle")], standalone_mode=False)
     monkeypatch.setattr(sys, "argv", ["agpt", "export", *arguments(missing, tmp_path / "bundle")])
     with pytest.raises(SystemExit) as stopped:

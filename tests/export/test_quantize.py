@@ -229,7 +229,7 @@ def test_calibration_images_are_spread_over_the_folder(tmp_path):
     assert (images[0].name, images[-1].name) == ("000.png", f"{3 * MAX_IMAGES - 1:03d}.png")
     assert calibration_images(None) == []
     for empty in (tmp_path / "000.png", tmp_path / "none"):
-        with pytest.raises(ConfigError, match="holds no image"):
+        with pytest.raises(ConfigError, match="contains no image"):
             calibration_images(empty)
 
 
@@ -264,5 +264,5 @@ def test_export_to_int8_passes_its_gate_and_inspects(small, tmp_path, exported_n
 
 
 def test_calibration_without_int8_is_a_mistake(small, tmp_path):
-    with pytest.raises(ConfigError, match="--calibration serves --precision int8"):
+    with pytest.raises(ConfigError, match="--calibration needs --precision int8"):
         replace(ExportOptions(*small.paths, out=tmp_path / "bundle"), calibration=tmp_path)

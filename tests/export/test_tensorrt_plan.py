@@ -194,21 +194,21 @@ def test_export_builds_plans_too(small, exported_networks, tmp_path: Path, capsy
     manifest = open_bundle(out).manifest
     assert [manifest.plans[name][0].compute_capabilities for name in NETWORKS] == [["12.0"]] * 3
     assert manifest.parity["engines"]["tensorrt-rtx"]["compared"] is False
-    assert "agpt verify does, on the device" in " ".join(capsys.readouterr().out.split())
+    assert "run agpt verify on the device" in " ".join(capsys.readouterr().out.split())
 
 
 def test_mistakes_are_one_sentence(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
-        (["--resume", "--engine", "tensorrt"], "--resume builds plans of a bundle"),
-        ([str(bundle)], "--resume builds plans of a bundle"),
+        (["--resume", "--engine", "tensorrt"], "needs both --resume and a bundle"),
+        ([str(bundle)], "needs both --resume and a bundle"),
         (["--resume", str(bundle)], "give --engine tensorrt or tensorrt-rtx"),
         (["--resume", "--engine", "tensorrt", "--out", "x", str(bundle)], "leave out --out"),
         (["--vicuna", "x"], "needs --imagebind, --pandagpt, --anomalygpt, --out"),
         (
             ["--resume", "--engine", "tensorrt", "--compute-capability", "8.9", str(bundle)],
-            "serves tensorrt-rtx",
+            "is for tensorrt-rtx only",
         ),
-        (["--resume", "--engine", "tensorrt-rtx", "--version-compatible", str(bundle)], "serve tensorrt:"),
+        (["--resume", "--engine", "tensorrt-rtx", "--version-compatible", str(bundle)], "are for tensorrt only:"),
     ):
         with pytest.raises(ConfigError, match=words):
             app(args=["export", *arguments], standalone_mode=False)
@@ -246,7 +246,7 @@ def test_a_builder_that_dies_is_one_sentence(bundle: Path, monkeypatch: pytest.M
         tensorrt_plan.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], -9, "", "")
     )
     with pytest.raises(
-        ConfigError, match=r"died while it built encoder.* \(exit status -9\), usually for want of"
+        ConfigError, match=r"crashed while building encoder.* \(exit status -9\), usually because memory"
     ):
         rebuild(bundle, [RTX], nothing)
     open_bundle(bundle)
@@ -342,10 +342,10 @@ def test_tensorrt_is_told_types_shapes_and_flags(api: FakeBuilderApi, bundle: Pa
 
 def test_tensorrt_needs_the_gpu_it_builds_for(api: FakeBuilderApi, bundle: Path, monkeypatch) -> None:
     monkeypatch.setattr(tensorrt_plan, "find_gpu", lambda: ORIN)
-    with pytest.raises(ConfigError, match="--hardware-compatible is not for Orin: leave it out"):
+    with pytest.raises(ConfigError, match="--hardware-compatible is not available on Orin: leave it out"):
         rebuild(bundle, [PlanOptions("tensorrt", hardware_compatible=True)], nothing)
     monkeypatch.setattr(tensorrt_plan, "find_gpu", lambda: None)
-    with pytest.raises(ConfigError, match="builds on the GPU it builds for: there is no NVIDIA GPU"):
+    with pytest.raises(ConfigError, match="needs the GPU that it builds for: there is no NVIDIA GPU"):
         rebuild(bundle, [PlanOptions("tensorrt")], nothing)
 
 

@@ -132,7 +132,7 @@ def test_given_features_need_no_text_tower(small):
         ),
         (
             lambda t: t.update({original_text_name("head.weight"): torch.ones(48, 64)}),
-            "text embeddings are 48 wide but image embeddings 32",
+            "text embeddings have width 48 but image embeddings 32",
         ),
         (
             lambda t: t.update({original_text_name("pos_embed"): torch.ones(1, 77, 32)}),
@@ -150,7 +150,7 @@ def test_damaged_text_tower_is_named(small, with_text, change, words):
 def test_poisoned_or_foreign_text_tower(small, with_text, letters):
     edit(with_text, lambda t: t[original_text_name("head.weight")].view(-1).__setitem__(3, float("nan")))
     checkpoints = open_checkpoints(with_text, *small.paths[1:4])
-    with pytest.raises(CheckpointError, match=r"modality_heads\.text\.proj\.1\.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"modality_heads\.text\.proj\.1\.weight contains NaN"):
         add_text_features(checkpoints, letters, ["pcb"])
     rows = {original_text_name("token_embedding.weight"): torch.ones(500, 64)}
     edit(with_text, lambda t: t.update(rows | {original_text_name("head.weight"): torch.ones(32, 64)}))
@@ -191,5 +191,5 @@ def test_original_pickle_keeps_its_scale(originals, encoder, tmp_path, copy_of, 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "line\nbreak", "x" * 65])
 def test_class_names_are_plain_words(small, tmp_path, name):
-    with pytest.raises(ConfigError, match="is no class name"):
+    with pytest.raises(ConfigError, match="is not a class name"):
         ExportOptions(*small.paths, out=tmp_path / "bundle", classes=(name,))

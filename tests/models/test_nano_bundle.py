@@ -1,4 +1,4 @@
-"""The bundled model: it is what its checkpoint exports to, and its words follow its prompt embeddings."""
+"""The bundled model: it equals the export of its checkpoint, and its answers depend on its prompt embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from anomalygpt_edge.models.nano.words import KNOWN_QUESTIONS
+from anomalygpt_edge.models.nano.dialogues import KNOWN_QUESTIONS
 from anomalygpt_edge.runtime.bundles.bundle import default_bundle, open_bundle
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.synthetic.data import draw, held_out_families

@@ -20,12 +20,24 @@ from anomalygpt_edge.models.look import LOOKS, LookNet
 from anomalygpt_edge.models.nano import initial, train_language, train_vision
 from anomalygpt_edge.models.nano import train as train_module
 from anomalygpt_edge.models.nano.config import LLM_WIDTH, Recipe, nano_config
+from anomalygpt_edge.models.nano.dialogues import (
+    CANNOT_KNOW,
+    CONFIDENCE_ANSWERS,
+    NOTHING,
+    dialogue,
+    look_answer,
+    places,
+    shade_answer,
+    shade_of,
+    shade_seen,
+    size_answer,
+)
 from anomalygpt_edge.models.nano.gallery import (
     ARRAYS,
     ENTRIES,
     SHARES,
+    Confidence,
     Gallery,
-    Sureness,
     build_gallery,
     make_bank,
     map_statistics,
@@ -42,18 +54,6 @@ from anomalygpt_edge.models.nano.save import save_checkpoint, vision_metadata, v
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
 from anomalygpt_edge.models.nano.train_look import look_at, train_look, vary
-from anomalygpt_edge.models.nano.words import (
-    CANNOT_KNOW,
-    NOTHING,
-    SURENESS,
-    dialogue,
-    look_answer,
-    places,
-    shade_answer,
-    shade_of,
-    shade_seen,
-    size_answer,
-)
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 from anomalygpt_edge.runtime.synthetic.data import mirror_defects, normalise
 from anomalygpt_edge.runtime.synthetic.defects import Defect
@@ -77,7 +77,7 @@ TINY = Recipe(
 @pytest.fixture(autouse=True)
 def _small_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures logged while training are not what is tested here: two families do."""
-    for module, name in ((train_vision, "evaluate_vision"), (train_language, "show_validation")):
+    for module, name in ((train_vision, "evaluate_vision"), (train_language, "encode_validation")):
         whole = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, _whole=whole: _whole(*args, num_families=2, num_queries=1)
@@ -133,10 +133,10 @@ def test_whole_recipe_writes_a_checkpoint_and_curves(tmp_path: Path, start: bool
         train(dataclasses.replace(recipe, seed=99), tmp_path / "run", tmp_path / "checkpoint", "cpu", 1)
 
 
-def test_the_same_weights_are_the_same_files(tmp_path: Path, words: train_language.Vocabulary) -> None:
+def test_the_same_weights_are_the_same_files(tmp_path: Path, vocabulary: train_language.Vocabulary) -> None:
     torch.manual_seed(0)
-    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-    (tmp_path / "tokenizer.model").write_bytes(words.tokenizer.serialized_model_proto())
+    model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size()))
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary.tokenizer.serialized_model_proto())
     features = {"object": np.eye(2, 64, dtype=np.float32)}
     for folder in ("one", "other"):
         save_checkpoint(model, tmp_path / "tokenizer.model", features, {"few_shot": 0.3}, tmp_path / folder)
@@ -188,24 +188,20 @@ def test_the_loss_teaches_matching(groups: Pool) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_only_answers_are_learned(words) -> None:
+def test_only_answers_are_learned(vocabulary) -> None:
     asked = [("Is this part defective?", answer(["top"])), ("Where is it?", "At the top of the image.")]
-    ids, labels = words.turns(asked)
+    ids, labels = vocabulary.turns(asked)
     learned = [i for i, label in zip(ids, labels, strict=True) if label != train_language.IGNORE]
-    text = words.tokenizer.decode(learned)
+    text = vocabulary.tokenizer.decode(learned)
     assert text.startswith("Yes, there is an anomaly")
     assert "Where" not in text
-    assert learned.count(words.stop) == 2
-    assert words.tokenizer.id_to_piece(words.stop) == STOP_PIECE
+    assert learned.count(vocabulary.stop) == 2
+    assert vocabulary.tokenizer.id_to_piece(vocabulary.stop) == STOP_PIECE
 
 
-def test_a_shade_is_one_token(words) -> None:
-    assert [words.tokenizer.id_to_piece(i) for i in words.shades] == [
-        "▁dark",
-        "▁bright",
-        "▁darker",
-        "▁brighter",
-    ]
+def test_a_shade_is_one_token(vocabulary) -> None:
+    pieces = [vocabulary.tokenizer.id_to_piece(i) for i in vocabulary.shades]
+    assert pieces == ["▁dark", "▁bright", "▁darker", "▁brighter"]
 
 
 def test_gallery_survives_the_disk(tmp_path: Path, groups: Pool) -> None:
@@ -270,8 +266,8 @@ def test_the_gallery_s_banks_are_the_runtime_s(groups: Pool) -> None:
     encoder = vision.eval().encoder
     encoder.config = nano_config().vision
     distinct = encoder.config.tokens**2
-    for copies in ("none", "turned"):
-        made = augment(normalise(groups[0].pixels[:2]), copies, encoder.config.grid)
+    for augmentation in ("none", "turned"):
+        made = augment(normalise(groups[0].pixels[:2]), augmentation, encoder.config.grid)
         with torch.no_grad():
             known = [encoder(torch.from_numpy(pixels))[1] for pixels, _ in made]
         samples = [np.concatenate([taps[i : i + 1].numpy() for taps in known], axis=2) for i in range(2)]
@@ -309,14 +305,14 @@ def test_every_dialogue_has_a_grounded_answer() -> None:
         group = draw_group(2, index)
         defects = group.defects[NORMALS + index % 3]
         shade = LOOKS[index % 3]
-        for question, reply in dialogue(rng, defects, group.kind, SURENESS[0], shade):
+        for question, reply in dialogue(rng, defects, group.kind, CONFIDENCE_ANSWERS[0], shade):
             assert question.endswith(("?", "."))
             if "than what is around" in reply:
                 assert shade in reply
             if reply.startswith(("Yes", "No,")):
                 assert reply == answer(places(defects))
             if not defects:
-                assert reply in (answer([]), NOTHING, SURENESS[0], CANNOT_KNOW) or "photo" in reply
+                assert reply in (answer([]), NOTHING, CONFIDENCE_ANSWERS[0], CANNOT_KNOW) or "photo" in reply
 
 
 @pytest.mark.parametrize(
@@ -334,7 +330,7 @@ def test_size_and_look_follow_the_defect(defect: Defect, size: str, look: str) -
     assert look_answer([defect], "neither") == f"It looks like {look}"
 
 
-def test_a_shade_is_said_where_it_can_be_seen() -> None:
+def test_a_shade_is_named_where_it_is_recognised() -> None:
     hole = Defect("hole", (0.5, 0.5), 0.008, 0.1, -0.1)
     assert look_answer([hole], "darker") == "It looks like a dark spot."
     assert shade_answer([hole], "brighter") == "It is brighter than what is around it."
@@ -365,19 +361,19 @@ def test_rare_looks_are_drawn_more_often_but_not_as_often_as_common_ones() -> No
     assert odds[13] == pytest.approx(1.5 * odds[0])  # a dark spot
 
 
-def test_sureness_follows_how_well_maps_tell_good_from_defective() -> None:
+def test_confidence_follows_how_well_maps_tell_good_from_defective() -> None:
     rng = default_rng(0)
     good, bad = (rng.uniform(0, 1, (200, 256)) * rng.uniform(0.2, 0.4, (200, 1)) for _ in range(2))
     bad[:, :3] += rng.uniform(0, 0.3, (200, 1))
-    sureness = Sureness(map_statistics(np.concatenate([good, bad])), np.arange(400) >= 200)
+    confidence = Confidence(map_statistics(np.concatenate([good, bad])), np.arange(400) >= 200)
     clear, doubtful = (np.concatenate([[top] * 3, good[0, 3:]]) for top in (0.8, 0.38))
-    assert sureness.words(clear) == SURENESS[0]
-    assert sureness.words(doubtful) in SURENESS[1:]
+    assert confidence.sentence(clear) == CONFIDENCE_ANSWERS[0]
+    assert confidence.sentence(doubtful) in CONFIDENCE_ANSWERS[1:]
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory) -> train_language.Vocabulary:
-    file = tmp_path_factory.mktemp("words") / "tokenizer.model"
+def vocabulary(tmp_path_factory) -> train_language.Vocabulary:
+    file = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
     train_tokenizer(file)
     return train_language.Vocabulary(load_tokenizer(file))
 
@@ -391,12 +387,12 @@ def maps(groups: Pool) -> train_language.Maps:
 
 
 def shown_maps(gallery: Gallery) -> train_language.Maps:
-    """With what a network that sees nothing says of the pictures."""
+    """Maps with logits of 0 from the picture network."""
     return train_language.Maps(gallery, np.zeros((len(gallery.kinds), len(SHARES), len(LOOKS)), np.float32))
 
 
-def test_interrupted_words_end_where_uninterrupted_ones_do(
-    maps, words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_language_training_ends_where_uninterrupted_does(
+    maps, vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
@@ -406,8 +402,8 @@ def test_interrupted_words_end_where_uninterrupted_ones_do(
 
     def train_in(folder: Path) -> np.ndarray:
         torch.manual_seed(1)
-        model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
-        trained = train_language.train_language(TINY, model, vision, maps, words, folder, "cpu")
+        model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size()))
+        trained = train_language.train_language(TINY, model, vision, maps, vocabulary, folder, "cpu")
         return _weights(trained.state_dict())
 
     expected = train_in(whole)
@@ -423,16 +419,16 @@ def even(parts: np.ndarray) -> np.ndarray:
     return np.full(len(parts), 1 / len(parts))
 
 
-def test_calibration_lowers_the_loss_and_changes_no_answer(maps, words) -> None:
+def test_calibration_lowers_the_loss_and_changes_no_answer(maps, vocabulary) -> None:
     torch.manual_seed(0)
-    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size())).eval()
+    model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size())).eval()
     with torch.no_grad():
         model.llama.lm_head.weight *= 30  # far too sure of itself
     parts = np.arange(len(maps.gallery.kinds))
     seen = maps.seen(parts, "one")
-    before = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
-    temperature = train_language.calibrate(model, words, maps, parts)
-    after = train_language.generate(model, words, seen, "Where is it?", max_tokens=3)
+    before = train_language.generate(model, vocabulary, seen, "Where is it?", max_tokens=3)
+    temperature = train_language.calibrate(model, vocabulary, maps, parts)
+    after = train_language.generate(model, vocabulary, seen, "Where is it?", max_tokens=3)
     assert temperature > 1
     assert before[0] == after[0]
     assert ((after[1] - 0.5).abs() <= (before[1] - 0.5).abs() + 1e-6).all()
@@ -451,13 +447,13 @@ def test_the_zero_shot_map_is_the_decoder_s(groups: Pool) -> None:
     np.testing.assert_allclose(shown.numpy(), expected.numpy(), atol=2e-3)  # margins are kept in float16
 
 
-def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
+def test_mirrored_parts_keep_their_truths_in_place(maps, vocabulary) -> None:
     """A batch's map and truths are of one part, mirrored alike."""
     parts = np.arange(len(maps.gallery.kinds))
     bad = parts[maps.defective]
     shown = {source: maps.seen(bad, source).maps for source in maps.SOURCES}
     for seed in range(20):
-        batch = train_language.draw_batch(maps, bad, bad, even(bad), words, default_rng(seed), 2, 1)
+        batch = train_language.draw_batch(maps, bad, bad, even(bad), vocabulary, default_rng(seed), 2, 1)
         for drawn, truths in zip(batch.seen.maps, batch.truths, strict=True):
             candidates = []
             for row, index in enumerate(bad.tolist()):
@@ -465,10 +461,10 @@ def test_mirrored_parts_keep_their_truths_in_place(maps, words) -> None:
                     flips = [axis for axis, on in ((-2, up_down), (-1, left_right)) if on]
                     defects = mirror_defects(maps.gallery.defects[index], left_right, up_down)
                     for source in maps.SOURCES:
-                        likeness = np.corrcoef(shown[source][row].flip(flips).flatten(), drawn.flatten())[
+                        correlation = np.corrcoef(shown[source][row].flip(flips).flatten(), drawn.flatten())[
                             0, 1
                         ]
-                        candidates.append((likeness, train_language.cell_truths(defects)))
+                        candidates.append((correlation, train_language.cell_truths(defects)))
             np.testing.assert_array_equal(max(candidates, key=lambda c: c[0])[1], truths.numpy())
 
 
@@ -482,21 +478,21 @@ def test_a_cell_tells_what_its_defect_is() -> None:
     assert truths.sum() == 4
 
 
-def test_the_prompt_embeddings_learn_what_is_in_the_cells(maps, words) -> None:
+def test_the_prompt_embeddings_learn_what_is_in_the_cells(maps, vocabulary) -> None:
     torch.manual_seed(0)
-    model = AnomalyGPT(nano_config(words.tokenizer.vocab_size()))
+    model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size()))
     head = train_language.CellHead(LLM_WIDTH)
     optimizer = torch.optim.AdamW([*model.prompt_learner.parameters(), *head.parameters()], lr=1e-3)
     parts = np.arange(len(maps.gallery.kinds))
-    batch = train_language.draw_batch(maps, parts, parts, even(parts), words, default_rng(0), 4, 1)
-    told = []
+    batch = train_language.draw_batch(maps, parts, parts, even(parts), vocabulary, default_rng(0), 4, 1)
+    losses = []
     for _ in range(12):
-        loss, figures = train_language.language_loss(model, words, head, batch)
-        told.append(figures["cells"])
+        loss, figures = train_language.language_loss(model, vocabulary, head, batch)
+        losses.append(figures["cells"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert told[-1] < 0.8 * told[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_start_is_what_was_saved_class_by_class(tmp_path: Path, monkeypatch) -> None:
@@ -514,7 +510,7 @@ def test_a_start_is_what_was_saved_class_by_class(tmp_path: Path, monkeypatch) -
     assert torch.allclose(started.text_features()[-1], started.text_features()[0])  # a new class: as "object"
 
 
-def test_words_start_from_the_pieces_known_before(tmp_path: Path, monkeypatch) -> None:
+def test_language_start_keeps_the_rows_of_known_pieces(tmp_path: Path, monkeypatch) -> None:
     torch.manual_seed(0)
     saved, started = AnomalyGPT(nano_config(8)), AnomalyGPT(nano_config(8))
     save_language_start(saved, list("abcdefgh"), tmp_path / "start_language.safetensors")

@@ -1,7 +1,7 @@
-"""``agpt doctor --checkpoints``: do these four belong together, and what will exporting them take?
+"""``agpt doctor --checkpoints``: reports whether four checkpoints fit each other and what exporting them takes.
 
-Only headers, shapes and a few small tensors are read, so it answers in seconds. Unlike ``agpt export``, which
-stops at the first mistake, it looks at every file and names them all.
+Only headers, shapes and a few small tensors are read, which takes seconds. Unlike ``agpt export``, which stops at the
+first mistake, it checks every file and reports all mistakes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ from .vicuna import SIZE_LAYERS, SIZES, open_llama, size_name
 
 GB = 1e9
 VICUNA_V0_ROWS = 32001
-SETUPS = {"supervised": "supervised", "mvtec": "MVTec-AD", "visa": "VisA"}  # in a folder's name → trained on
-MAX_PARENTS = 2  # how far up a folder may name the setup
-# Bits a weight takes in llama.cpp's formats, a LLaMA of 7B over all its tensors.
+SETUPS = {
+    "supervised": "supervised",
+    "mvtec": "MVTec-AD",
+    "visa": "VisA",
+}  # word in a folder's name → training setup
+MAX_PARENTS = 2  # parent folders whose names are searched for the setup
+# Bits per weight in llama.cpp's formats, averaged over all tensors of LLaMA-7B.
 LLM_BITS = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.85, "q4_0": 4.6}
-# Size of the networks' converted files, against float32; int8 may leave any layer as it is.
+# Largest size of the networks' converted files, relative to float32; int8 may leave any layer in float32.
 NETWORK_SHARES = {"fp32": 0.0, "fp16": 0.5, "int8": 1.0}
 
 
@@ -43,34 +47,36 @@ NETWORK_SHARES = {"fp32": 0.0, "fp16": 0.5, "int8": 1.0}
 class Needs:
     """Bytes that an export takes."""
 
-    networks: float  # in the bundle, float32
-    language: float  # in the bundle, float16
-    memory: float  # the most that is held at a time
+    networks: float  # size in the bundle in float32
+    language: float  # size in the bundle in float16
+    memory: float  # peak of the export
 
     def bundle(self, precision: str) -> float:
+        """Size of the bundle with the language model in this precision and the networks in float32."""
         return self.networks + self.language * llm_share(precision)
 
     def disk(self, precision: str, networks: str = "fp32") -> float:
-        """While exporting: what is converted lies beside what it is made from."""
+        """Disk space during the export, when converted files lie beside their sources."""
         converted = self.networks * NETWORK_SHARES[networks]
         return self.bundle(precision) + converted + (self.language if precision != "f16" else 0)
 
 
 def llm_share(precision: str) -> float:
-    """Size of the language model in a precision, against float16."""
+    """Size of the language model in a precision, relative to float16."""
     return LLM_BITS[precision] / LLM_BITS["f16"]
 
 
-def survey(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> list[Finding]:
-    """Look at each checkpoint, then at all together; nothing is raised for a bad one, its line says it."""
+def report_checkpoints(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> list[Finding]:
+    """Findings about each checkpoint, about their fit, and about disk and memory. A damaged checkpoint raises nothing;
+    its finding describes the error."""
     findings = [
-        look("ImageBind", lambda: describe_imagebind(open_as(imagebind, "ImageBind"))),
-        look("Vicuna", lambda: describe_vicuna(vicuna)),
-        look("PandaGPT", lambda: describe_pandagpt(open_as(pandagpt, "PandaGPT"))),
-        look("AnomalyGPT", lambda: describe_anomalygpt(open_as(anomalygpt, "AnomalyGPT"))),
+        check_one("ImageBind", lambda: describe_imagebind(open_as(imagebind, "ImageBind"))),
+        check_one("Vicuna", lambda: describe_vicuna(vicuna)),
+        check_one("PandaGPT", lambda: describe_pandagpt(open_as(pandagpt, "PandaGPT"))),
+        check_one("AnomalyGPT", lambda: describe_anomalygpt(open_as(anomalygpt, "AnomalyGPT"))),
     ]
     if any(finding.fix for finding in findings):
-        return [*findings, Finding("together", "not examined", fix="put right the files above")]
+        return [*findings, Finding("together", "not checked", fix="correct the files above first")]
     try:
         config = open_networks(imagebind, vicuna, pandagpt, anomalygpt).config
     except CheckpointError as error:
@@ -79,8 +85,8 @@ def survey(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Path) -> l
     return [*findings, together, *resources(needs_of(config))]
 
 
-def look(role: str, describe: Callable[[], str]) -> Finding:
-    """One checkpoint's line."""
+def check_one(role: str, describe: Callable[[], str]) -> Finding:
+    """The finding about one checkpoint: its description, or the error that ``describe`` raises."""
     try:
         return Finding(role, describe())
     except CheckpointError as error:
@@ -88,7 +94,11 @@ def look(role: str, describe: Callable[[], str]) -> Finding:
 
 
 def open_as(path: Path, role: str) -> Tensors:
-    """Open a file that must be this role's checkpoint."""
+    """Open a file that must be this role's checkpoint.
+
+    Raises:
+        CheckpointError: it is not, or it is damaged.
+    """
     tensors = open_tensors(path)
     check_role(tensors, role)
     return tensors
@@ -100,8 +110,8 @@ def describe_imagebind(tensors: Tensors) -> str:
         text = read_text_config(tensors, vision.embed_dim)
         tower = f"text tower of {text.depth} blocks"
     else:
-        tower = "no text tower, so export needs --text-features"
-    return f"vision tower of {vision.depth} blocks, {vision.width} wide; {tower}"
+        tower = "no text tower, so agpt export needs --text-features"
+    return f"vision tower of {vision.depth} blocks, width {vision.width}; {tower}"
 
 
 def describe_vicuna(folder: Path) -> str:
@@ -110,12 +120,12 @@ def describe_vicuna(folder: Path) -> str:
     if num_pieces > config.vocab_size:
         raise CheckpointError(
             f"{folder}: its tokenizer has {num_pieces} pieces but its embedding {config.vocab_size} rows: "
-            "they are of different models"
+            "they belong to different models; copy both from the same one"
         )
     name = f"{model_name(config)}; {config.vocab_size} rows, {num_pieces} pieces"
     if config.hidden_size in SIZES and config.vocab_size == VICUNA_V0_ROWS - 1:
-        # Shapes cannot tell: v1.1 and LLaMA itself have as many.
-        name += f"; Vicuna v0 was published with {VICUNA_V0_ROWS}, make sure that this is v0"
+        # Shapes cannot decide: v1.1 and LLaMA itself have the same number of rows.
+        name += f"; Vicuna v0 was published with {VICUNA_V0_ROWS} rows, make sure that this is v0"
     return name
 
 
@@ -130,38 +140,38 @@ def describe_pandagpt(tensors: Tensors) -> str:
 def describe_anomalygpt(tensors: Tensors) -> str:
     learner = read_learner_config(tensors)
     width = learner.llm_width
-    beside = (("evidence", learner.evidence_width), ("the picture", learner.look_channels))
-    read = " and ".join(what for what, width in beside if width)
-    reads = f"; its prompt learner reads {read} beside the map" if read else ""
+    optional = (("evidence", learner.evidence_width), ("the picture", learner.look_channels))
+    inputs = " and ".join(name for name, width in optional if width)
+    reads = f"; its prompt learner reads {inputs} beside the map" if inputs else ""
     return f"delta for width {width}{size_name(width)}{reads}; setup: {setup_of(tensors.path)}"
 
 
 def setup_of(path: Path) -> str:
-    """What the delta was trained on. All setups have the same shapes, so only a folder's name can tell."""
+    """What the delta was trained on, from the names of its parent folders: all setups have the same shapes."""
     for folder in list(path.absolute().parents)[:MAX_PARENTS]:
         for word, setup in SETUPS.items():
             if word in folder.name.lower():
-                return f"{setup}, by its folder's name {folder.name}"
-    return "unknown, no folder name tells"
+                return f"{setup}, from the folder name {folder.name}"
+    return "unknown, no parent folder names it"
 
 
 def model_name(config: LlamaConfig) -> str:
-    """ "a LLaMA of 7B", or the dimensions of what is neither size."""
+    """ "a LLaMA of 7B" or 13B, or the dimensions of any other model."""
     size = SIZES.get(config.hidden_size)
     if size and config.num_hidden_layers == SIZE_LAYERS[size]:
         return f"a LLaMA of {size}"
-    return f"a LLaMA of {config.num_hidden_layers} layers, {config.hidden_size} wide"
+    return f"a LLaMA of {config.num_hidden_layers} layers, width {config.hidden_size}"
 
 
 def needs_of(config: AnomalyGPTConfig) -> Needs:
-    """From the shapes alone."""
+    """The needs of an export, computed from the shapes alone."""
     vision, learner = config.vision, config.prompt_learner
     encoder = 4 * num_weights(VisionEncoder, vision)
     projection = 4 * config.llama.hidden_size * (vision.embed_dim + 1)
     decoder = 4 * num_weights(ImageDecoder, vision.width, vision.embed_dim, len(vision.tap_layers))
     deltas = projection + decoder + 4 * num_weights(PromptLearner, learner)
-    # Mapped files do not count. The networks' deltas are held by the reference and by onnxruntime at a time, which
-    # unpacks the encoder beside its copy of it; later the reference holds two layers and the head in float32.
+    # Memory-mapped files do not count. The reference and onnxruntime hold the deltas at the same time, and onnxruntime
+    # holds the encoder twice while opening it; later the reference holds two layers and the head in float32.
     layer = 4 * num_weights(DecoderLayer, config.llama)
     head = 4 * config.llama.vocab_size * config.llama.hidden_size
     memory = 2 * deltas + max(2 * encoder, 2 * layer + head)
@@ -173,18 +183,18 @@ def num_weights(kind: type[nn.Module], *args: object) -> int:
 
 
 def resources(needs: Needs) -> list[Finding]:
-    """Disk and memory: what exporting takes against what this machine has."""
+    """Findings about disk and memory: what exporting takes, compared with what this machine has."""
     bundle = by_precision(needs.bundle)
     most = max(needs.disk(name) for name in LLM_PRECISIONS)
     free = shutil.disk_usage(Path.cwd()).free
     memory = memory_gib() * 2**30
-    disk_fix = "" if free > most else "free some, or give --out on a larger disk"
+    disk_fix = "" if free > most else "free some space, or give --out on a larger disk"
     memory_fix = "" if not memory < needs.memory else "close other programs, or export on a larger machine"
     return [
         Finding("bundle", f"GB by --llm-quant: {bundle}"),
         Finding(
             "disk",
-            f"GB while exporting: {by_precision(needs.disk)}; {free / GB:.1f} free here",
+            f"GB during the export: {by_precision(needs.disk)}; {free / GB:.1f} free here",
             disk_fix,
             needed=False,
         ),

@@ -1,4 +1,5 @@
-"""What nano can be asked and what it answers: the original's sentences, grounded in where the defects are."""
+"""Nano's training dialogues: questions, and answers that follow from the defects; verdicts are the original's
+sentences."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ ADJECTIVES = (
     "without any damage, flaw, defect, scratch, hole or broken part",
     "round", "flat", "smooth", "clean", "regular", "of one color", "with a clear outline",
 )  # fmt: skip
-# what a picture of a part cannot tell; the last ones of each list are kept out of training, to test with
+# questions that a picture of a part cannot answer; ``UNKNOWABLE_UNSEEN`` is for tests and not trained on
 UNKNOWABLE = (
     "Why is it defective?", "What caused the defect?", "What is the cause?", "Why did this happen?",
     "How can it be repaired?", "How do I fix it?", "Can it be repaired?", "What should I do now?",
@@ -110,16 +111,16 @@ UNKNOWABLE_UNSEEN = (
 NOTHING = "There is no anomaly in the image."
 CANNOT_KNOW = "I cannot know that from the image."
 
-SIZES = (  # (up to this share of the image, words); a patch is 0.4 percent, finer classes cannot be told
+SIZES = (  # (largest share of the image, text); a patch is 0.4 percent, so finer classes cannot be distinguished
     (0.01, "small: less than 1 percent"),
     (0.04, "medium: 1 to 4 percent"),
     (1.0, "large: more than 4 percent"),
 )
 LINES = ("scratch", "crack", "fibre", "streak")
-SHORTEST_LINE = 0.003  # share of the image: what is smaller is a spot to a map of 16 × 16 patches
-ONE_SIDED = 0.6  # share of a defect's change of grey level that must have one sign
-SURE_SHADE = 0.6  # probability from which on a shade is said
-SURENESS = ("I am sure.", "I am fairly sure.", "I am not sure.")
+SHORTEST_LINE = 0.003  # share of the image; smaller lines look like spots in a map of 16 × 16 patches
+ONE_SIDED = 0.6  # smallest |signed change| / |change| of a defect with a shade
+SURE_SHADE = 0.6  # smallest probability of a shade that is named
+CONFIDENCE_ANSWERS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
@@ -130,19 +131,19 @@ def places(defects: list[Defect]) -> list[str]:
 
 
 def size_answer(defects: list[Defect]) -> str:
+    """The share of the image that the defects cover, in classes."""
     if not defects:
         return NOTHING
     area = sum(d.area for d in defects)
-    words = next(words for limit, words in SIZES if area <= limit)
-    return f"{'It is' if len(defects) == 1 else 'Together they are'} {words} of the image."
+    size = next(text for limit, text in SIZES if area <= limit)
+    return f"{'It is' if len(defects) == 1 else 'Together they are'} {size} of the image."
 
 
 def look_answer(defects: list[Defect], shade: str) -> str:
-    """Form of the most visible defect, and its shade where that can be told ("darker", "brighter"; "neither" where
-    not).
+    """Form of the most visible defect, and its shade if it is known (``shade``: "darker", "brighter" or "neither").
 
-    Not whether something is missing: nothing that is seen says so well enough (``training/ablation.md``), and an
-    answer must be grounded.
+    Missing parts are not named: the inputs do not show reliably enough that something is missing
+    (``training/ablation.md``).
     """
     if not defects:
         return NOTHING
@@ -155,25 +156,26 @@ def look_answer(defects: list[Defect], shade: str) -> str:
 
 
 def shade_answer(defects: list[Defect], shade: str) -> str:
-    """Whether the part is darker or brighter where the defect is."""
+    """Whether the part is darker or brighter at the defect."""
     if not defects:
         return NOTHING
     return CANNOT_KNOW if shade == "neither" else f"It is {shade} than what is around it."
 
 
 def shade_of(defect: Defect) -> str:
-    """What the generator did: "darker" or "brighter" where most of the change is in one direction, or "neither"."""
+    """The true shade: "darker" or "brighter" if most of the defect's change is in one direction, else "neither"."""
     one_sided = abs(defect.shade) >= ONE_SIDED * defect.contrast
     return "neither" if not one_sided else "darker" if defect.shade < 0 else "brighter"
 
 
 def shade_seen(looks: Tensor) -> str:
-    """What may be said of ``LookNet``'s logits [LOOKS]: a shade that is sure enough, or "neither"."""
+    """The shade to name for ``LookNet``'s logits [len(LOOKS)]: one with at least ``SURE_SHADE``, else "neither"."""
     shade = probabilities(looks[None])[0, :2]
     return LOOKS[int(shade.argmax())] if float(shade.max()) >= SURE_SHADE else "neither"
 
 
 def is_line(defect: Defect) -> bool:
+    """Whether a defect is a line of at least ``SHORTEST_LINE``."""
     return defect.name in LINES and defect.area >= SHORTEST_LINE
 
 
@@ -183,7 +185,7 @@ def noun_phrase(kind: str) -> str:
 
 
 def describe_product(rng: Generator, kind: str) -> str:
-    """A description as the original's test scripts prepend it to the question."""
+    """A description of the product, in the form that the original's test scripts put before the question."""
     wanted = [
         ADJECTIVES[i] for i in sorted(rng.choice(len(ADJECTIVES), int(rng.integers(1, 3)), replace=False))
     ]
@@ -206,9 +208,17 @@ def count_answer(named: list[str]) -> str:
 
 
 def follow_ups(
-    rng: Generator, defects: list[Defect], kind: str, sureness: str, shade: str
+    rng: Generator, defects: list[Defect], kind: str, confidence: str, shade: str
 ) -> dict[str, tuple[str, str]]:
-    """A question of each kind with its right answer; ``sureness`` and ``shade`` are what can be seen of these."""
+    """A question of each kind with its right answer.
+
+    Args:
+        rng: chooses the wording of the questions.
+        defects: of the part.
+        kind: of the product.
+        confidence: one of ``CONFIDENCE_ANSWERS``.
+        shade: that the picture network recognises, "darker", "brighter" or "neither".
+    """
     named = places(defects)
     return {
         "place": (str(rng.choice(PLACE_QUESTIONS)), place_answer(named)),
@@ -216,25 +226,25 @@ def follow_ups(
         "size": (str(rng.choice(SIZE_QUESTIONS)), size_answer(defects)),
         "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects, shade)),
         "shade": (str(rng.choice(SHADE_QUESTIONS)), shade_answer(defects, shade)),
-        "sure": (str(rng.choice(SURE_QUESTIONS)), sureness),
+        "sure": (str(rng.choice(SURE_QUESTIONS)), confidence),
         "kind": (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
         "unknowable": (str(rng.choice(UNKNOWABLE)), CANNOT_KNOW),
     }
 
 
 def dialogue(
-    rng: Generator, defects: list[Defect], kind: str, sureness: str, shade: str
+    rng: Generator, defects: list[Defect], kind: str, confidence: str, shade: str
 ) -> list[tuple[str, str]]:
-    """One to three turns about a part; the first asks whether there is an anomaly, or as often anything else."""
+    """One to three turns about a part, arguments as of ``follow_ups``; in half of the dialogues the first question
+    asks for an anomaly, in the others for something else."""
     ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
-    kinds = follow_ups(rng, defects, kind, sureness, shade)
+    kinds = follow_ups(rng, defects, kind, confidence, shade)
     names = list(kinds)
     rng.shuffle(names)
-    if (
-        shade != "neither" and rng.random() < 0.5
-    ):  # a shade can seldom be told: or it would seldom be asked for then
+    # parts with a known shade are rare, so their dialogues ask for it more often
+    if shade != "neither" and rng.random() < 0.5:
         names = ["shade", *(name for name in names if name != "shade")]
     others = [kinds[name] for name in names]
     turns = [ask_verdict, *others] if rng.random() < 0.5 else [*others[:1], ask_verdict, *others[1:]]
@@ -244,7 +254,7 @@ def dialogue(
 
 
 def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:
-    """Sentences to learn the vocabulary from."""
+    """Sentences to train the tokenizer on."""
     rng = default_rng(seed)
     for _ in range(size):
         count = int(rng.integers(0, 4))
@@ -259,12 +269,12 @@ def corpus(seed: int = 0, size: int = 6000) -> Iterator[str]:
             )
             for n in names
         ]
-        sureness = str(rng.choice(SURENESS))
+        confidence = str(rng.choice(CONFIDENCE_ANSWERS))
         shade = str(rng.choice(LOOKS[:3]))
-        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS)), sureness, shade):
+        for question, reply in dialogue(rng, defects, str(rng.choice(KINDS)), confidence, shade):
             yield question
             yield reply
-        # with two signs instead of three the stop piece becomes a token and "###" does not, as in LLaMA's vocabulary
+        # with "##" instead of "###", the stop piece becomes a token and "###" does not, as in LLaMA's vocabulary
         yield "## Human: <Img>"
         yield "</Img> "
         yield ".## Assistant:"

@@ -1,4 +1,4 @@
-"""``agpt doctor --checkpoints``: which model, which setup, do they fit, what will it take."""
+"""``agpt doctor --checkpoints``: model, training setup, fit, and the needs of an export."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomalygpt_edge.export.survey import (
+from anomalygpt_edge.export.checkpoint_report import (
     describe_pandagpt,
     describe_vicuna,
     model_name,
     needs_of,
+    report_checkpoints,
     resources,
     setup_of,
-    survey,
 )
 from anomalygpt_edge.export.tensor_files import CheckpointError, Tensors
 from anomalygpt_edge.models.anomalygpt import AnomalyGPTConfig
@@ -37,8 +37,8 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["agpt", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
-        said = capsys.readouterr()
-        return exit_.value.code, said.out, said.err
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
 
     return run
 
@@ -48,17 +48,17 @@ def by_name(findings) -> dict[str, Finding]:
 
 
 def test_a_set_that_fits(originals, call):
-    status, said, _ = call("doctor", "--checkpoints", *originals.paths[:4])
+    status, printed, _ = call("doctor", "--checkpoints", *originals.paths[:4])
     assert status == 0
-    assert "vision tower of 32 blocks, 64 wide; " in said
-    assert "a LLaMA of 3 layers, 64 wide; " in said
+    assert "vision tower of 32 blocks, width 64; " in printed
+    assert "a LLaMA of 3 layers, width 64; " in printed
     rows = originals.config.llama.vocab_size
-    assert f"{rows} rows, {rows - 1} pieces" in said
-    assert "LoRA for 3 layers" in said
-    assert "setup: unknown" in said
-    assert "they fit" in said
+    assert f"{rows} rows, {rows - 1} pieces" in printed
+    assert "LoRA for 3 layers" in printed
+    assert "setup: unknown" in printed
+    assert "they fit" in printed
     for line in ("bundle", "disk", "memory"):
-        assert line in said
+        assert line in printed
 
 
 def test_every_mistake_is_named_not_only_the_first(originals, tmp_path, copy_of, call):
@@ -66,13 +66,13 @@ def test_every_mistake_is_named_not_only_the_first(originals, tmp_path, copy_of,
     os.truncate(copied.imagebind, 1000)
     imagebind, vicuna, panda, anomaly, _ = copied.paths
     (vicuna / "tokenizer.model").unlink()
-    status, said, _ = call("doctor", "--checkpoints", imagebind, vicuna, anomaly, panda)
+    status, printed, _ = call("doctor", "--checkpoints", imagebind, vicuna, anomaly, panda)
     assert status == 1
-    assert "is truncated or not a torch checkpoint" in said
-    assert "tokenizer.model is not there" in said
-    assert "is the AnomalyGPT checkpoint, but it was given as PandaGPT's" in said
-    assert "is the PandaGPT checkpoint, but it was given as AnomalyGPT's" in said
-    assert "not examined" in said
+    assert "is truncated or not a torch checkpoint" in printed
+    assert "tokenizer.model does not exist" in printed
+    assert "is the AnomalyGPT checkpoint, but it was given as PandaGPT's" in printed
+    assert "is the PandaGPT checkpoint, but it was given as AnomalyGPT's" in printed
+    assert "not checked" in printed
 
 
 def test_good_files_that_do_not_fit(originals, tmp_path, copy_of):
@@ -80,7 +80,7 @@ def test_good_files_that_do_not_fit(originals, tmp_path, copy_of):
     delta = torch.load(copied.pandagpt, weights_only=True)
     kept = OrderedDict((k, v) for k, v in delta.items() if ".layers.2." not in k)
     torch.save(kept, copied.pandagpt)
-    found = by_name(survey(*copied.paths[:4]))
+    found = by_name(report_checkpoints(*copied.paths[:4]))
     assert not found["PandaGPT"].fix
     assert "LoRA for 2 layers but the language model has 3" in found["together"].fix
     assert found["together"].needed
@@ -91,7 +91,7 @@ def test_no_weight_is_read(originals, monkeypatch):
     read = []
     whole = Tensors.__getitem__
     monkeypatch.setattr(Tensors, "__getitem__", lambda self, key: (read.append(key), whole(self, key))[1])
-    survey(*originals.paths[:4])
+    report_checkpoints(*originals.paths[:4])
     assert set(read) == {"model.norm.weight"}
 
 
@@ -101,7 +101,7 @@ def test_a_delta_of_vicuna_is_no_vicuna(originals, tmp_path, copy_of):
     tensors = torch.load(shard, weights_only=True)
     tensors["model.norm.weight"] *= 0.01
     torch.save(tensors, shard)
-    with pytest.raises(CheckpointError, match="holds the differences to LLaMA"):
+    with pytest.raises(CheckpointError, match="contains the differences to LLaMA"):
         describe_vicuna(copied.vicuna)
 
 
@@ -121,11 +121,11 @@ def test_fewer_rows_than_pieces(originals, tmp_path, copy_of):
 @pytest.mark.parametrize(
     ("path", "setup"),
     [
-        ("ckpt/train_supervised/pytorch_model.pt", "supervised, by its folder's name train_supervised"),
-        ("ckpt/train_mvtec/pytorch_model.pt", "MVTec-AD, by its folder's name train_mvtec"),
-        ("train_visa/sub/pytorch_model.pt", "VisA, by its folder's name train_visa"),
-        ("visa/a/b/pytorch_model.pt", "unknown, no folder name tells"),
-        ("downloads/pytorch_model_mvtec.pt", "unknown, no folder name tells"),
+        ("ckpt/train_supervised/pytorch_model.pt", "supervised, from the folder name train_supervised"),
+        ("ckpt/train_mvtec/pytorch_model.pt", "MVTec-AD, from the folder name train_mvtec"),
+        ("train_visa/sub/pytorch_model.pt", "VisA, from the folder name train_visa"),
+        ("visa/a/b/pytorch_model.pt", "unknown, no parent folder names it"),
+        ("downloads/pytorch_model_mvtec.pt", "unknown, no parent folder names it"),
     ],
 )
 def test_setup_is_judged_by_the_folder(path, setup, tmp_path):
@@ -136,7 +136,7 @@ def test_setup_is_judged_by_the_folder(path, setup, tmp_path):
 def test_7b_and_13b_by_shapes():
     assert model_name(LlamaConfig()) == "a LLaMA of 7B"
     assert model_name(LLAMA_13B) == "a LLaMA of 13B"
-    assert model_name(LlamaConfig(num_hidden_layers=2)) == "a LLaMA of 2 layers, 4096 wide"
+    assert model_name(LlamaConfig(num_hidden_layers=2)) == "a LLaMA of 2 layers, width 4096"
     names = [f"x.layers.{i}.self_attn.{p}_proj.lora_A.weight" for i in range(40) for p in "qkvo"]
     shapes = dict.fromkeys(names, (32, 5120)) | {"llama_proj.weight": (5120, 1024)}
     panda = Tensors(Path("pandagpt.pt"), shapes, lambda key: pytest.fail(f"{key} was read"))
@@ -159,7 +159,7 @@ def test_needs_of_the_full_sizes():
 
 
 def test_too_small_a_machine_is_said(monkeypatch):
-    monkeypatch.setattr("anomalygpt_edge.export.survey.memory_gib", lambda: 2.0)
+    monkeypatch.setattr("anomalygpt_edge.export.checkpoint_report.memory_gib", lambda: 2.0)
     monkeypatch.setattr("shutil.disk_usage", lambda path: DiskUsage(free=1e9))
     found = by_name(resources(needs_of(AnomalyGPTConfig())))
     assert "free some" in found["disk"].fix
@@ -173,9 +173,9 @@ class DiskUsage:
 
 
 def test_four_paths_are_needed(call):
-    status, _, said = call("doctor", "--checkpoints", "a", "b")
+    status, _, printed = call("doctor", "--checkpoints", "a", "b")
     assert status == 2
-    assert "requires 4 arguments" in said
+    assert "requires 4 arguments" in printed
 
 
 def test_names_in_a_file_cannot_steer_the_terminal(originals, tmp_path, copy_of, call):
@@ -183,7 +183,7 @@ def test_names_in_a_file_cannot_steer_the_terminal(originals, tmp_path, copy_of,
     tensors = torch.load(copied.anomalygpt, weights_only=True)
     tensors["image_decoder.\x1b[2Jnothing wrong\n"] = torch.ones(2)
     torch.save(tensors, copied.anomalygpt)
-    status, said, _ = call("doctor", "--checkpoints", *copied.paths[:4])
+    status, printed, _ = call("doctor", "--checkpoints", *copied.paths[:4])
     assert status == 1
-    assert "nothing wrong" in said
-    assert "\x1b" not in said
+    assert "nothing wrong" in printed
+    assert "\x1b" not in printed
