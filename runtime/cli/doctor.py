@@ -98,7 +98,7 @@ def _verify_plans(bundle: Bundle) -> None:
     for component, plans in bundle.manifest.plans.items():
         for plan in plans:
             inspect_plan(bundle, component, plan)
-            obstacle = BACKENDS[plan.engine].obstacle(bundle)
+            obstacle = BACKENDS[plan.engine].unavailable_reason(bundle)
             verdict = f"cannot run here: {obstacle}" if obstacle else "runs here"
             print(f"  {plan.file:<32} for {plan.built_for}: whole; {verdict}")
 
@@ -131,7 +131,7 @@ def _engines() -> list[Finding]:
     findings = []
     for name, backend in BACKENDS.items():
         try:
-            obstacle = backend.obstacle(None)
+            obstacle = backend.unavailable_reason(None)
         except (ImportError, AgptError) as error:
             obstacle = str(error)
         reason, _, fix = obstacle.partition(": ")

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..cameras.base import Frame
 from ..common.printable import printable
 from ..inspection.verdict import Status, Verdict
-from .overlay import said
+from .overlay import headline
 from .tally import Tally, outcome
 
 REFRESH_SECONDS = 0.1
@@ -97,7 +97,7 @@ class LiveTable:
                 *([Text(frame.product)] if knows_product else []),
                 Text(verdict.status.value, STATUS_STYLES[verdict.status]),
                 probability(verdict),
-                Text(said(verdict)),
+                Text(headline(verdict)),
                 f"{latency_ms:.1f}",
                 *([Text(truth, OUTCOME_STYLES.get(truth, ""))] if knows_truth else []),
             )
@@ -128,7 +128,7 @@ class PlainLines:
             f"p={probability(verdict):<5}",
             f"{latency_ms:6.1f} ms",
             f"(p50 {tally.percentile(50):.1f}, p99 {tally.percentile(99):.1f})",
-            said(verdict),
+            headline(verdict),
             f"[{truth}]" if (truth := outcome(frame, verdict.status)) else "",
         ]
         self._print("  ".join(filter(None, fields)))

@@ -142,14 +142,14 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
     cv2.rectangle(canvas, (left, upper), (left + plate_width, upper + 40), color, cv2.FILLED)
     _write(canvas, (left + 14, upper + 28), status, 22, DARK_INK, bold=True)
     text_left = left + plate_width + 16
-    lines = _wrap(said(verdict), 18, canvas.shape[1] - MARGIN - text_left)
+    lines = _wrap(headline(verdict), 18, canvas.shape[1] - MARGIN - text_left)
     for row, line in enumerate(lines):
         _write(canvas, (text_left, upper + 33 - 7 * len(lines) + 22 * row), line, 18, INK)
     details = "  |  ".join(part for part in (note, *_figures(verdict)) if part)
     _write(canvas, (left, upper + 70), _cut(details, 15, canvas.shape[1] - 2 * MARGIN), 15, FAINT_INK)
 
 
-def said(verdict: Verdict) -> str:
+def headline(verdict: Verdict) -> str:
     """What to tell a person: the model's sentence, or the reason where there is none or it did not decide."""
     if not verdict.sentence or verdict.status == Status.NO_RESULT or verdict.contradiction:
         return printable(verdict.reason)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from ...kernels import Bank, coreset, match, most_like, normalise, prepare_bank
+from ...kernels import Bank, coreset, match, nearest_row, normalise, prepare_bank
 from ..bundles.bundle import Bundle, Sha256, digest_file
 from ..common.errors import RecipeError
 from ..common.files import write_whole
@@ -90,7 +90,7 @@ class MemoryBank:
         """
         if self.origins is not None:
             nearest = self.origins[view if len(self.features) > 1 else 0, np.arange(len(nearest)), nearest]
-        return most_like(nearest)
+        return nearest_row(nearest)
 
     @classmethod
     def from_features(

@@ -47,14 +47,14 @@ def _cover_tap(rows: np.ndarray, size: int) -> np.ndarray:
     """float32 [N, V] → int32 [size], ascending."""
     ends = np.ceil(size * FIRST ** np.linspace(1, 0, ROUNDS)).astype(int)
     new = kept = (np.arange(ends[0]) * GOLDEN_RATIO % 1 * len(rows)).astype(np.int64)
-    likeness = np.full(len(rows), -np.inf, np.float32)  # cosine of each row with the kept one most like it
+    similarity = np.full(len(rows), -np.inf, np.float32)  # cosine of each row with the kept one most like it
     for end in ends[1:]:
         for start in range(0, len(new), CHUNK):
-            np.maximum(likeness, (rows @ rows[new[start : start + CHUNK]].T).max(axis=1), out=likeness)
-        likeness[new] = np.inf  # never twice
+            np.maximum(similarity, (rows @ rows[new[start : start + CHUNK]].T).max(axis=1), out=similarity)
+        similarity[new] = np.inf  # never twice
         share, left = end - len(kept), len(rows) - len(kept)
-        candidates = np.argsort(likeness, kind="stable")[: min(CANDIDATES * share, left)]
-        near = _near_farther(rows[candidates], NEAR * (1 - likeness[candidates]))
+        candidates = np.argsort(similarity, kind="stable")[: min(CANDIDATES * share, left)]
+        near = _near_farther(rows[candidates], NEAR * (1 - similarity[candidates]))
         new = np.concatenate([candidates[~near], candidates[near]])[:share]
         kept = np.concatenate([kept, new])
     return np.sort(kept).astype(np.int32)

@@ -368,7 +368,7 @@ def test_an_engine_that_can_run_is_compared_before_it_is_published(
     api: FakeBuilderApi, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its networks are the CPU's here, right and wrong."""
-    monkeypatch.setattr(Backend, "obstacle", lambda self, opened: "")
+    monkeypatch.setattr(Backend, "unavailable_reason", lambda self, opened: "")
 
     def load(self: Backend, opened: Bundle, name: str, threads: int) -> Engine:
         network = onnxruntime.load(opened, name, "cpu", threads)

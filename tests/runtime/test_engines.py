@@ -105,10 +105,10 @@ def test_without_a_gpu_the_cpu_is_chosen(bundle: Bundle) -> None:
 def test_the_best_engine_that_can_run_is_chosen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     can_run: set[str] = set()
 
-    def obstacle(self: Backend, _: Bundle | None) -> str:
+    def unavailable_reason(self: Backend, _: Bundle | None) -> str:
         return "" if self in {BACKENDS[name] for name in can_run} else "not here: do something"
 
-    monkeypatch.setattr(Backend, "obstacle", obstacle)
+    monkeypatch.setattr(Backend, "unavailable_reason", unavailable_reason)
     for engine in ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
         can_run |= {engine, "onnxruntime-tensorrt"}  # the last builds for minutes: never by itself
         assert choose_engine(bundle) == engine

@@ -21,7 +21,7 @@ from anomalygpt_edge.runtime.enrolment.operating_point import (
 )
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
-from anomalygpt_edge.runtime.outputs.overlay import said
+from anomalygpt_edge.runtime.outputs.overlay import headline
 from anomalygpt_edge.runtime.outputs.records import Record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe
 
@@ -74,7 +74,7 @@ def test_an_operating_point_decides_instead_and_a_contradiction_is_told(inspecto
     assert verdict.sentence.startswith("Yes")
     assert "not above" in verdict.reason
     assert verdict.reason.endswith("though it answered Yes")
-    assert said(verdict) == verdict.reason, "nobody reads Yes beside PASS without being told"
+    assert headline(verdict) == verdict.reason, "nobody reads Yes beside PASS without being told"
     assert verdict.to_record()["contradiction"] is True
 
 
@@ -94,7 +94,7 @@ def test_the_map_decides_only_where_the_recipe_says_so(
     assert (verdict.status, verdict.rung, verdict.decided_by) == (status, "map", "map")
     assert "map score" in verdict.reason
     assert "no time for the verdict" in verdict.reason
-    assert said(verdict) == verdict.reason
+    assert headline(verdict) == verdict.reason
 
 
 def test_what_breaks_is_never_decided_by_the_map(

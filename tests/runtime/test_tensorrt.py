@@ -222,7 +222,7 @@ def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(gpu_machine, bundle:
 
 def test_what_is_missing_is_named(gpu_machine, bundle: Bundle, tiny_bundle: Path, monkeypatch) -> None:
     def sentence(opened: Bundle | None = bundle) -> str:
-        return tensorrt.obstacle("tensorrt", opened)
+        return tensorrt.unavailable_reason("tensorrt", opened)
 
     assert sentence() == sentence(None) == ""
     assert "no TensorRT plan of the encoder: agpt export --resume" in sentence(open_bundle(tiny_bundle))

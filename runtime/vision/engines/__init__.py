@@ -37,7 +37,7 @@ class Backend:
     """How an engine is opened.
 
     Attributes:
-        module: of this package, with ``obstacle(variant, bundle)`` and ``load(bundle, name, variant, threads)``.
+        module: of this package, with ``unavailable_reason(variant, bundle)`` and ``load(bundle, name, variant, threads)``.
         variant: which execution provider, or which of TensorRT's packages.
         automatic: whether it may be chosen without being asked for.
     """
@@ -46,9 +46,9 @@ class Backend:
     variant: str
     automatic: bool = True
 
-    def obstacle(self, bundle: Bundle | None) -> str:
+    def unavailable_reason(self, bundle: Bundle | None) -> str:
         """Why this machine cannot run it (with this bundle's files), in one sentence; "" when it can."""
-        return import_module(f".{self.module}", __name__).obstacle(self.variant, bundle)
+        return import_module(f".{self.module}", __name__).unavailable_reason(self.variant, bundle)
 
     def load(self, bundle: Bundle, name: str, threads: int) -> Engine:
         return import_module(f".{self.module}", __name__).load(bundle, name, self.variant, threads)
@@ -76,12 +76,12 @@ def choose_engine(bundle: Bundle, wanted: str = AUTO) -> str:
             raise ConfigError(
                 f"--engine {wanted!r} is not known: choose one of {', '.join((AUTO, *BACKENDS))}"
             )
-        if obstacle := BACKENDS[wanted].obstacle(bundle):
-            raise ConfigError(f"--engine {wanted} cannot run here: {obstacle}")
+        if unavailable_reason := BACKENDS[wanted].unavailable_reason(bundle):
+            raise ConfigError(f"--engine {wanted} cannot run here: {unavailable_reason}")
         return wanted
     candidates = [name for name, backend in BACKENDS.items() if backend.automatic]
     for name in candidates[:-1]:
-        if not BACKENDS[name].obstacle(bundle):
+        if not BACKENDS[name].unavailable_reason(bundle):
             return name
     return candidates[-1]
 

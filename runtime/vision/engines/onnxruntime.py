@@ -88,8 +88,8 @@ class DeviceEngine:
         }
 
 
-def obstacle(variant: str, bundle: Bundle | None) -> str:
-    """See ``Backend.obstacle``: a bundle always has its graphs, so only the machine matters."""
+def unavailable_reason(variant: str, bundle: Bundle | None) -> str:
+    """See ``Backend.unavailable_reason``: a bundle always has its graphs, so only the machine matters."""
     if PROVIDERS[variant] not in ort.get_available_providers():
         return f"this onnxruntime has no {PROVIDERS[variant]}: {GPU_PACKAGE}"
     return "" if variant == "cpu" or find_gpu() else missing_driver()

@@ -147,7 +147,7 @@ def make_log(api: Any) -> Any:
             if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
-        def said(self) -> str:
+        def first_error(self) -> str:
             """The first error's first line: what came later are its consequences."""
             return self.errors[0].split("\n", 1)[0][:300] if self.errors else "it does not say why"
 

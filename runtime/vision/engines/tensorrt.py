@@ -166,8 +166,8 @@ class RuntimeCache:
         write_whole(self._path, bytes(memoryview(self._cache.serialize())))
 
 
-def obstacle(variant: str, bundle: Bundle | None) -> str:
-    """See ``Backend.obstacle``."""
+def unavailable_reason(variant: str, bundle: Bundle | None) -> str:
+    """See ``Backend.unavailable_reason``."""
     gpu = find_gpu()
     if gpu is None:
         return missing_driver()
@@ -189,7 +189,7 @@ def misfits(variant: str, bundle: Bundle, gpu: Gpu) -> str:
 
 
 def load(bundle: Bundle, name: str, variant: str, threads: int) -> TensorRtEngine:
-    """See ``open_networks``; ``obstacle`` has found none. Threads are the GPU's own."""
+    """See ``open_networks``; ``unavailable_reason`` has found none. Threads are the GPU's own."""
     plan = bundle.plan(name, variant)
     assert plan is not None
     data = read_plan(bundle.folder, bundle.manifest, plan)
@@ -214,7 +214,7 @@ def deserialise(api: Any, data: bytes, plan: Plan, folder: Path) -> Any:
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         product = PRODUCTS[plan.engine]
-        raise BundleError(f"{product} cannot load {plan.file} ({log.said()}): {rebuild_hint(folder, plan)}")
+        raise BundleError(f"{product} cannot load {plan.file} ({log.first_error()}): {rebuild_hint(folder, plan)}")
     return engine
 
 
