@@ -101,7 +101,8 @@ def test_int8_builds(tiny_bundle: Path, tmp_path: Path, passes: int) -> None:
     (tmp_path / "tokens").mkdir()
     groups = quantize.calibrate(tmp_path / "source.onnx", [{"pixels": pixels}], tmp_path / "tokens")
     found = {
-        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None) for group, tokens in groups
+        group.input.name: rounding.quantise(tokens, group.weight, group.norm is not None)
+        for group, tokens in groups
     }
     component = int8_graph.write(source, target, found, dict.fromkeys(found, passes))
     kinds = [node.op_type for node in onnx.load(target, load_external_data=False).graph.node]
@@ -126,7 +127,7 @@ def test_what_is_no_plan_is_found_without_a_gpu(planned: Path, tmp_path: Path) -
     (folder / "encoder.tensorrt-rtx.plan").write_bytes(b"no plan at all " * 1000)
     seal(folder, read_manifest(folder))
     with pytest.raises(
-        BundleError, match=r"encoder.* is no plan of TensorRT-RTX: it was built for .* --resume"
+        BundleError, match=r"encoder.* is not a TensorRT-RTX plan: it was built for .* --resume"
     ):
         doctor.verify_bundle(folder)
 
@@ -389,7 +390,7 @@ def test_an_engine_that_can_run_is_compared_before_it_is_published(
     }
     before = read_manifest(bundle)
     wrong = "decoder"
-    with pytest.raises(BundleError, match="tensorrt does not compute what this bundle says: zero_shot_map"):
+    with pytest.raises(BundleError, match="tensorrt computes other results for this bundle: zero_shot_map"):
         rebuild(bundle, [PlanOptions("tensorrt")], nothing)
     assert open_bundle(bundle).manifest == before
     marked = rebuild(bundle, [PlanOptions("tensorrt")], nothing, allow_failure=True)

@@ -1,4 +1,4 @@
-"""Device memory, pinned host memory, streams and events of the first GPU, by pycuda."""
+"""Device memory, pinned host memory, streams and events of the first GPU, with pycuda."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...common.errors import ConfigError
 
 
 class Device:
-    """The first GPU's primary context, which onnxruntime, TensorRT and llama.cpp use too."""
+    """The first GPU's primary context, which onnxruntime, TensorRT and llama.cpp also use."""
 
     def __init__(self, cuda: Any) -> None:
         """
@@ -27,7 +27,7 @@ class Device:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current in this thread; everything below wants that."""
+        """Make the context current in this thread, as streams, events and buffers require."""
         self._context.push()
         try:
             yield
@@ -45,7 +45,12 @@ class Device:
 
 
 class Buffer:
-    """A tensor's place on the device and its twin in pinned host memory, allocated once."""
+    """Memory for a tensor on the device and in pinned host memory, allocated once.
+
+    Attributes:
+        host: the array in pinned host memory.
+        address: the address on the device.
+    """
 
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: str) -> None:
         self._cuda = cuda
@@ -54,25 +59,25 @@ class Buffer:
         self.address = int(self._memory)
 
     def upload(self, array: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy of an array no larger than the buffer to the device."""
+        """Enqueue a copy of an array, at most as large as the buffer, to the device."""
         pinned = self._part(array.shape)
         pinned[...] = array
         self._cuda.memcpy_htod_async(self.address, pinned, stream)
 
     def download(self, shape: tuple[int, ...], stream: Any) -> np.ndarray:
-        """Enqueue a copy to the host: the array is filled when the stream has been synchronised, until the next."""
+        """Enqueue a copy to the host. The array is valid after the stream was synchronised, until the next copy."""
         pinned = self._part(shape)
         self._cuda.memcpy_dtoh_async(pinned, self.address, stream)
         return pinned
 
     def free(self) -> None:
-        """Free the device memory; harmless when called twice, as two engines may share a buffer."""
+        """Free the device memory; may be called twice, because two engines may share a buffer."""
         if self._memory is not None:
             self._memory.free()
             self._memory = None
 
     def _part(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The first elements of the pinned array, in this shape."""
+        """The first elements of the pinned array as an array of ``shape``."""
         count = int(np.prod(shape, dtype=np.int64))
         return self.host.reshape(-1)[:count].reshape(shape)
 
@@ -82,12 +87,12 @@ def open_device() -> Device:
     """The first GPU.
 
     Raises:
-        ConfigError: pycuda is not installed, or the driver refuses.
+        ConfigError: pycuda is not installed, or the driver reports an error.
     """
     try:
         cuda = import_module("pycuda.driver")
         return Device(cuda)
     except ImportError as error:
         raise ConfigError(f"pycuda does not load ({error}): pip install 'anomalygpt-edge[cuda]'") from error
-    except Exception as error:  # pycuda's errors are known only once it loads
+    except Exception as error:  # pycuda's exception classes exist only after it was imported
         raise ConfigError(f"the GPU cannot be used ({error}): run nvidia-smi, then try again") from error
