@@ -247,9 +247,7 @@ def test_evidence_stays_float32_in_float16(bundle: Bundle, tmp_path: Path) -> No
 def test_evidence_stays_float32_in_int8(tmp_path: Path) -> None:
     """Its layers are large enough here that int8 would take them; of the last convolution it does."""
     torch.manual_seed(0)
-    config = PromptLearnerConfig(
-        (4, 4, 8, 8, 64), llm_width=64, evidence_width=64, look_channels=(16, 64, 64)
-    )
+    config = PromptLearnerConfig((4, 4, 8, 8, 64), llm_width=64, evidence_width=64, look_channels=(16, 64, 64))
     learner = PromptLearner(config).eval().requires_grad_(False)
     example = {
         "anomaly_map": torch.zeros(2, 224, 224),

@@ -101,9 +101,7 @@ def disk(tmp_path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
     yield folder
-    subprocess.run(
-        ["umount", "--lazy", folder], check=True
-    )  # mapped files may wait for the garbage collector
+    subprocess.run(["umount", "--lazy", folder], check=True)  # mapped files may wait for the garbage collector
 
 
 def test_disk_full_in_every_stage(small, exported, undisturbed, disk, monkeypatch):
