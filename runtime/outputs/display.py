@@ -1,4 +1,4 @@
-"""What the operator sees: a live table on a terminal, one plain line a part anywhere else."""
+"""The display for the operator: a live table on a terminal, otherwise one plain line per part."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ from .tally import Tally, outcome
 
 REFRESH_SECONDS = 0.1
 MAX_ROWS = 18
-CHROME_ROWS = 8  # the table's title, head, rules and a caption of up to three lines
-SENTENCE_LINES = (
-    (140, 1),
-    (100, 2),
-    (0, 3),
-)  # columns of the terminal from which a sentence takes so many lines
+CHROME_ROWS = 8  # lines of the table's title, header, rules and caption of up to three lines
+SENTENCE_LINES = ((140, 1), (100, 2), (0, 3))  # from this terminal width on, a sentence takes this many lines
 STATUS_STYLES = {Status.PASS: "bold green", Status.FAIL: "bold red", Status.NO_RESULT: "bold yellow"}
 OUTCOME_STYLES = {"caught": "green", "good": "dim", "missed": "bold red", "false alarm": "bold yellow"}
 
 
 class Display(Protocol):
+    """Shows the verdicts of a line."""
+
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None: ...
 
     def close(self) -> None: ...
 
 
 def open_display(title: str, console: Console | None = None) -> Display:
-    """The live table when standard output is a terminal, else plain lines."""
+    """A live table if the console is a terminal, otherwise plain lines."""
     console = console or Console()
     return LiveTable(title, console) if console.is_terminal else PlainLines(title, console)
 
 
 def probability(verdict: Verdict) -> str:
+    """p(anomaly) with three digits; a dash if there is none."""
     p = verdict.p_anomaly
     return "–" if p is None or p != p else f"{p:.3f}"
 
 
 class LiveTable:
-    """The last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
+    """A table of the last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
@@ -104,7 +103,7 @@ class LiveTable:
         return table
 
     def _num_rows(self) -> int:
-        """Parts that fit on the terminal."""
+        """Number of parts that fit on the terminal."""
         lines = next(lines for columns, lines in SENTENCE_LINES if self._console.width >= columns)
         return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
@@ -113,7 +112,7 @@ class LiveTable:
 
 
 class PlainLines:
-    """One line a part, for pipes and logs; nothing is cut."""
+    """One line per part, never cut, for pipes and logs."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._console = console
