@@ -196,7 +196,7 @@ def test_an_engine_that_gives_the_learner_other_inputs_is_refused(seeing_bundle:
         def close(self) -> None: ...
 
     networks["prompt_learner"] = Wrong()
-    with pytest.raises(BundleError, match="prompt_embeddings is"):
+    with pytest.raises(BundleError, match="prompt_embeddings differs by"):
         compare_with_cpu(bundle, "other", networks)
 
 
