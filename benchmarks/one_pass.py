@@ -112,7 +112,7 @@ def compare(model: LanguageModel, path: Path, parts: list[Part], max_tokens: int
     return {
         "answers": len(parts),
         "different_answers": different,
-        "settled_ties": sum(a.settled for a in drafted),
+        "settled_ties": sum(a.redecoded for a in drafted),
         "one_pass_share": round(float(np.mean([a.num_passes == 1 for a in drafted])), 4),
         "passes_per_answer": round(float(np.mean([a.num_passes for a in drafted])), 3),
         "steps_per_answer": round(float(np.mean([len(a.token_ids) for a in drafted])), 2),

@@ -199,9 +199,9 @@ def compare_plans(bundle: Bundle, options: Sequence[PlanOptions], allow_failure:
     """
     engines = dict(bundle.manifest.parity.get("engines", {}))
     for option in options:
-        obstacle = BACKENDS[option.engine].obstacle(bundle)
-        if obstacle:
-            engines[option.engine] = {"compared": False, "reason": obstacle.partition(": ")[0]}
+        unavailable = BACKENDS[option.engine].unavailable_reason(bundle)
+        if unavailable:
+            engines[option.engine] = {"compared": False, "reason": unavailable.partition(": ")[0]}
             continue
         networks = open_networks(bundle, option.engine)
         try:
@@ -329,12 +329,12 @@ def build(
     if not parser.parse_from_file(str(graph)):
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise ConfigError(
-            f"{product} cannot read {graph.name} ({(errors or [log.said()])[0]}): use another release"
+            f"{product} cannot read {graph.name} ({(errors or [log.first_error()])[0]}): use another release"
         )
     config = configure(api, builder, component, options, capabilities)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ConfigError(f"{product} cannot build {target.name} ({log.said()}): use another release")
+        raise ConfigError(f"{product} cannot build {target.name} ({log.first_error()}): use another release")
     with open(target, "wb") as file:
         file.write(memoryview(plan))
 

@@ -74,7 +74,7 @@ def match(
     Returns:
         float32 [B, P], 0 = identical to some normal patch; NaN where a feature is not finite. With ``indices``
         also int32 [B, T, P]: the index of the nearest row of the bank in each tap; ties go to the lowest index; -1
-        where a feature of the tap is not finite. ``most_like`` selects one row for all taps.
+        where a feature of the tap is not finite. ``nearest_row`` selects one row for all taps.
 
     Raises:
         ValueError: shapes or types that do not fit each other.
@@ -99,7 +99,7 @@ def match(
     return distance if nearest is None else (distance, nearest)
 
 
-def most_like(nearest: np.ndarray) -> int:
+def nearest_row(nearest: np.ndarray) -> int:
     """One row of the bank for a patch, from its nearest rows in each tap, int32 [T].
 
     It is the row that is nearest in the most taps. If rows tie, the deepest tap that has one of them

@@ -115,11 +115,11 @@ def checks() -> list[Check]:
 
 
 def needs(engine: str) -> Callable[[Setting], str]:
-    return lambda setting: BACKENDS[engine].obstacle(setting.bundle)
+    return lambda setting: BACKENDS[engine].unavailable_reason(setting.bundle)
 
 
 def needs_builder(engine: str) -> Callable[[Setting], str]:
-    return lambda setting: BACKENDS[engine].obstacle(None)
+    return lambda setting: BACKENDS[engine].unavailable_reason(None)
 
 
 def needs_kernels(setting: Setting) -> str:
@@ -129,7 +129,7 @@ def needs_kernels(setting: Setting) -> str:
 def needs_golden(engine: str) -> Callable[[Setting], str]:
     def skip(setting: Setting) -> str:
         wanted = "" if setting.golden else "full size was not asked for: --golden (30 GB of disk, minutes)"
-        return BACKENDS[engine].obstacle(None) or wanted
+        return BACKENDS[engine].unavailable_reason(None) or wanted
 
     return skip
 
@@ -312,7 +312,7 @@ def check_steps(stages: ResidentStages) -> None:
     if stages.records:
         for step in stages.steps:
             if step.graph is None:
-                raise AgptError(f"a resident stage cannot be recorded as a CUDA graph: {step.obstacle}")
+                raise AgptError(f"a resident stage cannot be recorded as a CUDA graph: {step.not_recorded_because}")
 
 
 def device_clock(device: Device, stages: ResidentStages, runs: int) -> list[float]:

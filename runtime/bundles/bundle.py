@@ -1,7 +1,7 @@
-"""The bundle: one folder that describes itself, written by export and opened by the runtime.
+"""The bundle: a self-describing folder that export writes and the runtime opens.
 
-This file is the schema's only home. ``manifest.json`` names every other file with its size and sha256, and it
-holds everything about the model: a dimension, a name, a prompt, a class is written down nowhere else.
+This file defines the schema. ``manifest.json`` lists every other file with its size and sha256. It is also the only
+place that holds the model's dimensions, names, prompts and classes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..common.schema_errors import describe_error
 SCHEMA_VERSION = 3  # 3: "copies" is "augmentation"; 2: the decoder ends in logits, the runtime makes the map
 MANIFEST_FILE = "manifest.json"
 TEXT_FEATURES_FILE = "text_features.npz"
-NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order of a frame's life
+NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order in which a frame passes them
 COMPONENTS = (*NETWORKS, "language_model")
 MAX_MANIFEST_BYTES = 4 << 20
 HASH_CHUNK_BYTES = 1 << 20
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 FIX = "copy the bundle again or re-run agpt export"
 
-# How the normal samples of a memory bank are augmented; ``vision.augment`` explains each.
+# Augmentation of the normal samples of a memory bank, see ``vision.augment``.
 Augmentation = Literal["none", "moved", "turned", "both"]
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -43,11 +43,11 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Strict and immutable: an unknown key is an error, not a setting that is silently dropped."""
+    """Base of all manifest types: immutable, and an unknown key is an error instead of being ignored."""
 
 
 class Preprocess(Schema, frozen=True):
-    """How frames become pixels: ``(x / 255 - mean) / std``, channels in RGB order."""
+    """Conversion of frames to the encoder's input: resize to ``size``, then ``(x / 255 - mean) / std`` in RGB order."""
 
     size: Count
     resize: Literal["crop", "stretch"]
@@ -56,12 +56,19 @@ class Preprocess(Schema, frozen=True):
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, [*self.mean, *self.std])) or min(self.std) <= 0:
-            raise ValueError("preprocess needs finite means and positive standard deviations")
+            raise ValueError("preprocess requires finite means and positive standard deviations")
 
 
 class Vision(Schema, frozen=True):
-    """The encoder: width V of its taps, patches per side, width E of the text features, and how many patches begin
-    within one, per side (1: none overlap)."""
+    """Dimensions of the encoder.
+
+    Attributes:
+        width: V, the width of a patch feature.
+        tap_layers: the layers that patch features are taken from.
+        grid: patches per side.
+        embed_dim: E, the width of the text features.
+        shifts: grid positions per patch size and side; 1 if patches do not overlap.
+    """
 
     width: Count
     tap_layers: Annotated[list[int], Meta(min_length=1)]
@@ -71,12 +78,12 @@ class Vision(Schema, frozen=True):
 
     @property
     def num_distinct(self) -> int:
-        """Patches of a view that do not overlap."""
+        """Number of patches of a view in a grid without overlap."""
         return ((self.grid - 1) // self.shifts + 1) ** 2
 
 
 class Language(Schema, frozen=True):
-    """The language model: width D, and what the GGUF's header must say."""
+    """Dimensions of the language model, which the GGUF's header must match; D is its width."""
 
     width: Count
     vocab_size: Count
@@ -85,15 +92,21 @@ class Language(Schema, frozen=True):
 
 
 class RegionLevel(Schema, frozen=True):
-    """Map value at and above which a pixel belongs to a region; None when none was chosen at training."""
+    """Map value from which on a pixel belongs to a region; None if none was chosen at training."""
 
     few_shot: float | None = None
     zero_shot: float | None = None
 
 
 class AnswerForms(Schema, frozen=True):
-    """The sentences that the model was taught, as templates: no anomaly, one with its ``{place}``, several with
-    their ``{count}`` and ``{places}`` ("left, center and right"); ``places`` in reading order."""
+    """Templates of the answers that the model was trained on.
+
+    Attributes:
+        none: no anomaly.
+        one: one anomaly, with its ``{place}``.
+        several: several anomalies, with their ``{count}`` and ``{places}`` ("left, center and right").
+        places: all places in reading order.
+    """
 
     none: Annotated[list[Name], Meta(min_length=1)]
     one: Annotated[list[Name], Meta(min_length=1)]
@@ -109,11 +122,11 @@ class AnswerForms(Schema, frozen=True):
 
 
 class PromptLayout(Schema, frozen=True):
-    """``<bos> before_image [image] after_image [num_prompts rows] question+assistant``; the answer's words.
+    """The prompt, ``<bos> before_image [image] after_image [num_prompts rows] question+assistant``, and the answers.
 
-    Each piece is tokenised on its own. ``stop_piece`` ends an answer when its token appears; ``turn_end`` is
-    the text that closes a turn ("\\n###") and is cut from the answer. ``answers`` are what to expect, for speed
-    and for p(anomaly); without them everything is slower and the same.
+    Each piece is tokenised on its own. The token of ``stop_piece`` ends an answer. ``turn_end`` is the text that
+    closes a turn ("\\n###"); it is removed from the answer. Answers begin with ``affirmative`` or ``negative``.
+    ``answers`` are the expected answers: they speed up decoding, and their first tokens count for p(anomaly).
     """
 
     before_image: str
@@ -129,7 +142,7 @@ class PromptLayout(Schema, frozen=True):
 
 
 class TensorSpec(Schema, frozen=True):
-    """One tensor of a component. A string in ``shape`` is a dynamic axis, for example "B"."""
+    """One tensor of a component. A string in ``shape`` names a dynamic axis, for example "B"."""
 
     name: Name
     dtype: Name
@@ -137,7 +150,7 @@ class TensorSpec(Schema, frozen=True):
 
 
 class Component(Schema, frozen=True):
-    """One network: its file, its precision ("f32", "f16", "q4_k_m" …), its tensors."""
+    """One network: its file, its precision ("f32", "f16", "q4_k_m" …), its input and output tensors."""
 
     file: Name
     precision: Name
@@ -146,21 +159,21 @@ class Component(Schema, frozen=True):
 
 
 class Plan(Schema, frozen=True, kw_only=True):
-    """A TensorRT engine built from a component's graph: native code, which runs where it was built for only."""
+    """A TensorRT engine built from a component's graph: native code that runs only on the machines it was built for."""
 
     file: Name
     engine: Literal["tensorrt", "tensorrt-rtx"]
-    version: Name  # of the TensorRT that built it
+    version: Name  # version of the TensorRT that built it
     compute_capabilities: Annotated[list[Name], Meta(min_length=1)]  # of the GPUs it was built for, "8.9"
-    gpu: str = ""  # the model it is tied to; "" when it is not
+    gpu: str = ""  # the GPU model that it is limited to; "" for no limit
     platform: Name  # "linux-x86_64"
     flags: list[Name] = []
     max_batch: Count
-    graph_sha256: Sha256  # the graph it was built from
+    graph_sha256: Sha256  # digest of the graph it was built from
 
     @property
     def built_for(self) -> str:
-        """The machine it runs on, in words."""
+        """Description of the machines that it runs on, for messages."""
         gpu = f"{self.gpu}, " if self.gpu else ""
         capabilities = " or ".join(self.compute_capabilities)
         product = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[self.engine]
@@ -182,11 +195,11 @@ class Manifest(Schema, frozen=True, kw_only=True):
     classes: Annotated[list[Name], Meta(min_length=1)]
     default_class: Name
     region_level: RegionLevel
-    augmentation: Augmentation = "none"  # of the normal samples in a memory bank
+    augmentation: Augmentation = "none"  # default augmentation of the normal samples in a memory bank
     prompt: PromptLayout
     questions: list[Name] = []  # of the kinds that the model was trained to answer, one of each
     components: dict[str, Component]
-    plans: dict[str, list[Plan]] = {}  # of a component, at most one for each engine
+    plans: dict[str, list[Plan]] = {}  # by component, at most one for each engine
     files: dict[str, FileRecord] = {}
     parity: dict = {}
     tools: dict[str, str] = {}
@@ -198,12 +211,12 @@ class Manifest(Schema, frozen=True, kw_only=True):
         if self.default_class not in self.classes:
             raise ValueError(f"default_class {self.default_class!r} is not among the classes")
         if unknown := sorted(self.plans.keys() - set(NETWORKS)):
-            raise ValueError(f"there are plans of {unknown[0]!r}, which is no network")
+            raise ValueError(f"there are plans for {unknown[0]!r}, which is not a network")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every file was there, whole, with the digest the manifest gives."""
+    """An opened bundle: every file exists and matches the size and digest in the manifest."""
 
     folder: Path
     manifest: Manifest
@@ -213,25 +226,28 @@ class Bundle:
         return self.folder / self.manifest.components[component].file
 
     def plan(self, component: str, engine: str) -> Plan | None:
-        """A component's plan for an engine ("tensorrt", "tensorrt-rtx"), if there is one."""
+        """A component's plan for an engine ("tensorrt", "tensorrt-rtx"); None if there is none."""
         plans = self.manifest.plans.get(component, [])
         return next((plan for plan in plans if plan.engine == engine), None)
 
     def graph_sha256(self, component: str) -> str:
-        """Identifies a component's graph with its weights."""
+        """Digest of a component's graph and weights."""
         return graph_digest(self.manifest.components[component].file, self.manifest.files)
 
     @property
     def encoder_sha256(self) -> str:
-        """Identifies the features a memory bank holds."""
+        """Digest of the encoder, which identifies the features in a memory bank."""
         return self.graph_sha256("encoder")
 
     def text_features(self, class_name: str | None = None) -> np.ndarray:
-        """Normal (row 0) and abnormal (row 1) text features of a class: float32 [2, E], unit norm.
+        """Normal (row 0) and abnormal (row 1) text features of a class, float32 [2, E], unit norm.
+
+        Args:
+            class_name: one of the manifest's classes; its default class when None.
 
         Raises:
-            ConfigError: the bundle does not know the class.
-            BundleError: the file does not hold what the manifest promises.
+            ConfigError: the bundle does not have the class.
+            BundleError: the file has no features of the class with the shape in the manifest.
         """
         manifest = self.manifest
         class_name = manifest.default_class if class_name is None else class_name
@@ -259,14 +275,15 @@ def default_bundle() -> Path:
 
 
 def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bundle:
-    """Open a bundle folder (the shipped nano bundle when None) after checking every byte of it.
+    """Open a bundle folder after checking the digest of every file.
 
     Args:
-        with_plans: False forgets the plans, in whatever state they are: they can be built again.
+        path: the folder; the nano bundle that ships with the package when None.
+        with_plans: False ignores the plans and does not check their files, so that they can be built again.
 
     Raises:
-        BundleError: no folder, no or a malformed manifest, another schema version, a file missing, unlisted,
-            altered, or not a regular file.
+        BundleError: the folder or its manifest is missing, the manifest is malformed or has another schema version,
+            or a file is missing, not listed, altered or not a regular file.
     """
     folder = default_bundle() if path is None else Path(path)
     if not folder.is_dir():
@@ -283,7 +300,7 @@ def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bund
 
 
 def graph_digest(name: str, files: dict[str, FileRecord]) -> str:
-    """sha256 of a graph file with its weights, which lie in a file of their own beside it when they are large."""
+    """sha256 of a graph file and its weights; large weights are in a separate file, ``<name>.data``."""
     weights = files.get(f"{name}.data")
     if weights is None:
         return files[name].sha256
@@ -291,18 +308,23 @@ def graph_digest(name: str, files: dict[str, FileRecord]) -> str:
 
 
 def rebuild_hint(folder: Path, plan: Plan) -> str:
-    """What a plan was built for, and the command that builds it anew."""
+    """The machines that a plan was built for, and the command that builds it on this one."""
     return (
         f"it was built for {plan.built_for}; build it on this machine: {rebuild_command(folder, plan.engine)}"
     )
 
 
 def rebuild_command(folder: Path, engine: str) -> str:
+    """The command that builds an engine's plans."""
     return f"agpt export --resume --engine {engine} {folder}"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Parse and validate ``manifest.json`` without looking at the other files."""
+    """Parse and validate ``manifest.json`` without reading the other files.
+
+    Raises:
+        BundleError: the manifest is missing, too large or malformed, or has another schema version.
+    """
     path = folder / MANIFEST_FILE
     if not _is_plain_file(path):
         raise BundleError(
@@ -310,14 +332,14 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{path} is over {MAX_MANIFEST_BYTES >> 20} MiB: it is not a manifest of agpt export"
+            f"{path} is over {MAX_MANIFEST_BYTES >> 20} MiB, so it is not a bundle's manifest: {FIX}"
         )
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(
-                f"{path} has schema version {version} and this program reads {SCHEMA_VERSION}: "
+                f"{path} has schema version {version}, but this program reads {SCHEMA_VERSION}: "
                 "re-run agpt export with this version"
             )
         return msgspec.json.decode(data, type=Manifest)
@@ -328,10 +350,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_plan(folder: Path, manifest: Manifest, plan: Plan) -> bytes:
-    """A plan's bytes, whose digest is checked: the bytes that are hashed are the bytes that will run.
+    """Read a plan and check its digest; the caller must load these bytes, not read the file again.
 
     Raises:
-        BundleError: the file is not there or was altered.
+        BundleError: the file cannot be read or was altered.
     """
     path, record = folder / plan.file, manifest.files[plan.file]
     try:
@@ -346,7 +368,7 @@ def read_plan(folder: Path, manifest: Manifest, plan: Plan) -> bytes:
 
 
 def digest_file(path: Path, progress: Callable[[int], None] = lambda num_bytes: None) -> FileRecord:
-    """Size in bytes and sha256 of a file's content; ``progress`` is told of every chunk's bytes."""
+    """Size in bytes and sha256 of a file's content; ``progress`` is called with the number of bytes of each chunk."""
     digest = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:
@@ -358,13 +380,13 @@ def digest_file(path: Path, progress: Callable[[int], None] = lambda num_bytes: 
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Record every file of ``folder`` in the manifest, write ``manifest.json``, and flush all to the disk.
+    """List every file of ``folder`` in the manifest, write ``manifest.json``, and flush all files to the disk.
 
     Returns:
         The manifest as written, with ``files`` filled in.
 
     Raises:
-        BundleError: what was sealed does not open (a name, link or component that a bundle must not have).
+        BundleError: the result is not a valid bundle, for example because of a link or a missing component.
     """
     names = sorted(entry.name for entry in folder.iterdir() if entry.name != MANIFEST_FILE)
     sealed = msgspec.structs.replace(manifest, files={name: digest_file(folder / name) for name in names})
@@ -376,10 +398,10 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def publish(staging: Path, target: Path) -> None:
-    """Move a sealed bundle to its place by one rename: it is whole or absent. An older bundle, which is there until
-    the new one is, is replaced.
+    """Move a sealed bundle to ``target`` by one rename, so that it is complete or absent there.
 
-    Both folders must be on one file system.
+    An existing bundle at ``target`` is replaced; it stays in place until then. Both folders must be on the same file
+    system.
 
     Raises:
         BundleError: ``target`` exists and is not a bundle.
@@ -388,14 +410,14 @@ def publish(staging: Path, target: Path) -> None:
         raise BundleError(f"{target} exists and is not a bundle: choose another folder or empty it")
     if target.exists():
         _exchange(staging, target)
-        shutil.rmtree(staging, ignore_errors=True)  # the new one is in its place
+        shutil.rmtree(staging, ignore_errors=True)  # now the old bundle
     else:
         staging.rename(target)
     _flush(target.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders' names in one step (Linux, renameat2); where the file system cannot, in three."""
+    """Swap two folders' names atomically (Linux, renameat2), or by three renames where that is not supported."""
     here = ctypes.c_int(AT_FDCWD)
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
@@ -413,7 +435,11 @@ class _Version(msgspec.Struct):
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
-    """Names are basenames, nothing needed is unlisted, and nothing unlisted lies in the folder."""
+    """Check that names are plain file names, that all files in use are listed, and that there are no other files.
+
+    Raises:
+        BundleError: one of these does not hold.
+    """
     for name in manifest.files:
         if name in ("", ".", "..", MANIFEST_FILE) or Path(name).name != name or "\\" in name or "\0" in name:
             raise BundleError(f"{folder / MANIFEST_FILE} lists {name!r}, which is not a plain file name")
@@ -428,6 +454,11 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_file(path: Path, record: FileRecord, fix: str) -> None:
+    """Compare a file's size and digest with its record.
+
+    Raises:
+        BundleError: the file is missing, not a regular file, or altered; the message ends with ``fix``.
+    """
     if not path.exists():
         raise BundleError(f"{path} is missing: {fix}")
     if not _is_plain_file(path):

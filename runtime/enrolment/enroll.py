@@ -1,4 +1,4 @@
-"""Enrolment: normal samples of a product become a recipe with its memory bank."""
+"""Enrolment: makes a recipe and its memory bank from normal samples of a product."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from ..vision.views import RegionOfInterest, Tiles, make_layout
 from .operating_point import check_rate, choose_operating_point
 from .samples import Sample, check_apart, check_sizes, name_samples
 
-MAX_GROUPS = 20  # good parts are judged against the others in so many groups; one by one when there are fewer
+MAX_GROUPS = (
+    20  # of good parts, each judged against the others (cross-validation); one per part if there are fewer
+)
 
 
 def enroll(
@@ -47,44 +49,45 @@ def enroll(
     regions: Sequence[RegionOfInterest] = (),
     augmentation: Augmentation | None = None,
 ) -> Recipe:
-    """Write ``out`` (TOML) and the memory bank beside it (``<stem>.bank.npz``).
+    """Make a recipe, ``out`` (TOML), and its memory bank in the same folder (``<stem>.bank.npz``).
 
     Args:
-        inspector: its bundle's encoder makes the features.
+        inspector: its bundle's encoder computes the features.
         normals: frames of good parts, uint8 [H, W, 3] BGR, or samples, which have a name for messages.
-        out: the recipe's path; its folder is made if need be, and both files are replaced whole.
+        out: the recipe's path. Its folder is created if necessary; existing files are replaced by rename.
         name: the product's name.
-        class_name: one of the bundle's classes; its default when None.
-        description: what a good part looks like, put before the question as the original's scripts do.
-        question: asked of every part; the bundle's own when "".
+        class_name: one of the bundle's classes; its default class when None.
+        description: description of a good part, which precedes the question as in AnomalyGPT's scripts.
+        question: the question about every part; "" for the bundle's.
         storage: of the memory bank: float16 halves its memory, int8 quarters it.
-        max_patches: of the memory bank, in each tap and of each region; all when None.
-        false_reject_rate: of good parts, for which the operating point of p(anomaly) is chosen; the greedy answer
-            decides when None.
-        held_out: other good parts to choose it on; each of ``normals`` against the rest when there are none.
-        without_verdict: "map": where there is no time for an answer the map's operating point decides.
-        tiles: look at tiles of the frame, which share the memory bank.
-        regions: look at these boxes of the frame, which have a memory bank each.
-        augmentation: of the normal samples in the memory bank: see ``augment``; the bundle's own when None.
+        max_patches: the most patches of the memory bank in each tap and region; None for no limit.
+        false_reject_rate: share of good parts that may be rejected; the operating point is chosen for it. None: there
+            is no operating point, and the greedy answer decides.
+        held_out: other good parts to choose the operating point on; when empty, ``normals`` are used, each judged
+            against others.
+        without_verdict: "map": the operating point of the map score decides if there is no time for an answer.
+        tiles: inspect tiles of the frame, which share the memory bank.
+        regions: inspect these boxes of the frame, each with its own memory bank.
+        augmentation: of the normal samples in the memory bank, see ``augment``; None for the bundle's default.
 
     Returns:
-        The recipe as written; ``inspector.use(out)`` takes it.
+        The recipe as written; load it with ``inspector.use(out)``.
 
     Raises:
         ImageError, RecipeError, ConfigError: a frame, an option, a region or the folder cannot be used, a held-out
-            image is in the bank too, or there are too few good parts for the rate. All of this is checked before
-            anything is computed.
+            image is also in the bank, or there are too few good parts for the rate. All of this is checked before
+            the encoder runs.
     """
     out = Path(out)
     known, others = name_samples(normals, "normal image"), name_samples(held_out, "held-out image")
     if not known:
-        raise RecipeError("there is no normal image: give at least one")
+        raise RecipeError("there are no normal images: give at least one")
     check_options(name, storage, max_patches, augmentation, without_verdict)
     check_folder(out)
     if false_reject_rate is not None:
         check_rate(false_reject_rate, len(others or known))
     elif others or without_verdict == "map":
-        raise ConfigError("there is no rate to choose an operating point for: give --false-reject-rate too")
+        raise ConfigError("an operating point needs a false-reject rate: give --false-reject-rate too")
     check_apart(known, others)
     layout = make_layout(tiles, tuple(regions), known[0].pixels.shape[:2])
     if not layout.is_whole:
@@ -122,14 +125,14 @@ def enroll(
 
 @dataclass(frozen=True)
 class BankSettings:
-    """How the memory banks of an enrolment are made; see ``enroll``."""
+    """Settings of an enrolment's memory banks; see ``enroll``."""
 
     storage: Storage
     max_patches: int | None
     augmentation: Augmentation | None
 
     def build(self, inspector: Inspector, samples: Sequence[Sample], progress: bool = False) -> MemoryBank:
-        """A memory bank of these samples."""
+        """Build the memory bank of these samples for the inspector's product, with a progress bar if requested."""
         frames = [sample.pixels for sample in samples]
         watch = partial(track, description="good parts", console=Console(stderr=True)) if progress else iter
         return inspector.make_bank(frames, self.storage, self.max_patches, self.augmentation, track=watch)
@@ -142,9 +145,10 @@ def check_options(
     augmentation: str | None,
     without_verdict: str,
 ) -> None:
-    """
+    """Check the options of ``enroll``.
+
     Raises:
-        ConfigError: an option has a value that does not exist.
+        ConfigError: an option has an invalid value.
     """
     if not name.strip():
         raise ConfigError("--name is empty: give the product a name")
@@ -159,10 +163,10 @@ def check_options(
 
 
 def check_folder(out: Path) -> None:
-    """Make the recipe's folder and try to write there.
+    """Create the recipe's folder and check that files can be written there.
 
     Raises:
-        ConfigError: it cannot be made or written, or ``out`` is a folder.
+        ConfigError: the folder cannot be created or written, or ``out`` is a folder.
     """
     if out.is_dir():
         raise ConfigError(
@@ -179,20 +183,21 @@ def check_folder(out: Path) -> None:
 
 
 def make_recipe(**values: object) -> Recipe:
-    """
+    """Make a recipe from options.
+
     Raises:
-        ConfigError: a value is too long or out of its range.
+        ConfigError: a value is too long or out of range.
     """
     try:
         return msgspec.convert(msgspec.to_builtins(values), Recipe)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"these options make no recipe ({error}): correct them") from error
+        raise ConfigError(f"these options do not form a valid recipe ({error}): correct them") from error
 
 
 def judge_good_parts(
     inspector: Inspector, known: Sequence[Sample], others: Sequence[Sample], settings: BankSettings
 ) -> list[Verdict]:
-    """Verdicts about good parts, none of which is in the bank that it is compared with."""
+    """Verdicts about ``others``, or by cross-validation about ``known``, so that no part is in its own memory bank."""
     console = Console(stderr=True)
     if others:
         return [inspector.inspect(sample.pixels) for sample in track(others, "good parts", console=console)]

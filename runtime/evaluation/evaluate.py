@@ -1,4 +1,4 @@
-"""``agpt eval``: what a bundle gets right on labelled images, through the same inspector that runs a line."""
+"""``agpt eval``: figures of merit of a bundle on labelled images, with the same inspector as on a line."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from .datasets import Category, Sample, find_categories
 from .metrics import accuracy, auroc, mean
 
 MAX_SHOTS = 1000
-MAX_FRAME_SIDE = 512  # pixels of the longer side at which frames of several views are scored
+MAX_FRAME_SIDE = 512  # longer side in pixels of the map that frames of several views are scored with
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """One category at one number of shots. None where a figure is not defined (no good image, no mask)."""
+    """Figures of one category at one number of shots; None if undefined (no good image, no mask)."""
 
     image_auroc_max: float | None  # image score = the map's maximum, as in the original
     image_auroc_top1: float | None  # image score = mean of the map's highest 1 %
@@ -48,7 +48,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The figures by category name and number of shots, and their means over the categories."""
+    """Figures by category name and number of shots, and their means over the categories."""
 
     bundle: str
     bundle_sha256: str
@@ -65,10 +65,10 @@ MEASURES = ("image_auroc_max", "image_auroc_top1", "pixel_auroc", "accuracy")
 
 
 def parse_shots(text: str) -> list[int]:
-    """ "0,1,4" → [0, 1, 4].
+    """Parse ``--shots``: "0,1,4" → [0, 1, 4].
 
     Raises:
-        ConfigError: not a list of whole numbers from 0.
+        ConfigError: the text is not a list of whole numbers from 0 to 1000.
     """
     try:
         shots = [int(part) for part in text.split(",")]
@@ -89,15 +89,16 @@ def evaluate_folder(
     engine: str = AUTO,
     tiles: Tiles | None = None,
 ) -> Evaluation:
-    """Evaluate every category under a folder.
+    """Evaluate every category in a folder.
 
     Args:
-        bundle: folder; the shipped bundle when None.
-        folder: one category or many, MVTec-AD or VisA layout.
+        bundle: the folder; the bundle that ships with the package when None.
+        folder: one category or several, in the layout of MVTec-AD or VisA.
         shots: numbers of normal samples; 0 is zero-shot.
-        class_name: for all categories; from each category's name when None.
-        seed: which normal samples; those for k shots are among those for more.
-        tiles: look at tiles; maps and masks are then compared over the whole frame, not as a centre crop sees it.
+        class_name: the class of all categories; derived from each category's name when None.
+        seed: seed of the choice of normal samples; those for k shots are also among those for more shots.
+        threads, engine: as in ``Inspector.open``.
+        tiles: inspect tiles; maps and masks are then compared over the whole frame instead of the centre crop.
 
     Raises:
         AgptError: the bundle, the folder or the class name cannot be used.
@@ -135,7 +136,17 @@ def evaluate_category(
     samples: Iterable[Sample] | None = None,
     layout: Layout = WHOLE,
 ) -> dict[str, Figures]:
-    """Figures by number of shots. More shots than the category has normal samples are left out."""
+    """Figures by number of shots, without those numbers that exceed the category's normal samples.
+
+    Args:
+        inspector: the inspector; its product changes.
+        category: the category.
+        shots: numbers of normal samples; 0 is zero-shot.
+        class_name: the class; derived from the category's name when None.
+        seed: seed of the choice of normal samples.
+        samples: the test samples; the category's when None.
+        layout: the views of a frame.
+    """
     manifest = inspector.bundle.manifest
     class_name = class_name or class_of(category.name, manifest.classes) or manifest.default_class
     zero_shot = inspector.prepare(class_name=class_name)
@@ -163,30 +174,31 @@ def evaluate_category(
 
 
 def class_of(category: str, classes: list[str]) -> str | None:
-    """The class a category stands for: "metal_nut" is "metal nut", "pcb3" is "pcb"; None if none does."""
+    """The class of a category by its name: "metal_nut" is "metal nut", "pcb3" is "pcb"; None if there is none."""
     plain = re.sub(r"\d+$", "", category.lower().replace("_", " ")).strip()
     return plain if plain in classes else None
 
 
 class Scores:
-    """What one category's images gave at one number of shots."""
+    """Collects the results of one category's images at one number of shots."""
 
     def __init__(self) -> None:
         self.labels: list[bool] = []
         self.peaks: list[float] = []
         self.tops: list[float] = []
-        self.judged: list[tuple[bool, bool]] = []  # anomalous, verdict right
+        self.judged: list[tuple[bool, bool]] = []  # (anomalous, verdict is right)
         self.maps: list[np.ndarray] = []
         self.masks: list[np.ndarray] = []
         self.num_without_mask = 0
         self.num_no_result = 0
 
     def miss(self, sample: Sample) -> None:
-        """An image that could not be read: no score, and no right verdict."""
+        """Count an image that cannot be read: NO_RESULT, a wrong verdict, no score."""
         self.num_no_result += 1
         self.judged.append((sample.anomalous, False))
 
     def add(self, sample: Sample, verdict: Verdict, mask: np.ndarray | None) -> None:
+        """Add a verdict; ``mask`` is bool [h, w] at the map's size, or None if an anomalous image has none."""
         right = Status.FAIL if sample.anomalous else Status.PASS
         self.judged.append((sample.anomalous, verdict.status == right))
         self.num_no_result += verdict.status == Status.NO_RESULT
@@ -203,6 +215,7 @@ class Scores:
             self.masks.append(mask.ravel())
 
     def figures(self) -> Figures:
+        """The figures of all images added so far."""
         anomalous = [label for label, _ in self.judged]
         return Figures(
             image_auroc_max=auroc(self.labels, self.peaks),
@@ -217,7 +230,7 @@ class Scores:
 
 
 def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int) -> dict[int, MemoryBank]:
-    """Memory banks by number of shots; each holds the first samples of one shuffled order."""
+    """Memory banks by number of shots; each contains the first samples of the same random order."""
     possible = [k for k in shots if 0 < k <= len(category.normals)]
     if not possible:
         return {}
@@ -226,7 +239,7 @@ def _banks(inspector: Inspector, category: Category, shots: list[int], seed: int
 
 
 def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
-    """The first ``count`` normal images of one shuffled order: few shots are among more."""
+    """The first ``count`` normal images of a random order, so that larger choices contain smaller ones."""
     order = np.random.default_rng(seed).permutation(len(category.normals))
     return [category.normals[index] for index in order[:count]]
 
@@ -234,35 +247,42 @@ def choose_normals(category: Category, count: int, seed: int) -> list[Path]:
 def mask_as_seen(
     sample: Sample, frame_size: tuple[int, int], size: tuple[int, int], resize: Literal["crop", "stretch"]
 ) -> np.ndarray | None:
-    """The truth in the map's geometry, bool [h, w] of ``size``: as the pixels went, but with the nearest neighbour.
+    """The ground truth in the map's geometry: resized like the frame, but with the nearest neighbour.
 
-    None for an anomalous image without a mask.
+    Args:
+        sample: the sample.
+        frame_size: (height, width) of its image.
+        size: (height, width) of the map.
+        resize: how the frame was fitted to the map.
+
+    Returns:
+        bool [h, w] of ``size``; None for an anomalous image without a mask.
 
     Raises:
-        ImageError, ConfigError: the mask cannot be read or does not fit the image.
+        ImageError, ConfigError: the mask cannot be read, or its size differs from the image's.
     """
     if sample.mask is None:
         return None if sample.anomalous else np.zeros(size, bool)
     mask = read_image(sample.mask).max(axis=2)
     if mask.shape != tuple(frame_size):
         raise ConfigError(
-            f"{sample.mask} is {mask.shape} and its image {tuple(frame_size)}: give masks that fit"
+            f"{sample.mask} is {mask.shape}, but its image is {tuple(frame_size)}: give masks of the images' size"
         )
     height, width = size
     window = resize_window(*frame_size, height, "crop") if resize == "crop" else Window(height, width, 0, 0)
-    # EXACT takes the pixel whose centre is nearest, as Pillow does; plain INTER_NEAREST is half a pixel off.
+    # INTER_NEAREST_EXACT takes the pixel with the nearest centre, like Pillow; INTER_NEAREST is half a pixel off.
     fitted = cv2.resize(mask, (window.width, window.height), interpolation=cv2.INTER_NEAREST_EXACT)
     return fitted[window.top : window.top + height, window.left : window.left + width] > 0
 
 
 def frame_map_size(frame_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) at which a whole frame is scored: its own shape, the longer side at most 512 pixels."""
+    """(height, width) of the map that a whole frame is scored with: the frame's shape, at most 512 pixels long."""
     scale = min(1, MAX_FRAME_SIDE / max(frame_size))
     return max(1, round(scale * frame_size[0])), max(1, round(scale * frame_size[1]))
 
 
 def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | None]]:
-    """Mean of each measure over the categories where it is defined, by number of shots."""
+    """Mean of each measure by number of shots, over the categories for which it is defined."""
     shots = dict.fromkeys(k for figures in found.values() for k in figures)
     return {
         k: {
@@ -274,7 +294,7 @@ def _means(found: dict[str, dict[str, Figures]]) -> dict[str, dict[str, float | 
 
 
 def print_table(results: Evaluation, console: Console | None = None) -> None:
-    """One row per category and number of shots, then the means."""
+    """Print a table with one row per category and number of shots, then the means."""
     title = f"{results.bundle} on {results.folder}, seed {results.seed}"
     if results.tiles:
         title += f", tiles {describe_tiles(results.tiles)}"
@@ -291,12 +311,12 @@ def print_table(results: Evaluation, console: Console | None = None) -> None:
         table.add_row("mean", k, *(_cell(means[name]) for name in MEASURES), style="bold")
     console = console or Console()
     console.print(table)
-    for sentence in _remarks(results):
-        console.print(sentence)
+    for remark in _remarks(results):
+        console.print(remark)
 
 
 def _remarks(results: Evaluation) -> list[str]:
-    """What the figures leave out."""
+    """Sentences about images and shots that the figures leave out."""
     remarks = []
     for name, by_shots in results.categories.items():
         if absent := [str(k) for k in results.shots if str(k) not in by_shots]:
@@ -313,6 +333,10 @@ def _cell(value: float | None) -> str:
 
 
 def write_json(results: Evaluation, path: Path) -> None:
-    """Raises AgptError when the file cannot be written."""
+    """Write the evaluation as JSON; its folder is created if necessary.
+
+    Raises:
+        AgptError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")

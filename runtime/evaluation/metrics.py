@@ -7,19 +7,20 @@ from numpy.typing import ArrayLike
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
-    """Area under the ROC curve: how often an anomalous sample scores above a normal one, ties counting half.
+    """Area under the ROC curve: the probability that an anomalous sample scores above a normal one, ties counting half.
 
-    Exact, O(n log n), fit for whole sets of pixels (the rank form of Mann and Whitney's U).
+    It is exact and takes O(n log n), so it can be used for the pixels of a whole data set (rank form of Mann and
+    Whitney's U).
 
     Args:
         labels: bool or 0/1, any shape; true is anomalous.
-        scores: float, same number of elements; higher is more anomalous.
+        scores: float, the same number of elements; higher is more anomalous.
 
     Returns:
-        The area in 0..1, or None where it is not defined: only one kind of sample.
+        The area, 0..1; None if all samples have the same label.
 
     Raises:
-        ValueError: lengths differ, or a score is NaN.
+        ValueError: the lengths differ, or a score is NaN.
     """
     truth = np.asarray(labels).ravel().astype(bool)
     values = np.asarray(scores, np.float32).ravel()
@@ -30,7 +31,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     anomalous, normal = values[truth], values[~truth]
     if not anomalous.size or not normal.size:
         return None
-    # Sorted queries walk the sorted haystack forwards: far fewer cache misses than in random order.
+    # Sorted queries access the sorted array in order, with far fewer cache misses than random access.
     anomalous, normal = np.sort(anomalous), np.sort(normal)
     below = np.searchsorted(normal, anomalous, side="left").sum(dtype=np.float64)
     not_above = np.searchsorted(normal, anomalous, side="right").sum(dtype=np.float64)
@@ -38,7 +39,11 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
 
 
 def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float | None:
-    """Share of predictions equal to their label; None for an empty set."""
+    """Share of predictions that equal their label, 0..1; None for an empty set.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
     truth, predicted = np.asarray(labels).astype(bool), np.asarray(predictions).astype(bool)
     if truth.shape != predicted.shape:
         raise ValueError(f"{truth.size} labels for {predicted.size} predictions")
@@ -46,6 +51,6 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float | None:
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Mean of those that are defined; None when none is."""
+    """Mean of the values that are not None; None if there are none."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None

@@ -1,7 +1,6 @@
-"""``agpt trace``: what a bundle computes for one image, stage by stage, in one npz file.
+"""``agpt trace``: the results of each stage of a bundle for one image, in one npz file.
 
-Two programs that claim to be the same model are compared by these arrays (``trace_inspection``): the first stage that
-differs is where to look.
+Compare these arrays (see ``trace_inspection``) to find the first stage in which two implementations differ.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class TraceOptions:
 
 
 def trace_image(options: TraceOptions, out: Path) -> None:
-    """Trace one image and write the arrays to ``out``, whole or not at all.
+    """Trace one image and write the arrays to ``out`` by rename, so that no partial file remains.
 
     Raises:
         AgptError: the bundle, an image or an option cannot be used.
@@ -68,9 +67,17 @@ def trace_frame(
     resize: str | None = None,
     question: str = "",
 ) -> dict[str, np.ndarray]:
-    """Trace with the inspector's product, resized another way or compared with normal frames if asked for.
+    """Trace a frame with the inspector's product, which changes if ``resize`` or ``normals`` are given.
 
-    Normal samples are resized as the frame is: one crop serves both.
+    Args:
+        inspector: the inspector.
+        frame: uint8 [H, W, 3] BGR.
+        normals: normal frames for a memory bank; they are resized like the frame.
+        resize: "crop" or "stretch"; None for the product's.
+        question: the question; "" for the product's.
+
+    Returns:
+        As ``trace_inspection``.
     """
     product = replace(inspector.product, resize=resize or inspector.product.resize)  # type: ignore[arg-type]
     inspector.use(product)
@@ -82,26 +89,27 @@ def trace_frame(
 def trace_inspection(
     inspector: Inspector, frame: np.ndarray, question: str = "", max_tokens: int = 16
 ) -> dict[str, np.ndarray]:
-    """Everything that ``inspect`` computes on the way to its answer.
+    """The intermediate results of an inspection.
 
     Args:
+        inspector: the inspector.
         frame: uint8 [H, W, 3] BGR.
-        question: "" asks the product's.
-        max_tokens: where an answer that does not stop is cut.
+        question: the question; "" for the product's.
+        max_tokens: maximum number of tokens of the answer.
 
     Returns:
         float32 ``pixels`` [1, 3, S, S], ``image_embedding`` [D], ``patch_features`` [T, P, V] (raw taps without
         CLS), ``text_features`` [2, E], ``anomaly_map`` [S, S], ``prompt_embeddings`` [num_prompts, D] and
         ``answer_logits`` [vocab] at the last prompt position; int32 ``prompt_token_ids`` [L], -1 where an
-        embedding is injected, and ``answer_token_ids``, greedy, the stop token included.
+        embedding is injected, and the greedy ``answer_token_ids``, including the stop token.
 
     Raises:
-        ImageError: not a frame.
+        ImageError: it is not a frame.
         ConfigError: the question is too long, or the product has regions or tiles.
     """
     vision, language, product = inspector.vision, inspector.language, inspector.product
     if not product.layout.is_whole:
-        raise ConfigError("a trace is of whole frames: use a recipe without regions or tiles")
+        raise ConfigError("only whole frames can be traced: use a recipe without regions or tiles")
     question = question or product.question
     pixels = vision.preprocess(frame, vision.views(frame, product), product)
     encoded = vision.encode(pixels)

@@ -54,6 +54,6 @@ def _verify_plans(bundle: Bundle) -> None:
     for component, plans in bundle.manifest.plans.items():
         for plan in plans:
             inspect_plan(bundle, component, plan)
-            obstacle = BACKENDS[plan.engine].obstacle(bundle)
-            verdict = f"cannot run here: {obstacle}" if obstacle else "runs here"
+            reason = BACKENDS[plan.engine].unavailable_reason(bundle)
+            verdict = f"cannot run here: {reason}" if reason else "runs here"
             print(f"  {plan.file:<32} for {plan.built_for}: whole; {verdict}")

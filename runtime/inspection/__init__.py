@@ -1,1 +1,1 @@
-"""The frame's path: from a frame to a verdict, inside a latency budget."""
+"""Inspection: from a frame to a verdict within a latency budget."""

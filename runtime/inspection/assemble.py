@@ -1,4 +1,4 @@
-"""What the stages found about a frame, put together: the language model's input, and the verdict."""
+"""Combines the results of the stages into the language model's input and into the verdict."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from .verdict import NearestNormal, Status, Verdict, ViewResult
 
 @dataclass(frozen=True, eq=False)
 class SeenView:
-    """One view and what its map shows.
+    """The results of one view's anomaly map.
 
     Attributes:
         anomaly_map: float32 [S, S].
         score: mean of the highest 1 % of the map.
         peak: maximum of the map.
-        regions: in the pixels and places of the view's box: from the bundle's region level on, or from half way to the
-            peak of a map that does not reach it, so that a part that fails can show where.
+        view: the view.
+        regions: its regions, with boxes and places relative to the view's box. Their level is the bundle's region
+            level, or ``half_way_level`` if the map does not reach it, so that a failing part always has regions.
     """
 
     view: View
@@ -43,13 +44,14 @@ class SeenView:
 
 @dataclass(frozen=True, eq=False)
 class SeenFrame:
-    """A frame as its maps show it.
+    """The results of all anomaly maps of a frame.
 
     Attributes:
+        views: the results of each view.
         maps: float32 [views, S, S].
-        matches: with a memory bank, the nearest normal patches.
-        regions: in frame pixels.
-        level: the bundle's region level; None when none was chosen at training.
+        matches: the nearest normal patches; None without a memory bank.
+        regions: the regions in frame coordinates.
+        level: the bundle's region level; None if none was chosen at training.
     """
 
     views: tuple[SeenView, ...]
@@ -64,11 +66,11 @@ class SeenFrame:
         return max(range(len(self.views)), key=lambda index: self.views[index].score)
 
     def at_level(self, regions: tuple[Region, ...]) -> tuple[Region, ...]:
-        """Those that reach the bundle's region level, if there is one."""
+        """The regions that reach the bundle's region level; all if there is no level."""
         return tuple(region for region in regions if self.level is None or region.peak >= self.level)
 
     def shown(self, regions: tuple[Region, ...], status: Status | None) -> tuple[Region, ...]:
-        """All regions of a part that fails; of others those that reach the bundle's region level."""
+        """The regions to report: all for FAIL, otherwise those that reach the bundle's region level."""
         if status is Status.FAIL:
             return regions
         return () if self.level is None else self.at_level(regions)
@@ -76,7 +78,7 @@ class SeenFrame:
 
 @dataclass
 class Findings:
-    """What an inspection has found so far. A part whose inspection breaks off keeps what was found before."""
+    """The results of an inspection so far; if it breaks off, the verdict is made from them."""
 
     frame: FrameSize | None
     seen: SeenFrame | None = None
@@ -94,15 +96,19 @@ def see_frame(
     frame_size: tuple[int, int],
     threads: int,
 ) -> SeenFrame:
-    """Scores and regions of the maps of a frame.
+    """Scores and regions of a frame's maps.
 
     Args:
+        views: the frame's views.
         maps: float32 [views, S, S].
-        level: the bundle's region level, in the map's values.
+        matches: the nearest normal patches; None without a memory bank.
+        product: the product.
+        level: the bundle's region level, in the map's values; None if it has none.
         frame_size: (height, width) in pixels.
+        threads: the most CPU threads to use.
 
     Raises:
-        ValueError: a map has a value that is not finite.
+        ValueError: a map contains a value that is not finite.
     """
     seen = tuple(see_view(view, each, product, level) for view, each in zip(views, maps, strict=True))
     if product.layout.is_whole:
@@ -119,7 +125,7 @@ def see_view(view: View, anomaly_map: np.ndarray, product: Product, level: float
     """Score and regions of one view's map, float32 [S, S].
 
     Raises:
-        ValueError: the map has a value that is not finite.
+        ValueError: the map contains a value that is not finite.
     """
     figures = summarise(anomaly_map)
     if not math.isfinite(figures.peak):
@@ -140,10 +146,8 @@ def make_parts(
 
 
 def read_map(view: SeenView, seen: SeenFrame) -> MapReading:
-    """How a view's map ranks the nine places, from which answers are drafted."""
-    peaks = (
-        cell_peaks(view.anomaly_map, 3).ravel().tolist()
-    )  # the cells that ``place_name`` names, to a pixel
+    """Summary of a view's map, from which answers are drafted."""
+    peaks = cell_peaks(view.anomaly_map, 3).ravel().tolist()  # of the 3 x 3 cells that ``place_name`` names
     order = sorted(range(len(PLACES)), key=lambda cell: -peaks[cell])
     places = tuple(region.place for region in seen.at_level(view.regions))
     return MapReading(view.score, tuple(PLACES[cell] for cell in order), places)
@@ -152,12 +156,16 @@ def read_map(view: SeenView, seen: SeenFrame) -> MapReading:
 def assemble_verdict(
     found: Findings, product: Product, grid: int, timings_ms: dict[str, float], costs_ms: dict[str, float]
 ) -> Verdict:
-    """The verdict about a frame from what was found, as far as the inspection came; without a decision, NO_RESULT.
+    """The verdict from the results of an inspection, which may be incomplete; NO_RESULT without a decision.
 
     Args:
+        found: the results.
+        product: the product.
         grid: patches per side of a view.
+        timings_ms: duration of each stage in ms.
+        costs_ms: expected duration of each stage in ms.
     """
-    decision = found.decision or Decision(Status.NO_RESULT, "the inspection came to no decision")
+    decision = found.decision or Decision(Status.NO_RESULT, "the inspection ended without a decision")
     verdict = Verdict(
         status=decision.status,
         reason=decision.reason,
@@ -177,7 +185,7 @@ def assemble_verdict(
 
 
 def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Product) -> Verdict:
-    """The verdict with the maps, scores and regions. A NO_RESULT that no answer led to shows no regions."""
+    """Add maps, scores and regions to a verdict; NO_RESULT without answers gets no regions."""
     deciding = seen.highest if decision.deciding is None else decision.deciding
     shows_regions = decision.status is not Status.NO_RESULT or decision.is_of_answers
     views = () if product.layout.is_whole else seen.views
@@ -210,7 +218,7 @@ def add_answers(
     product: Product,
     grid: int,
 ) -> Verdict:
-    """The verdict with the language model's answers, one a view."""
+    """Add the language model's answers, one for each view, to a verdict."""
     deciding = verdict.deciding
     answer, view = answers[deciding], seen.views[deciding]
     rejected = decision.status is Status.FAIL
@@ -236,7 +244,7 @@ def add_answers(
 
 
 def nearest_normal(seen: SeenFrame, index: int, bank: MemoryBank | None, grid: int) -> NearestNormal | None:
-    """The normal patch that the most anomalous patch of a view was compared with; None without a bank."""
+    """The normal patch nearest to the most anomalous patch of a view; None without a memory bank."""
     if seen.matches is None or bank is None:
         return None
     worst = int(seen.matches.distance[index].argmax())
@@ -250,11 +258,11 @@ def nearest_normal(seen: SeenFrame, index: int, bank: MemoryBank | None, grid: i
 
 
 def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:
-    """Whether the sentence names the place of some region; None when it names no place."""
+    """Whether a place in the sentence is the place of a region; None if the sentence names no place."""
     places = named_places(sentence)
     return any(region.place in places for region in regions) if places else None
 
 
 def whole_sentence(answer: Answer) -> str:
-    """The answer; "" for one that a deadline cut short."""
+    """The answer's text; "" if the deadline cut it short."""
     return answer.text if answer.complete else ""

@@ -1,7 +1,8 @@
-"""Who decides: the language model's greedy answer, as in the original, unless the recipe says otherwise.
+"""The decision about a part: by the language model's greedy answer, as in AnomalyGPT, or by the recipe's limits.
 
-A recipe may set an operating point, a limit of p(anomaly), and it may let the map decide where the deadline leaves no
-time for the language model. The record says what decided, and whether the status contradicts the sentence.
+A recipe may have an operating point, a limit of p(anomaly) that decides instead. It may also let the map score decide
+when there is no time for the language model before the deadline. The record contains which of them decided, and
+whether the status contradicts the sentence.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ class Decision:
     """The status of a part, or of one view of it.
 
     Attributes:
-        decided_by: None for NO_RESULT.
-        contradiction: the model's answer says the other thing.
-        statuses: of each view, by its answer; empty where no answer led to the decision.
-        deciding: index of the view that decides; None where nothing was decided.
+        status: the status.
+        reason: the reason in a few words.
+        decided_by: what decided; None for NO_RESULT.
+        contradiction: whether the language model's answer contradicts the status.
+        statuses: the status of each view by its answer; empty if the decision is not based on answers.
+        deciding: index of the view that decides; None if none does.
     """
 
     status: Status
@@ -35,7 +38,7 @@ class Decision:
 
     @property
     def is_of_answers(self) -> bool:
-        """Whether the language model's answers led to it."""
+        """Whether the decision is based on the language model's answers."""
         return bool(self.statuses)
 
 
@@ -43,9 +46,9 @@ def decide(answer: Answer, words: PromptLayout, point: OperatingPoint | None) ->
     """The decision about one view.
 
     Args:
-        answer: the language model's.
-        words: how it says yes and no.
-        point: None: the greedy answer decides.
+        answer: the language model's answer.
+        words: the manifest's prompt, with the affirmative and the negative word.
+        point: the operating point; None: the greedy answer decides.
     """
     if answer.affirmative is None:
         return Decision(Status.NO_RESULT, f"the answer is neither yes nor no: {answer.text!r}")
@@ -66,13 +69,15 @@ def decide(answer: Answer, words: PromptLayout, point: OperatingPoint | None) ->
 def decide_views(
     names: Sequence[str], answers: Sequence[Answer], words: PromptLayout, point: OperatingPoint | None
 ) -> Decision:
-    """The decision about a part of several views: FAIL if any of them fails, NO_RESULT if any is unclear, PASS only
-    if all of them pass. Of the views with that status the one with the highest p(anomaly) decides.
+    """The decision about a part with one or several views.
+
+    It is FAIL if any view fails, otherwise NO_RESULT if any view has no result, otherwise PASS. Among the views with
+    that status, the one with the highest p(anomaly) decides.
 
     Args:
-        names: of the views; "" for the whole frame.
-        answers: one a view.
-        words, point: as for ``decide``.
+        names: names of the views; "" for the whole frame.
+        answers: one answer for each view.
+        words, point: as in ``decide``.
     """
     found = [decide(answer, words, point) for answer in answers]
     statuses = tuple(each.status for each in found)
@@ -88,13 +93,13 @@ def decide_views(
 
 
 def decide_by_map(score: float, point: OperatingPoint, why: str, deciding: int = 0) -> Decision:
-    """The decision without an answer.
+    """The decision by the map score, without an answer.
 
     Args:
-        score: of the map.
-        point: the recipe's limits.
-        why: why there is no answer.
-        deciding: index of the view that the score is of.
+        score: the map score.
+        point: the recipe's operating point.
+        why: the reason why there is no answer.
+        deciding: index of the view with this score.
     """
     status = Status.PASS if score <= point.score else Status.FAIL
     reason = f"{_compare('map score', score, point.score)}; {why}"

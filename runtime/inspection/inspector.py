@@ -1,4 +1,4 @@
-"""The inspector: a frame in, a verdict out."""
+"""The inspector, which turns frames into verdicts."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ NO_TIME_FOR_VERDICT = "no time for the verdict before the deadline"
 class Inspector:
     """Inspects frames of one product at a time.
 
-    Calls from several threads wait for each other. A process that was forked after the inspector was opened cannot use
-    it. While it is open, NumPy's BLAS runs on one thread.
+    Calls from several threads run one after the other. A process that was forked after the inspector was opened cannot
+    use it. While it is open, NumPy's BLAS runs on one thread.
 
     Attributes:
         bundle: the bundle that it runs.
-        vision: from frames to maps and prompt embeddings.
-        language: from embeddings to answers.
-        product: what is inspected now; ``use`` changes it.
-        clock: seconds; deadlines are on it.
+        vision: computes maps and prompt embeddings from frames.
+        language: answers questions from the embeddings.
+        product: the product that is inspected; changed by ``use``.
+        clock: current time in seconds; deadlines refer to it.
     """
 
     def __init__(
@@ -55,7 +55,11 @@ class Inspector:
     ) -> None:
         """
         Args:
-            resources: frees everything native, ``vision`` and ``language`` included, when it is closed.
+            vision: the vision pipeline.
+            language: the language model.
+            product: the product to inspect.
+            resources: ``close`` closes it; it must free all native memory, including that of ``vision`` and
+                ``language``.
         """
         self.bundle = vision.bundle
         self.vision = vision
@@ -78,18 +82,18 @@ class Inspector:
         threads: int | None = None,
         engine: str = AUTO,
     ) -> Inspector:
-        """Verify a bundle, load its networks, and run them once. If that fails, everything is freed again.
+        """Check a bundle, load its networks, and run them as a warm-up. If this fails, all memory is freed.
 
         Args:
-            bundle: folder; the bundle that ships with the package when None.
-            recipe: product settings; a path when the recipe has a memory bank.
-            normals: normal frames, uint8 [H, W, 3] BGR: a memory bank for this session only.
-            class_name: overrides the recipe's.
-            threads: CPU threads; as many as this process may use when None, at most 8.
-            engine: what runs the networks; the best that this machine can run when "auto".
+            bundle: the folder; the bundle that ships with the package when None.
+            recipe: product settings; must be a path if the recipe has a memory bank.
+            normals: normal frames, uint8 [H, W, 3] BGR, for a memory bank in this session only.
+            class_name: replaces the recipe's class.
+            threads: CPU threads; when None as many as this process may use, at most 8.
+            engine: the engine for the networks; "auto" for the best that can run on this machine.
 
         Raises:
-            BundleError, RecipeError, ConfigError, ImageError: one sentence that names the fix.
+            BundleError, RecipeError, ConfigError, ImageError: the message is one sentence that names the fix.
         """
         opened = open_bundle(bundle)
         product = prepare_product(opened, recipe, class_name)
@@ -116,15 +120,15 @@ class Inspector:
 
     @property
     def costs(self) -> StageCosts:
-        """Expected durations of the stages, for frames of as many views as the product's."""
+        """Expected durations of the stages for the product's number of views."""
         return self._costs.of(self.product.layout.num_views)
 
     def reset_costs(self) -> None:
-        """Forget the durations of the stages, as on a machine whose load has changed."""
+        """Discard the measured durations of the stages, for example after the machine's load has changed."""
         self._costs = CostsOfViews()
 
     def close(self) -> None:
-        """Free the models' native memory and give NumPy its threads back; harmless when called twice."""
+        """Free the models' native memory and restore NumPy's threads; may be called twice."""
         if self._lifetime.end():
             self._resources.close()
 
@@ -135,14 +139,18 @@ class Inspector:
         self.close()
 
     def prepare(self, recipe: Path | str | Recipe | None = None, class_name: str | None = None) -> Product:
-        """Make a recipe ready for ``use``: read and check its files; nothing else changes."""
+        """Read and check a recipe and its files for ``use``; the inspector itself is not changed."""
         return prepare_product(self.bundle, recipe, class_name)
 
     def use(self, product: Product | MemoryBank | Recipe | Path | str | None) -> None:
-        """Inspect this product from now on. ``Product`` and ``MemoryBank`` cost nothing; None: zero-shot.
+        """Set the product to inspect.
+
+        Args:
+            product: a prepared product, a memory bank for the current product, or a recipe or its path, which is read
+                and checked first; None for zero-shot with the bundle's defaults.
 
         Raises:
-            RecipeError: the bank was made with another encoder or for other views, or the recipe cannot be used.
+            RecipeError: the bank was made with another encoder or for other regions, or the recipe cannot be used.
             ClosedError: the inspector was closed.
         """
         with self._working():
@@ -169,14 +177,15 @@ class Inspector:
             )
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
-        """One frame's life: uint8 [H, W, 3] BGR of any size → a verdict.
+        """Inspect a frame, uint8 [H, W, 3] BGR of any size.
 
-        Never raises on a frame: whatever goes wrong gives NO_RESULT with the reason, never a PASS.
+        An error while a frame is inspected is not raised: it gives NO_RESULT with the reason, never PASS.
 
         Args:
-            deadline: seconds of ``clock``. Stages that would end later are skipped, and ``rung`` says so: first the
-                sentence, then the verdict, then the map. Without a verdict the part is NO_RESULT, unless the recipe
-                lets the map decide.
+            frame: the frame.
+            deadline: in seconds of ``clock``. Stages that are expected to end later are skipped: first the sentence,
+                then the verdict, then the map; ``rung`` is the last one reached. Without a verdict the status is
+                NO_RESULT, unless the recipe lets the map decide.
 
         Raises:
             ClosedError: the inspector was closed, or opened before a fork.
@@ -193,10 +202,10 @@ class Inspector:
                 return self._assemble(found, timer)
 
     def _inspect(self, frame: np.ndarray, found: Findings, timer: StageTimer, budget: Budget) -> None:
-        """The stages, as far as the budget allows; what they find goes into ``found``.
+        """Run the stages as far as the budget allows and put their results into ``found``.
 
         Raises:
-            LateError: there is no time for a verdict, or not even for a map.
+            LateError: there is no time for a verdict or for a map.
         """
         vision, product = self.vision, self.product
         if not budget.fits(MAP_STAGES):
@@ -227,10 +236,10 @@ class Inspector:
             found.rung = "sentence" if all(answer.complete for answer in answers) else "verdict"
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
-        """The model's answer to any question about a frame.
+        """The language model's answer to a question about a frame (the view with the highest map score).
 
         Raises:
-            ImageError: not a frame.
+            ImageError: it is not a frame.
             ConfigError: the question is too long.
             ClosedError: the inspector was closed.
         """
@@ -240,10 +249,10 @@ class Inspector:
         )
 
     def dialogue(self, frame: np.ndarray) -> Dialogue:
-        """Questions about a frame (of several views the one with the highest map), each seeing the turns before it.
+        """A dialogue about a frame (the view with the highest map score).
 
         Raises:
-            ImageError: not a frame.
+            ImageError: it is not a frame.
             ClosedError: the inspector was closed.
         """
         part = self.part(frame)
@@ -252,17 +261,16 @@ class Inspector:
         return dialogue
 
     def part(self, frame: np.ndarray) -> Part:
-        """The language model's input for a frame, with the product's question; of several views the one with the
-        highest map.
+        """The language model's input for the view with the highest map score, with the product's question.
 
         Raises:
-            ImageError: not a frame, or of another size than the product's regions or tiles are for.
+            ImageError: it is not a frame, or its size differs from that of the product's regions or tiles.
             ClosedError: the inspector was closed.
         """
         return max(self.parts(frame), key=lambda part: part.reading.score if part.reading else 0.0)
 
     def parts(self, frame: np.ndarray) -> list[Part]:
-        """The language model's input for each view of a frame; errors as for ``part``."""
+        """The language model's input for each view of a frame; errors as in ``part``."""
         with self._working():
             vision, product = self.vision, self.product
             views = vision.views(frame, product)
@@ -290,10 +298,10 @@ class Inspector:
         return bank
 
     def _decide_without_answer(self, score: float, deciding: int) -> Decision:
-        """The decision when there is no time for an answer: by the map where the recipe says so.
+        """The decision by the map, if the recipe allows it, when there is no time for an answer.
 
         Raises:
-            LateError: the recipe says NO_RESULT.
+            LateError: the recipe does not allow it.
         """
         point = self.product.operating_point
         if self.product.without_verdict == "map" and point is not None:
@@ -302,20 +310,20 @@ class Inspector:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """One call at a time, and only while the inspector is open.
+        """Allow one call at a time, and only while the inspector is open.
 
         Raises:
-            ClosedError: it is not.
+            ClosedError: the inspector was closed, or opened before a fork.
         """
         self._lifetime.check()
         with self._lock:
             yield
 
     def _warm_up(self) -> None:
-        """Run everything, so that the first frame is as fast as the rest.
+        """Run all stages, so that the first frame takes no longer than later ones.
 
         Raises:
-            BundleError: the bundle does not run.
+            BundleError: a stage of the bundle fails.
         """
         size, layout = self.bundle.manifest.preprocess.size, self.product.layout
         height, width = (layout.frame.height, layout.frame.width) if layout.frame else (size, size)
@@ -331,7 +339,7 @@ class Inspector:
 
 
 class StageTimer:
-    """Milliseconds per stage, in the order they ran; a stage that fails is timed too."""
+    """Measures the milliseconds of each stage, in the order of the stages; failing stages are measured too."""
 
     def __init__(self, clock: Callable[[], float], costs: StageCosts) -> None:
         self.milliseconds: dict[str, float] = {}
@@ -349,7 +357,7 @@ class StageTimer:
 
 
 def frame_size_of(frame: object) -> FrameSize | None:
-    """The size of an array [H, W, …] with pixels; None for anything else."""
+    """The size of an array [H, W, …]; None for an empty array or another object."""
     if not isinstance(frame, np.ndarray) or frame.ndim < 2 or 0 in frame.shape[:2]:
         return None
     height, width = frame.shape[:2]
@@ -357,5 +365,5 @@ def frame_size_of(frame: object) -> FrameSize | None:
 
 
 def reason_of(error: Exception) -> str:
-    """The message of an error that names its fix; of another one its type too."""
+    """An error's message; with its type if it is not one of ours, whose messages name the fix."""
     return str(error) if isinstance(error, AgptError) else f"{type(error).__name__}: {error}"

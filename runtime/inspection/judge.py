@@ -17,21 +17,22 @@ def judge(
     costs: StageCosts,
     clock: Callable[[], float],
 ) -> list[Answer]:
-    """One answer for each view, as many at a time as the language model has room for.
+    """One answer for each view, in groups as large as fit into the language model's context.
 
     Args:
+        language: the language model.
         parts: its input for each view.
-        question: that all of them ask.
-        budget: when it ends, answers are cut after their first token: every view's verdict comes before any view's
-            sentence.
-        costs: of the stages; the durations of the passes are added to them.
-        clock: seconds.
+        question: the question of all of them.
+        budget: when it runs out, answers are cut after their first token; the verdicts of all views have priority
+            over the sentences.
+        costs: the stage costs; the durations of the passes are added to them.
+        clock: current time in seconds.
     """
     timer = PassTimer(costs, clock, budget, len(parts))
-    together = language.num_together(question)
+    group_size = language.num_together(question)
     answers: list[Answer] = []
-    for first in range(0, len(parts), together):
-        group = parts[first : first + together]
+    for first in range(0, len(parts), group_size):
+        group = parts[first : first + group_size]
         answers += language.answer_all(group, stop=timer.begin(len(group)))
         timer.lap()
     return answers

@@ -1,4 +1,4 @@
-"""A product ready to be inspected: its recipe with every file read and checked."""
+"""A product that is ready for inspection: its recipe with all files read and checked."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..vision.views import WHOLE, Layout
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """What the frames of one product are compared with and asked; cheap to switch to.
+    """The reference, question and settings for one product's frames; ``Inspector.use`` switches to it at no cost.
 
     Attributes:
-        name: the recipe's.
-        text_features: float32 [2, E]: the zero-shot reference, used when there is no bank.
-        bank: normal samples: with a bank the few-shot map replaces the zero-shot one, as in the original.
-        question: with the description in front.
-        resize: how frames, or views of them, are fitted to the encoder.
+        name: the recipe's name.
+        text_features: float32 [2, E], the reference of zero-shot maps, used without a memory bank.
+        bank: the memory bank of normal samples; with it few-shot maps replace zero-shot maps, as in AnomalyGPT.
+        question: the question, with the description before it.
+        resize: how frames or views are fitted to the encoder's input.
         operating_point: limits of p(anomaly) and map score; None: the greedy answer decides.
-        without_verdict: the status of a part when there was no time for an answer.
-        layout: the views of a frame: the whole of it, regions or tiles.
+        without_verdict: the status of a part without time for an answer: NO_RESULT, or by the map.
+        layout: the views of a frame: the whole frame, regions or tiles.
     """
 
     name: str
@@ -43,15 +43,16 @@ class Product:
 def prepare_product(
     bundle: Bundle, recipe: Path | str | Recipe | None = None, class_name: str | None = None
 ) -> Product:
-    """A recipe with everything it names read and checked.
+    """Read and check a recipe and its memory bank.
 
     Args:
-        recipe: a path where the recipe has a memory bank beside it; None: no recipe, zero-shot.
-        class_name: overrides the recipe's.
+        bundle: the bundle.
+        recipe: the recipe, or its path, which is required if it has a memory bank; None for zero-shot without recipe.
+        class_name: replaces the recipe's class.
 
     Raises:
         RecipeError: the recipe or its memory bank cannot be used.
-        ConfigError: the bundle does not know the class.
+        ConfigError: the bundle does not have the class.
     """
     folder = None
     if isinstance(recipe, (Path, str)):
@@ -61,7 +62,7 @@ def prepare_product(
     bank = None
     if recipe.memory_bank is not None:
         if folder is None:
-            raise RecipeError(f"recipe {recipe.name!r} has a memory bank beside it: give the recipe's path")
+            raise RecipeError(f"recipe {recipe.name!r} has a memory bank in a file: give the recipe's path")
         bank = load_bank(recipe.memory_bank, folder, bundle, recipe.layout)
     question = recipe.question or bundle.manifest.prompt.question
     return Product(

@@ -1,4 +1,4 @@
-"""The result of an inspection: plain values, which every record repeats, and the anomaly maps."""
+"""The result of an inspection: plain values, which records contain, and the anomaly maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = ("p_anomaly", "score", "peak")
 
 
 class Status(str, Enum):
-    """PASS and FAIL are the language model's answer, or the recipe's limits; NO_RESULT is everything else."""
+    """PASS or FAIL by the language model's answer or the recipe's limits; NO_RESULT if there is no decision."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -33,7 +33,7 @@ class Status(str, Enum):
 
 
 class NearestNormal(Schema, frozen=True):
-    """The spot of a normal sample that the most anomalous patch was compared with."""
+    """The patch of a normal sample that is nearest to the most anomalous patch."""
 
     sample: Annotated[int, Meta(description="Number of the sample in the order of enrolment, from 1.")]
     view: Annotated[str, Meta(description='The region or tile of the sample; "" for the whole frame.')]
@@ -42,7 +42,7 @@ class NearestNormal(Schema, frozen=True):
 
 
 class ViewResult(Schema, frozen=True, kw_only=True):
-    """The result for one region or tile. Values that were not reached are null or empty."""
+    """The result for one region or tile. Values that the inspection did not reach are null or empty."""
 
     name: Annotated[str, Meta(description="Name of the region or tile.")]
     box: Annotated[
@@ -59,11 +59,11 @@ class ViewResult(Schema, frozen=True, kw_only=True):
 
 
 class Result(Schema, frozen=True, kw_only=True):
-    """Everything that an inspection says about one part, as plain values. Values that were not reached before a
-    NO_RESULT are null or empty."""
+    """The result of an inspection of one part as plain values. Values that the inspection did not reach are null or
+    empty."""
 
     status: Annotated[Status, Meta(description="PASS, FAIL or NO_RESULT.")]
-    reason: Annotated[str, Meta(description="Why, in a few words; for NO_RESULT what went wrong.")]
+    reason: Annotated[str, Meta(description="The reason in a few words; for NO_RESULT the error.")]
     p_anomaly: Annotated[
         Probability | None,
         Meta(
@@ -84,8 +84,8 @@ class Result(Schema, frozen=True, kw_only=True):
     regions: Annotated[
         tuple[Region, ...],
         Meta(
-            description="Where the map is raised, in frame pixels, highest peak first: for a FAIL always, for other "
-            "parts as far as the map reaches the bundle's region level."
+            description="Regions of the map with high values, in frame pixels, highest peak first: for FAIL always, "
+            "otherwise those that reach the bundle's region level."
         ),
     ] = ()
     view: Annotated[
@@ -101,11 +101,15 @@ class Result(Schema, frozen=True, kw_only=True):
     ] = ()
     nearest_normal: Annotated[
         NearestNormal | None,
-        Meta(description="Of a FAIL with normal samples: what the most anomalous patch was compared with."),
+        Meta(
+            description="For FAIL with normal samples: the normal patch nearest to the most anomalous patch."
+        ),
     ] = None
     agreement: Annotated[
         bool | None,
-        Meta(description="Whether a place that the sentence names is a region's; null when it names none."),
+        Meta(
+            description="Whether a place in the sentence is a region's place; null if the sentence names none."
+        ),
     ] = None
     decided_by: Annotated[
         DecidedBy | None,
@@ -114,9 +118,9 @@ class Result(Schema, frozen=True, kw_only=True):
             '"map": the recipe\'s limit of the map score, without time for an answer; null for NO_RESULT.'
         ),
     ] = None
-    contradiction: Annotated[
-        bool, Meta(description="The status says one thing and the model's answer the other.")
-    ] = False
+    contradiction: Annotated[bool, Meta(description="Whether the model's answer contradicts the status.")] = (
+        False
+    )
     rung: Annotated[
         Rung,
         Meta(
@@ -130,7 +134,7 @@ class Result(Schema, frozen=True, kw_only=True):
     costs_ms: Annotated[
         dict[str, float],
         Meta(
-            description="Milliseconds that each stage was expected to take when the next one was decided on: the 95th "
+            description="Expected milliseconds of each stage, from which it is decided whether it runs: the 95th "
             "percentile of its last 100 durations."
         ),
     ] = msgspec.field(default_factory=dict)
@@ -150,7 +154,7 @@ class Verdict(Result, frozen=True, kw_only=True):
     """Result of ``Inspector.inspect``: the plain values of ``Result``, and the maps.
 
     Attributes:
-        maps: float32 [views, S, S], larger where more anomalous; None when none was made.
+        maps: float32 [views, S, S], higher where more anomalous; None if none was computed.
         deciding: index of the view that decides.
     """
 
@@ -159,17 +163,15 @@ class Verdict(Result, frozen=True, kw_only=True):
 
     @property
     def anomaly_map(self) -> np.ndarray | None:
-        """float32 [S, S] of the view that decides."""
+        """The map of the view that decides, float32 [S, S]; None if no map was computed."""
         return None if self.maps is None else self.maps[self.deciding]
 
     def map_in_frame(self, outside: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The anomaly map over the frame, those of several views blended: float32 [H, W], bilinear.
-
-        What no view shows and what a centre crop cut off was never inspected and is ``outside``; without a map all
-        of it is.
+        """The anomaly map in frame coordinates, float32 [H, W], interpolated bilinearly; views are blended.
 
         Args:
-            size: (height, width) of the result; the frame's own when None.
+            outside: value of pixels that were not inspected: outside all views or the centre crop, or without a map.
+            size: (height, width) of the result; the frame's size when None.
         """
         frame_size = (self.frame.height, self.frame.width) if self.frame else (0, 0)
         if self.maps is None:
@@ -178,7 +180,7 @@ class Verdict(Result, frozen=True, kw_only=True):
         return project(self.maps, boxes, self.resize, frame_size, size=size, outside=outside)
 
     def to_record(self) -> dict[str, Any]:
-        """The fields of ``Result`` as plain values for JSON, with None for numbers that are not finite."""
+        """The fields of ``Result`` as plain values for JSON, with None in place of numbers that are not finite."""
         values = {name: getattr(self, name) for name in Result.__struct_fields__}
         for name in NUMBERS:
             values[name] = _finite(values[name])

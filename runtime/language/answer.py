@@ -1,4 +1,4 @@
-"""What is asked about an image, and what the language model says to it."""
+"""The language model's input and output: a question about one image, and the answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class MapReading:
-    """An anomaly map in the words of an answer, from which answers are drafted.
+    """Summary of an anomaly map in the terms of an answer; answers are drafted from it.
 
     Attributes:
         score: mean of the highest 1 % of the map.
-        ranking: all nine places, the one with the highest peak first.
-        places: of the regions, strongest first.
+        ranking: all nine places ("top left"), by their highest map value, highest first.
+        places: places of the regions, strongest region first.
     """
 
     score: float
@@ -26,14 +26,14 @@ class MapReading:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What is asked about one image.
+    """The language model's input for one image of a part: the whole frame, or one of its regions or tiles.
 
     Attributes:
         image_embedding: float32 [D].
         prompt_embeddings: float32 [num_prompts, D].
-        question: "" asks the bundle's own.
-        reading: of the map, to draft answers from; costs only speed when left out.
-        view: which region or tile of a frame it shows, for people.
+        question: the question; "" for the bundle's.
+        reading: summary of the anomaly map, to draft answers from; without it the answer is the same but slower.
+        view: name of the region or tile for messages; "" for the whole frame.
     """
 
     image_embedding: np.ndarray
@@ -45,20 +45,20 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the language model said.
+    """An answer of the language model.
 
     Attributes:
-        token_ids: the greedy tokens, the stop token included when it was reached.
+        token_ids: the tokens, including the stop token when it was reached.
         text: the answer without the stop string.
-        affirmative: True when the first token is an affirmative one, False a negative one, None neither.
-        p_anomaly: probability mass of the affirmative first tokens against the negative ones, 0..1.
+        affirmative: True if the first token is an affirmative one, False if it is a negative one, None otherwise.
+        p_anomaly: probability of the affirmative first tokens relative to both the affirmative and negative ones, 0..1.
         first_token_logits: float32 [vocab].
-        num_passes: calls of ``llama_decode``.
-        num_tokens_drafted: tokens that were put in to be verified.
-        num_accepted: of these, the ones that the model said.
-        settled: two tokens tied within the arithmetic's noise, and plain decoding had the last word.
-        complete: False when ``stop`` ended it early.
-        num_turns_dropped: earlier turns of a dialogue that the context has no room for any more.
+        num_passes: number of calls of ``llama_decode``.
+        num_tokens_drafted: number of draft tokens that were verified.
+        num_accepted: number of draft tokens that were accepted.
+        redecoded: two tokens tied within the rounding noise, so the answer was decoded again without drafts.
+        complete: False if ``stop`` ended the answer early.
+        num_turns_dropped: number of the dialogue's oldest turns that no longer fit into the context.
     """
 
     token_ids: tuple[int, ...]
@@ -69,24 +69,24 @@ class Answer:
     num_passes: int
     num_tokens_drafted: int = 0
     num_accepted: int = 0
-    settled: bool = False
+    redecoded: bool = False
     complete: bool = True
     num_turns_dropped: int = 0
 
 
 @dataclass(frozen=True)
 class FirstTokens:
-    """The tokens that an answer may begin with, by what they say of the part."""
+    """The first tokens of affirmative answers (there is an anomaly) and of negative ones."""
 
     affirmative: tuple[int, ...]
     negative: tuple[int, ...]
 
     def judge(self, token: int) -> bool | None:
-        """None: neither yes nor no."""
+        """True for an affirmative token, False for a negative one, None for any other."""
         return True if token in self.affirmative else False if token in self.negative else None
 
     def p_anomaly(self, logits: np.ndarray) -> float:
-        """Softmax of float32 [vocab] over both sets of tokens, the share of the affirmative one."""
+        """Share of the affirmative tokens in the softmax over both sets, from logits float32 [vocab]."""
         values = logits[[*self.affirmative, *self.negative]].astype(np.float64)
         mass = np.exp(values - values.max())
         return float(mass[: len(self.affirmative)].sum() / mass.sum())

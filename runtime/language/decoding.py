@@ -1,12 +1,13 @@
-"""Greedy decoding of one or several answers, with drafts that the passes verify on the way.
+"""Greedy decoding of one or several answers at a time, sped up by speculative decoding with draft trees.
 
-A pass computes what is pending of each turn (its prompt, or the last token said) and behind it the answers that may be
-coming, as a tree: what step-by-step decoding would compute, for every branch. The branch that the model itself chooses
-is the answer. What nobody foresaw is decoded on from there.
+Plain greedy decoding needs one pass of the model per token. Here a pass computes the pending rows of each turn (its
+prompt, or its last token) and after them a tree of likely continuations, the draft (``draft_tree``). The logits after
+each node verify the draft: the longest path that the model itself would have chosen is accepted, and the next pass
+continues after it. (Leviathan et al., Speculative Decoding, ICML 2023; with trees Miao et al., SpecInfer, ASPLOS 2024.)
 
-The answer is that of plain greedy decoding, token for token. Passes of different sizes differ in the last bits, though.
-So where two tokens come closer to each other than that noise, measured when the model opens, plain decoding says again
-what was said up to there, and that counts.
+The tokens are those of plain greedy decoding. However, passes of different sizes round differently. Where the two
+highest logits are closer than this noise, which is measured when the model opens, the token counts as a tie. An answer
+with ties is decoded once more without drafts up to its last tie, and that result is taken.
 """
 
 from __future__ import annotations
@@ -28,30 +29,40 @@ Choose = Callable[[np.ndarray], int]  # logits float32 [vocab] → token
 
 @dataclass(frozen=True)
 class Noise:
-    """How far two logits can move against each other with what a pass holds besides; closer ones are a tie.
+    """How much the difference of two logits can change with the other rows of a pass; a smaller margin is a tie.
 
     Attributes:
-        first: behind a prompt that is computed whole in a pass of at least ``fewest`` rows.
-        later: behind a token, which plain decoding computes alone, or a prompt that is computed otherwise.
-        fewest: rows that a prompt's pass is filled up to, drafts or not, so that it is computed the same way.
+        first: for the first token, if the prompt is computed in one pass of at least ``min_rows`` rows.
+        later: for every other token, and for a first token whose prompt is computed in another way.
+        min_rows: a prompt's pass is padded to this many rows, so that it is computed in the same way with and without
+            drafts.
     """
 
     first: float
     later: float
-    fewest: int = 1
+    min_rows: int = 1
 
 
 @dataclass(eq=False)
 class Turn:
-    """An answer in the making: ``pending`` rows are still to be computed, ``position`` are in the cache.
+    """The state of one answer while it is decoded.
 
     Attributes:
-        rows: float32 [n, D], the whole prompt behind the shared prefix.
-        limit: tokens of the answer, at most.
-        tokens: what was said, the stop token included when it was reached.
-        ties: which of the tokens another one came near.
-        alone: no other turn is in its passes, and the first of them holds the whole prompt and rows enough.
-        plain: nothing but what plain decoding does has been done.
+        rows: float32 [n, D], the whole prompt after the shared prefix.
+        question: the question, by which the drafter looks up expected answers.
+        reading: summary of the anomaly map, for the drafter.
+        limit: maximum number of tokens of the answer.
+        pending: float32 [m, D], the rows that the next pass must compute.
+        position: number of positions of this turn, the shared prefix included, that the cache holds.
+        sequence: the turn's sequence in the cache.
+        tokens: the tokens decoded so far, including the stop token when it was reached.
+        first_logits: float32 [vocab], the logits after the prompt.
+        num_passes, num_drafted, num_accepted: passes, draft tokens put into them, and draft tokens accepted.
+        ties: indices of the tokens whose margin was within the noise.
+        alone: the prompt is computed in one pass of at least ``Noise.min_rows`` rows without other turns.
+        plain: all passes were those of plain greedy decoding (no draft, no other turn, no reused cache).
+        redecoded: the ties were decided by decoding again without drafts.
+        done: the stop token or the limit was reached.
     """
 
     rows: np.ndarray
@@ -69,25 +80,26 @@ class Turn:
     ties: set[int] = field(default_factory=set)
     alone: bool = False
     plain: bool = True
-    settled: bool = False
+    redecoded: bool = False
     done: bool = False
 
     @property
     def is_certain(self) -> bool:
-        """Plain decoding says the same."""
-        return self.plain or self.settled or not self.ties
+        """Whether the tokens are known to be those of plain greedy decoding."""
+        return self.plain or self.redecoded or not self.ties
 
 
 class Decoder:
-    """Turns in, tokens out, over the cache of one session, whose first positions hold the prompts' constant piece.
+    """Decodes turns with one session; its cache keeps the shared prefix (the prompt's constant text) between them.
 
     Attributes:
-        num_prefix: positions of the constant piece.
-        drafting: set False to decode step by step.
-        drafter: what to expect.
-        costs: what a pass costs on this machine.
-        noise: what is a tie.
-        cache_owner: whose turn the cache holds.
+        session: the llama.cpp session.
+        num_prefix: number of positions of the shared prefix.
+        drafting: set False to decode one token a pass.
+        drafter: predicts the answers that drafts are made from.
+        costs: duration of a pass on this machine.
+        noise: margins below which a token is a tie.
+        cache_owner: the object whose turn the cache holds, for example a dialogue; None when it holds none.
     """
 
     def __init__(
@@ -100,9 +112,11 @@ class Decoder:
     ) -> None:
         """
         Args:
-            prefix: float32 [num_prefix, D], the constant piece.
-            embed: int [n] → float32 [n, D].
-            stops: tokens that end an answer.
+            session: the llama.cpp session; its last sequence is reserved for padding rows.
+            prefix: float32 [num_prefix, D], the embeddings of the shared prefix.
+            embed: token ids, int [n] → their embeddings, float32 [n, D].
+            drafter: predicts the answers that drafts are made from.
+            stops: the tokens that end an answer.
         """
         self.session = session
         self.drafter = drafter
@@ -113,44 +127,49 @@ class Decoder:
         self.cache_owner: object = None
         self._prefix, self._embed, self._stops = prefix, embed, frozenset(stops)
         self._prefix_cached = False
-        self._num_sequences = session.num_sequences - 1  # the last one is for rows that only fill a pass up
-        self._nothing = np.zeros((0, prefix.shape[1]), np.float32)
+        self._num_sequences = session.num_sequences - 1  # the last one is reserved for padding rows
+        self._padding = np.zeros((0, prefix.shape[1]), np.float32)
 
     @property
     def max_turns(self) -> int:
-        """That fit into one pass, for each needs a sequence."""
+        """The most turns that fit into one pass: each needs a sequence."""
         return self._num_sequences
 
     @property
     def room(self) -> int:
-        """Positions behind the constant piece."""
+        """Positions of the context after the shared prefix."""
         return self.session.num_context - self.num_prefix
 
     def turn(
         self, rows: np.ndarray, question: str, reading: MapReading | None, limit: int, cached: int = 0
     ) -> Turn:
-        """
+        """A turn that has not begun.
+
         Args:
-            rows: the prompt behind the constant piece.
-            cached: of these, what the cache holds already.
+            rows: float32 [n, D], the prompt after the shared prefix.
+            question: the question, by which the drafter looks up expected answers.
+            reading: summary of the anomaly map, for the drafter.
+            limit: maximum number of tokens of the answer.
+            cached: number of ``rows`` that the cache already holds.
         """
         position = self.num_prefix + cached
         return Turn(
             rows, question, reading, limit, rows[cached:], position, alone=not cached, plain=not cached
         )
 
-    def finish(
+    def decode(
         self, turns: Sequence[Turn], stop: Stop, choose: Choose | None = None, owner: object = None
     ) -> None:
-        """Say the turns, all in the same passes; their earlier positions, if any, are in the cache.
+        """Decode the turns to their ends, all in the same passes.
 
         Args:
-            stop: asked before every pass but the first; True leaves the turns as they are.
-            choose: draws the tokens instead of taking the likeliest; step by step then.
-            owner: whose the cache is from now on.
+            turns: at most ``max_turns``; their cached positions, if any, must be in the cache.
+            stop: called before every pass but the first; True leaves the turns as they are.
+            choose: samples each token instead of taking the most likely one; no drafts are used then.
+            owner: becomes ``cache_owner``.
 
         Raises:
-            RuntimeError: llama.cpp failed or gave NaN.
+            RuntimeError: llama.cpp failed or returned NaN.
         """
         block = self._num_sequences // len(turns)
         for index, turn in enumerate(turns):
@@ -160,21 +179,21 @@ class Decoder:
         self.ready_prefix()
         if all(turn.position == self.num_prefix for turn in turns):
             self.session.forget(self.num_prefix)
-        self._prefix_cached = False  # until all is said: after a failure the cache may hold anything
+        self._prefix_cached = False  # until decoding succeeds: after a failure the cache content is unknown
         self.cache_owner = None
         while unfinished := [turn for turn in turns if not turn.done]:
             if unfinished[0].num_passes and stop():
                 break
             drafting = self.drafting and choose is None
             trees = self._plan(unfinished, block) if drafting else [NO_DRAFT] * len(unfinished)
-            self._advance(unfinished, trees, choose)
+            self._step(unfinished, trees, choose)
         for turn in turns:
             if choose is None and not turn.is_certain and not stop():
-                self._settle(turn, stop)
+                self._redecode(turn, stop)
         self._prefix_cached, self.cache_owner = True, owner
 
     def ready_prefix(self) -> None:
-        """The constant piece lies in every sequence and stays from answer to answer."""
+        """Compute the shared prefix once; it stays in every sequence of the cache from answer to answer."""
         if not self._prefix_cached:
             self.session.forget(0)
             self.cache_owner = None
@@ -185,7 +204,10 @@ class Decoder:
             self._prefix_cached = True
 
     def run_rows(self, num_rows: int, num_logits: int = 1) -> None:
-        """A pass of so many rows behind the constant piece, with the logits of the last ones: to be timed."""
+        """Run a pass of ``num_rows`` rows after the shared prefix, with logits for the last ``num_logits`` rows.
+
+        Used for timing only.
+        """
         self.ready_prefix()
         self.session.forget(self.num_prefix)
         rows = np.resize(self._prefix, (num_rows, self._prefix.shape[1]))
@@ -195,15 +217,15 @@ class Decoder:
     def compare(
         self, rows: np.ndarray, num_steps: int, draft: Callable[[list[int]], DraftTree]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The logits of a prompt and its first greedy tokens, step by step and in one pass with a draft.
+        """Logits after a prompt and after its first greedy tokens, computed one token a pass and in a single pass.
 
         Args:
-            rows: float32 [n, D], the prompt.
-            num_steps: tokens.
-            draft: of the tokens that were said, a tree that they are a branch of.
+            rows: float32 [n, D], the prompt after the shared prefix.
+            num_steps: number of greedy tokens.
+            draft: makes the tree of the single pass from these tokens; they must be one of its branches.
 
         Returns:
-            float32 [num_steps + 1, vocab] each.
+            The logits of plain decoding and those of the single pass, float32 [num_steps + 1, vocab] each.
         """
         self.ready_prefix()
         self.session.forget(self.num_prefix)
@@ -213,48 +235,53 @@ class Decoder:
             logits = self._pass([turn], [NO_DRAFT])[0]
             alone.append(logits[0].copy())
             self._accept(turn, NO_DRAFT, logits, None)
-            turn.pending = self._embed(turn.tokens[-1:])  # behind a stop token too
-        said = np.array(turn.tokens)
+            turn.pending = self._embed(turn.tokens[-1:])  # after a stop token too
+        tokens = np.array(turn.tokens)
         tree = draft(turn.tokens[:num_steps])
-        path = tree.accept(said[np.concatenate([[0], np.minimum(tree.depths + 1, num_steps)])])
+        path = tree.accept(tokens[np.concatenate([[0], np.minimum(tree.depths + 1, num_steps)])])
         self.session.forget(self.num_prefix)
         together = self._pass([self.turn(rows, "", None, 1)], [tree])[0]
         self._prefix_cached = False
         return np.array(alone), together[[0, *(node + 1 for node in path)]]
 
     def _plan(self, turns: Sequence[Turn], block: int) -> list[DraftTree]:
-        """What to draft for each turn: of all of them the likeliest tokens, as many as pay."""
+        """A draft tree for each turn: the most likely tokens of all turns, as many as reduce the expected time."""
         found = [self.drafter.expect(turn.question, turn.reading, turn.tokens) for turn in turns]
         pairs = [(index, expected) for index, expected in enumerate(found) if expected]
         if not pairs:
             return [NO_DRAFT] * len(turns)
         owner = np.repeat([index for index, _ in pairs], [len(expected.nodes) for _, expected in pairs])
         node = np.concatenate([expected.nodes for _, expected in pairs])
-        chance = np.concatenate([expected.chances for _, expected in pairs])
+        probability = np.concatenate([expected.probabilities for _, expected in pairs])
         depth = np.concatenate([expected.depths for _, expected in pairs])
-        left = np.array([turn.limit - len(turn.tokens) - 1 for turn in turns])
-        allowed = np.flatnonzero((depth < left[owner]) & (chance > 0))
+        remaining = np.array([turn.limit - len(turn.tokens) - 1 for turn in turns])
+        allowed = np.flatnonzero((depth < remaining[owner]) & (probability > 0))
         num_pending = sum(len(turn.pending) for turn in turns)
         room = min(self._num_free(turns) - num_pending, self.session.max_outputs - len(turns))
-        order = allowed[np.argsort(-chance[allowed], kind="stable")][: max(0, room)]
+        order = allowed[np.argsort(-probability[allowed], kind="stable")][: max(0, room)]
         saved = float(self.costs.seconds(len(turns))) / len(turns)
-        order = order[: self.costs.num_worth_drafting(num_pending, chance[order], saved)]
+        order = order[: self.costs.num_worth_drafting(num_pending, probability[order], saved)]
         trees = [NO_DRAFT] * len(turns)
         for index, expected in pairs:
             trees[index] = expected.tree.draft(expected.root, node[order[owner[order] == index]], block)
         return trees
 
     def _num_free(self, turns: Sequence[Turn]) -> int:
-        """Positions of the cache that nothing of these turns lies in."""
+        """Positions of the cache that these turns do not use."""
         return self.room - sum(turn.position - self.num_prefix for turn in turns)
 
-    def _advance(self, turns: Sequence[Turn], trees: Sequence[DraftTree], choose: Choose | None) -> None:
+    def _step(self, turns: Sequence[Turn], trees: Sequence[DraftTree], choose: Choose | None) -> None:
+        """Run one pass and accept its tokens."""
         for turn, tree, logits in zip(turns, trees, self._pass(turns, trees), strict=True):
             self._accept(turn, tree, logits, choose)
 
     def _pass(self, turns: Sequence[Turn], trees: Sequence[DraftTree]) -> list[np.ndarray]:
-        """Compute what is pending with the drafts behind it, and as many rows besides as make the pass cheaper: for
-        each turn the logits behind its last pending row and behind each node, float32 [n + 1, vocab]."""
+        """Run one pass with the pending rows and drafts of all turns, padded where a larger pass is cheaper.
+
+        Returns:
+            For each turn the logits after its last pending row and after each of its n draft nodes, float32
+            [n + 1, vocab].
+        """
         rows, positions, first, counts, wanted = [], [], [], [], []
         start = 0
         for turn, tree in zip(turns, trees, strict=True):
@@ -271,68 +298,72 @@ class Decoder:
             turn.num_passes += 1
             turn.num_drafted += len(tree)
             turn.plain &= len(tree) == 0
-        fewest = self.noise.fewest if turns[0].alone and turns[0].first_logits is None else 1
-        num_more = max(self.costs.cheapest(start), fewest) - start
-        if 0 < num_more <= self._num_free(turns) - start:
-            rows.append(self._filling(num_more))
-            positions.append(np.arange(num_more))
-            first.append(np.full(num_more, self._num_sequences))
-            counts.append(np.ones(num_more, np.int64))
-        elif start < fewest:
+        min_rows = self.noise.min_rows if turns[0].alone and turns[0].first_logits is None else 1
+        num_padding = max(self.costs.cheapest(start), min_rows) - start
+        if 0 < num_padding <= self._num_free(turns) - start:
+            rows.append(self._padding_rows(num_padding))
+            positions.append(np.arange(num_padding))
+            first.append(np.full(num_padding, self._num_sequences))
+            counts.append(np.ones(num_padding, np.int64))
+        elif start < min_rows:
             turns[0].alone = False
         logits = self.session.decode(rows, *map(np.concatenate, (positions, first, counts, wanted)))
         self.session.forget(0, self._num_sequences)
         return np.split(logits, np.cumsum([len(one) for one in wanted[:-1]]))
 
-    def _filling(self, count: int) -> np.ndarray:
-        """float32 [count, D]: rows of no meaning, in a sequence that nothing else sees."""
-        if len(self._nothing) < count:
-            self._nothing = np.resize(self._prefix, (count, self._prefix.shape[1]))
-        return self._nothing[:count]
+    def _padding_rows(self, count: int) -> np.ndarray:
+        """Padding, float32 [count, D]; it goes into a sequence that no other row attends to."""
+        if len(self._padding) < count:
+            self._padding = np.resize(self._prefix, (count, self._prefix.shape[1]))
+        return self._padding[:count]
 
     def _accept(self, turn: Turn, tree: DraftTree, logits: np.ndarray, choose: Choose | None) -> None:
-        """Take over what the model says of a draft, and one token more; cut the cache back to that."""
+        """Append the accepted path of the draft and the token after it to the turn, and trim the cache accordingly.
+
+        Args:
+            logits: float32 [n + 1, vocab], as ``_pass`` returns them for this turn.
+        """
         best = logits.argmax(axis=1)
         if choose:
             best[0] = choose(logits[0])
         path = tree.accept(best)
-        passed = np.array([0, *(node + 1 for node in path)])
-        said = best[passed].tolist()
+        rows = np.array([0, *(node + 1 for node in path)])
+        tokens = best[rows].tolist()
         room = turn.limit - len(turn.tokens)
-        end = next((i for i, token in enumerate(said[:room]) if token in self._stops), None)
-        said = said[: room if end is None else end + 1]
-        lead = _lead(logits[passed[: len(said)]], best[passed[: len(said)]])
-        margin = np.full(len(said), self.noise.later)
+        end = next((i for i, token in enumerate(tokens[:room]) if token in self._stops), None)
+        tokens = tokens[: room if end is None else end + 1]
+        margins = _margins(logits[rows[: len(tokens)]], best[rows[: len(tokens)]])
+        noise = np.full(len(tokens), self.noise.later)
         if turn.first_logits is None:
             turn.first_logits = logits[0].copy()
             if turn.alone:
-                margin[0] = self.noise.first
-        turn.ties |= {len(turn.tokens) + int(i) for i in np.flatnonzero(lead < margin)}
-        num_kept = len(said) - 1  # nodes; the last token is no node
+                noise[0] = self.noise.first
+        turn.ties |= {len(turn.tokens) + int(i) for i in np.flatnonzero(margins < noise)}
+        num_kept = len(tokens) - 1  # draft nodes; the last token is not one
         turn.num_accepted += num_kept
-        turn.tokens += said
+        turn.tokens += tokens
         turn.done = end is not None or len(turn.tokens) >= turn.limit
-        self._keep(turn, tree, path[:num_kept])
+        self._trim_cache(turn, tree, path[:num_kept])
         if not turn.done:
-            turn.pending = self._embed(said[-1:])
+            turn.pending = self._embed(tokens[-1:])
 
-    def _keep(self, turn: Turn, tree: DraftTree, path: list[int]) -> None:
-        """Of what a pass put into the cache, keep the pending rows and this path, in the turn's own sequence."""
-        session, behind = self.session, turn.position + len(turn.pending)
+    def _trim_cache(self, turn: Turn, tree: DraftTree, path: list[int]) -> None:
+        """Keep the pending rows of the last pass and the accepted path in the turn's sequence; drop the other nodes."""
+        session, end = self.session, turn.position + len(turn.pending)
         source = turn.sequence + (int(tree.first_leaf[path[-1]]) if path else 0)
         if source != turn.sequence:
-            session.forget(behind, turn.sequence)
-            session.share(source, turn.sequence, behind, behind + len(path))
+            session.forget(end, turn.sequence)
+            session.share(source, turn.sequence, end, end + len(path))
         elif len(tree):
-            session.forget(behind + len(path), turn.sequence)
+            session.forget(end + len(path), turn.sequence)
         for branch in range(1, tree.width):
             session.forget(self.num_prefix, turn.sequence + branch)
-        turn.position = behind + len(path)
+        turn.position = end + len(path)
 
-    def _settle(self, turn: Turn, stop: Stop) -> None:
-        """Decode plainly until the last tie is behind; where that says something else, to the end.
+    def _redecode(self, turn: Turn, stop: Stop) -> None:
+        """Decode the turn again without drafts past its last tie, or to the end if a token differs.
 
-        The result is plain decoding's by construction: between the ties, no draft can have changed a token.
+        The result is that of plain greedy decoding: where the margin exceeds the noise, drafts cannot change a token.
         """
         again = self.turn(turn.rows, turn.question, turn.reading, turn.limit)
         self.session.forget(self.num_prefix)
@@ -340,32 +371,39 @@ class Decoder:
         while not (again.done or agreed):
             if again.num_passes and stop():
                 break
-            self._advance([again], [NO_DRAFT], None)
-            num_said = len(again.tokens)
-            agreed = num_said > max(turn.ties) and again.tokens == turn.tokens[:num_said]
+            self._step([again], [NO_DRAFT], None)
+            num_tokens = len(again.tokens)
+            agreed = num_tokens > max(turn.ties) and again.tokens == turn.tokens[:num_tokens]
         if not agreed:
             turn.tokens, turn.done = again.tokens, again.done
         turn.pending, turn.position, turn.sequence = again.pending, again.position, 0
         turn.first_logits = again.first_logits
         turn.num_passes += again.num_passes
-        turn.settled = True
+        turn.redecoded = True
 
-    def spoken(self, turn: Turn) -> list[int]:
+    def answer_tokens(self, turn: Turn) -> list[int]:
         """The turn's tokens without the stop token."""
         return turn.tokens[:-1] if turn.tokens[-1] in self._stops else turn.tokens
 
 
-def _lead(logits: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """How far the best token of each row float32 [n, vocab] is ahead of the next: float [n].
+def _margins(logits: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Difference between the chosen token's logit and the highest other one in each row.
+
+    Args:
+        logits: float32 [n, vocab].
+        best: int [n], the chosen token of each row.
+
+    Returns:
+        float32 [n]; negative where sampling chose a less likely token.
 
     Raises:
-        RuntimeError: a row holds NaN.
+        RuntimeError: a row contains NaN.
     """
     rows = np.arange(len(best))
     top = logits[rows, best]
     logits[rows, best] = -np.inf
-    lead = top - logits.max(axis=1)
+    margins = top - logits.max(axis=1)
     logits[rows, best] = top
-    if np.isnan(lead).any():  # argmax finds the first NaN when there is one
-        raise RuntimeError("the language model gave NaN")
-    return lead
+    if np.isnan(margins).any():  # argmax returns the first NaN if there is one
+        raise RuntimeError("the language model returned NaN")
+    return margins

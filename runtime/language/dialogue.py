@@ -1,7 +1,7 @@
-"""Questions about one image, one after the other, each seeing the turns before it.
+"""A dialogue about one image: each question is answered with the earlier turns in the context.
 
-The prompt is the original's, token by token: the whole history is one text, "{question}\\n### Assistant: {answer}\\n###
-Human: {question} …", tokenised as one piece. What the cache already holds of it is not computed again.
+The prompt is AnomalyGPT's, token by token: the whole history is one text, "{question}\\n### Assistant: {answer}\\n###
+Human: {question} …", tokenised as one piece. Positions that the cache already holds are not computed again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .sampling import Sampling
 
 
 class Dialogue:
-    """Turns about one image. The image stays; the oldest turns leave when the context is full.
+    """Turns about one image. When the context is full, the oldest turns are dropped; the image stays.
 
     Attributes:
-        turns: (question, answer) each, those that the model still sees.
-        num_dropped: turns that it does not see any more.
-        num_computed: positions of the prompt that the last answer had to compute.
-        view: which region or tile of a frame the image is, for people.
+        turns: (question, answer) of the turns that are still in the context.
+        num_dropped: number of turns that were dropped.
+        num_computed: number of prompt positions that had to be computed for the last answer.
+        view: name of the region or tile that the image shows; "" for the whole frame.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Dialogue:
         self._model = model
         self._reading = reading
         self._image = model.prompt.image_rows(image_embedding, prompt_embeddings)
-        self._cached: list[int] = []  # of the text, when the model's cache is ours
+        self._cached: list[int] = []  # text tokens in the cache, while this dialogue owns it
 
     def ask(
         self,
@@ -54,7 +54,7 @@ class Dialogue:
         """The next answer; arguments as for ``LanguageModel.answer``.
 
         Raises:
-            ConfigError: this question alone does not fit into the context.
+            ConfigError: the question does not fit into the context even without earlier turns.
             ClosedError: the model was closed.
         """
         with self._model.lock:
@@ -72,17 +72,16 @@ class Dialogue:
         turn = model.turn(rows, question, self._reading, max_tokens, cached)
         self.num_computed = len(turn.pending)
         self._cached = []
-        answer = model.say([turn], stop, sampling, owner=self)[0]
-        num_cached = (
-            turn.position - model.decoder.num_prefix - len(self._image)
-        )  # the last token was not read
+        answer = model.generate([turn], stop, sampling, owner=self)[0]
+        # The last token was never computed, so the cache does not hold it.
+        num_cached = turn.position - model.decoder.num_prefix - len(self._image)
         self._cached = [*token_ids, *answer.token_ids][:num_cached]
         if answer.complete:
             self.turns.append((question, answer.text))
         return replace(answer, num_turns_dropped=self.num_dropped)
 
     def _fit(self, question: str, max_tokens: int) -> list[int]:
-        """Tokens of the history and the question, without the oldest turns if need be."""
+        """Tokens of the history and the question; drops the oldest turns as far as the context requires."""
         model = self._model
         room = model.decoder.room - len(self._image)
         while True:
@@ -93,7 +92,7 @@ class Dialogue:
             self.num_dropped += 1
 
     def _text(self, question: str) -> str:
-        """The original's history; each turn but the first begins with " Human: ", as the prompt itself does."""
+        """The history as AnomalyGPT writes it. Each turn but the first begins with " Human: ", like the prompt."""
         layout = self._model.layout
         human = layout.before_image.removeprefix(layout.turn_end.strip()).partition("<")[0]
         pieces: list[str] = []
@@ -103,9 +102,9 @@ class Dialogue:
         return "".join(pieces[:-1])
 
     def _num_cached(self, token_ids: list[int]) -> int:
-        """Rows behind the shared prefix that the cache holds; what differs from there on is dropped from it.
+        """Number of rows after the shared prefix that the cache holds; positions after them are dropped from it.
 
-        The last row is always computed: its logits are wanted.
+        The last row is always computed again, because its logits are needed.
         """
         decoder = self._model.decoder
         if decoder.cache_owner is not self or not self._cached:

@@ -1,6 +1,7 @@
-"""The answers to expect: the bundle's forms filled in from the map, and what the model has said lately.
+"""Expected answers and their probabilities, from which drafts for speculative decoding are made.
 
-Only chances come from here, which order the drafts; what is said is the language model's own choice.
+The candidates are the bundle's answer forms, filled in with places of the anomaly map, and the model's recent answers.
+The probabilities only decide which tokens are drafted; the language model chooses every token of the answer itself.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from ..bundles.bundle import AnswerForms
 from .answer import MapReading
 from .draft_tree import ROOT, Continuations, PrefixTree
 
-MAX_ANSWERS = 64  # kept for a question; the one said least is dropped
+MAX_ANSWERS = 64  # answers kept per question; the least frequent one is dropped
 MAX_QUESTIONS = 16
-MAX_SITUATIONS = 256  # maps told apart, for a question
-GROWTH = 1.005  # an answer counts so much more than the one before: two hundred answers are remembered
+MAX_SITUATIONS = 256  # situations (see ``_situations``) counted per question
+GROWTH = 1.005  # weight of an answer relative to the one before it: about the last 200 answers count
 MAX_WEIGHT = 1e6
-PRIOR_WEIGHT = 2.0  # answers that the more general guess counts for
-RANKS = (8.0, 1.0, 0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1)  # first guess: how often the map's n-th place is named
-SEVERAL = 0.1  # first guess: that a map with several regions is answered with several places
-SCORE_STEPS = 3  # classes of score for each factor of two
-MATCHED_TOKENS = 2  # an unforeseen answer is continued as another one that had the same last tokens
+PRIOR_WEIGHT = 2.0  # weight of the more general estimate, in answers
+RANKS = (8.0, 1.0, 0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1)  # initial counts of answers with the n-th place
+SEVERAL = 0.1  # initial probability of an answer with several places for a map with several regions
+SCORE_STEPS = 3  # classes of the map score per factor of two
+MATCHED_TOKENS = 2  # an unknown answer is continued like known answers that contain its last tokens
 
 EVERYTHING = "everything"
 
@@ -32,7 +33,13 @@ Tokens = tuple[int, ...]
 
 
 class AnswerGrammar:
-    """The forms of the bundle as texts."""
+    """Fills in the bundle's answer forms.
+
+    Attributes:
+        negative: answers that report no anomaly.
+        single: (place, text) of each answer that names one place.
+        num_single_forms: number of forms with one place.
+    """
 
     def __init__(self, forms: AnswerForms) -> None:
         self._forms = forms
@@ -43,7 +50,7 @@ class AnswerGrammar:
         self.num_single_forms = len(forms.one)
 
     def several(self, reading: MapReading) -> list[str]:
-        """Answers for the two and for the three strongest regions of a map."""
+        """Answers that name the two and the three strongest regions of a map."""
         places = [place for place in reading.places if place in self._forms.places]
         return [
             self._fill(form, count, places[:count])
@@ -54,22 +61,26 @@ class AnswerGrammar:
 
     @property
     def affirmative(self) -> list[str]:
-        """Texts whose first tokens say yes."""
+        """Answers that report an anomaly; their first tokens are the affirmative ones."""
         several = [self._fill(form, 2, self._forms.places[:2]) for form in self._forms.several]
         return [text for _, text in self.single] + several
 
     def _fill(self, form: str, count: int, places: list[str]) -> str:
-        """Places in reading order, each named once, as the original's training answers have them."""
+        """A form with a count and with places in reading order, each once, as in AnomalyGPT's training answers."""
         named = sorted(set(places), key=self._forms.places.index)
         where = ", ".join(named[:-1]) + " and " + named[-1] if len(named) > 1 else named[0]
         return form.replace("{count}", str(count)).replace("{places}", where)
 
 
 class Expectations:
-    """Answers to one question with their chances: P(first token | score) · P(answer | first token, places).
+    """Known answers to one question and their probabilities, P(first token | score) · P(answer | first token, places).
 
-    Each factor is a smoothed count, the general case standing in for the particular one until that has been seen
-    (interpolation as in Witten and Bell, 1991).
+    Each factor is a relative frequency, smoothed by interpolation: the estimate for a situation starts from the one for
+    a more general situation, which counts as ``PRIOR_WEIGHT`` answers (Witten and Bell, The zero-frequency problem,
+    1991).
+
+    Attributes:
+        answers: the tokens of each answer; its index is the answer's number.
     """
 
     def __init__(self) -> None:
@@ -82,10 +93,10 @@ class Expectations:
         self._groups: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def add(self, answer: Tokens, keep: bool = False) -> int:
-        """Number of an answer, which is taken in when it is new; ``keep`` it for ever."""
+        """Number of an answer, which is added if it is new; with ``keep`` it is never dropped."""
         number = self._numbers.get(answer)
         if number is None:
-            number = self._room()
+            number = self._free_number()
             self.answers[number] = answer
             self._numbers[answer] = number
             self._tree = self._groups = None
@@ -94,7 +105,7 @@ class Expectations:
         return number
 
     def learn(self, answer: Tokens, reading: MapReading | None) -> None:
-        """The model has said this of a map."""
+        """Count an answer of the model, given the map that it was about."""
         number = self.add(answer)
         general, by_score, *places = _situations(reading)
         for situation in (general, by_score, *((answer[0], place) for place in places)):
@@ -105,29 +116,30 @@ class Expectations:
                 counts /= self._step
             self._step = 1.0
 
-    def chances(self, prior: np.ndarray, reading: MapReading | None) -> np.ndarray:
-        """Chance of every answer: float [n], summing to less than 1, for something else may be said.
+    def probabilities(self, prior: np.ndarray, reading: MapReading | None) -> np.ndarray:
+        """Probability of every answer, float [n]; the sum is below 1, the rest is left for unknown answers.
 
         Args:
-            prior: float [n], what the forms and the map suggest. The answers kept for ever share their chance as
-                the prior has it, for where something is the map knows better than what was said lately.
-            reading: of the map; None when there is none.
+            prior: float [n], estimate from the forms and the map. The answers that are never dropped share their
+                total probability in the prior's proportions, because the map predicts the place better than recent
+                answers do.
+            reading: summary of the map; None if there is none.
         """
         general, *particular = _situations(reading)
         prior = prior + 1e-6
-        chances = self._smoothed(particular[0], self._smoothed(general, prior))
-        result = np.zeros(len(chances))
+        probabilities = self._smoothed(particular[0], self._smoothed(general, prior))
+        result = np.zeros(len(probabilities))
         for first, (members, kept) in self._by_first().items():
             within = prior * members
             for situation in particular[1:]:
                 within = self._smoothed((first, situation), within) * members
             if kept.any():
                 within[kept] = within[kept].sum() * prior[kept] / prior[kept].sum()
-            result += chances[members].sum() * within / within.sum()
-        return result * (1 - 1 / (2 + self._said()))
+            result += probabilities[members].sum() * within / within.sum()
+        return result * (1 - 1 / (2 + self._total_weight()))
 
     def _by_first(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """By first token: which answers begin with it, and which of these are kept for ever (bool [n])."""
+        """For each first token: the answers that begin with it, and those of them that are never dropped, bool [n]."""
         if self._groups is None:
             firsts = np.array([answer[0] if answer else -1 for answer in self.answers])
             kept = np.array([number in self._kept for number in range(len(firsts))])
@@ -137,14 +149,14 @@ class Expectations:
         return self._groups
 
     def tree(self) -> PrefixTree:
-        """All answers; made anew only when a new one was taken in."""
+        """The prefix tree of all answers; rebuilt only after an answer was added."""
         if self._tree is None:
             self._tree = PrefixTree(self.answers)
         return self._tree
 
-    def continuations(self, spoken: Sequence[int]) -> list[Tokens]:
-        """How known answers go on from the last tokens of one that is not known."""
-        last = tuple(spoken[-MATCHED_TOKENS:])
+    def continuations(self, tokens: Sequence[int]) -> list[Tokens]:
+        """How known answers continue after the last ``MATCHED_TOKENS`` of these tokens, without repetition."""
+        last = tuple(tokens[-MATCHED_TOKENS:])
         found = {
             answer[i + MATCHED_TOKENS :]: None
             for answer in self.answers
@@ -153,23 +165,24 @@ class Expectations:
         }
         return [rest for rest in found if rest]
 
-    def _room(self) -> int:
-        """Number for a new answer."""
+    def _free_number(self) -> int:
+        """Number for a new answer; the least frequent one is dropped when there are ``MAX_ANSWERS``."""
         if len(self.answers) < MAX_ANSWERS:
             self.answers.append(())
             return len(self.answers) - 1
-        said = self._counts(EVERYTHING)
-        number = min(set(range(MAX_ANSWERS)) - self._kept, key=lambda number: said[number])
+        weights = self._counts(EVERYTHING)
+        number = min(set(range(MAX_ANSWERS)) - self._kept, key=lambda number: weights[number])
         del self._numbers[self.answers[number]]
         for counts in self._weights.values():
             counts[number] = 0
         return number
 
-    def _said(self) -> float:
-        """How many answers count, about."""
+    def _total_weight(self) -> float:
+        """Number of answers counted, each weighted by how recent it is."""
         return float(self._counts(EVERYTHING).sum()) / self._step
 
     def _counts(self, situation: object) -> np.ndarray:
+        """Weighted counts of the answers in a situation, float [MAX_ANSWERS]; the least recently used is dropped."""
         counts = self._weights.get(situation)
         if counts is None:
             counts = self._weights[situation] = np.zeros(MAX_ANSWERS)
@@ -180,6 +193,7 @@ class Expectations:
         return counts
 
     def _smoothed(self, situation: object, general: np.ndarray) -> np.ndarray:
+        """Probabilities in a situation, float [n]: its counts, interpolated with a more general estimate, float [n]."""
         counts = self._weights.get(situation)
         general = general / general.sum()
         if counts is None:
@@ -189,7 +203,8 @@ class Expectations:
 
 
 def _situations(reading: MapReading | None) -> tuple[object, ...]:
-    """What counts are kept for: everything, the score's class, then the places from the general to the particular."""
+    """The situations that an answer is counted in: all, the class of the map score, all, the place of the map's peak,
+    and that place with the strongest regions' places. The last three are counted per first token."""
     if reading is None:
         return EVERYTHING, "no map", EVERYTHING
     score_class = round(SCORE_STEPS * math.log2(max(reading.score, 1e-6)))
@@ -198,16 +213,16 @@ def _situations(reading: MapReading | None) -> tuple[object, ...]:
 
 
 class Drafter:
-    """What may be answered to each question, most lately asked ones first."""
+    """Predicts answers for the most recent ``MAX_QUESTIONS`` questions and learns from the model's answers."""
 
     def __init__(
         self, grammar: AnswerGrammar | None, asked: str, tokenise: Callable[[str], Sequence[int]]
     ) -> None:
         """
         Args:
-            grammar: without any only what was said lately is drafted.
-            asked: the question that the grammar answers; it may have a description in front.
-            tokenise: of an answer, as the model says it, without the stop token.
+            grammar: the bundle's answer forms; None: only recent answers are predicted.
+            asked: the question that the forms answer; a description may precede it.
+            tokenise: tokens of an answer as the model generates them, without the stop token.
         """
         self._grammar, self._asked, self._tokenise = grammar, asked, tokenise
         self._ranks = np.array(RANKS)
@@ -217,22 +232,22 @@ class Drafter:
         self._places = {tuple(tokenise(text)): place for place, text in single}
 
     def expect(
-        self, question: str, reading: MapReading | None, spoken: Sequence[int] = ()
+        self, question: str, reading: MapReading | None, tokens: Sequence[int] = ()
     ) -> Continuations | None:
-        """What may follow the tokens that are spoken already; None when nothing is known."""
+        """Continuations of an answer that begins with ``tokens``; None if no known answer continues it."""
         expectations = self._of(question)
         prior = self._prior(expectations, question, reading)
         if not expectations.answers:
             return None
         tree = expectations.tree()
-        node = tree.find(spoken)
+        node = tree.find(tokens)
         if node is not None:
-            return tree.below(node, expectations.chances(prior, reading))
-        rests = expectations.continuations(spoken)
+            return tree.below(node, expectations.probabilities(prior, reading))
+        rests = expectations.continuations(tokens)
         return PrefixTree(rests).below(ROOT, np.full(len(rests), 1 / (1 + len(rests)))) if rests else None
 
     def learn(self, question: str, reading: MapReading | None, answer: Tokens) -> None:
-        """``answer`` without its stop token was said."""
+        """Count an answer of the model, given without its stop token."""
         if not answer:
             return
         self._of(question).learn(answer, reading)
@@ -242,6 +257,7 @@ class Drafter:
             self._ranks[reading.ranking.index(place)] += 1
 
     def _of(self, question: str) -> Expectations:
+        """The statistics of a question; the least recently asked question is dropped."""
         expectations = self._questions.setdefault(question, Expectations())
         self._questions.move_to_end(question)
         if len(self._questions) > MAX_QUESTIONS:
@@ -249,7 +265,8 @@ class Drafter:
         return expectations
 
     def _prior(self, expectations: Expectations, question: str, reading: MapReading | None) -> np.ndarray:
-        """float [n]: half for no, half for yes, most of that for the map's place."""
+        """Estimate from forms and map, float [n]: half for the negative answers, half for those with one place, most
+        of that for the place of the map's peak, and ``SEVERAL`` for those with several places."""
         guesses: dict[int, float] = {}
         if self._grammar and question.endswith(self._asked):
             several = self._grammar.several(reading) if reading else []
@@ -263,11 +280,12 @@ class Drafter:
             for text in several:
                 guesses[self._number(expectations, text)] = SEVERAL / len(several)
         prior = np.zeros(len(expectations.answers))
-        for number, chance in guesses.items():
-            prior[number] = chance
+        for number, probability in guesses.items():
+            prior[number] = probability
         return prior
 
     def _number(self, expectations: Expectations, text: str, keep: bool = False) -> int:
+        """Number of an answer's text among the expectations."""
         tokens = self._tokens.get(text)
         if tokens is None:
             tokens = self._tokens[text] = tuple(self._tokenise(text))

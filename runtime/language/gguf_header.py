@@ -1,8 +1,8 @@
-"""A bounded reader of GGUF headers: nothing is believed before it is checked against the file's size.
+"""A bounded reader of GGUF headers: every size and offset is checked against the file's size before it is used.
 
-llama.cpp's own parser ends the process on some malformed files, and Python readers hang on others; so every
-file passes through here first. The same header tells where the token-embedding table lies, which the runtime
-reads itself. Format: GGUF version 3, little-endian (ggml project, docs/gguf.md).
+llama.cpp's own parser ends the process on some malformed files, and Python readers hang on others. Therefore this
+reader checks every file first. It also locates the token-embedding table, which the runtime reads itself. Format: GGUF
+version 3, little-endian (ggml project, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..common.errors import BundleError
 
 MAGIC = b"GGUF"
 VERSION = 3
-MAX_HEADER_BYTES = 64 << 20  # bounds the time that reading takes: a 7B model's header has under 1 MiB
-MAX_ENTRIES = 1 << 12  # metadata keys, and tensors: a 7B model has 25 and 291
+MAX_HEADER_BYTES = 64 << 20  # bounds the reading time; a 7B model's header is under 1 MiB
+MAX_ENTRIES = 1 << 12  # limit for metadata keys and for tensors; a 7B model has 25 and 291
 MAX_STRING_BYTES = 1 << 20
 MAX_ARRAY_LENGTH = 1 << 20
 MAX_DIMENSIONS = 4
@@ -33,7 +33,7 @@ MAX_DIMENSIONS = 4
 _SCALARS = dict(enumerate(["B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d"]))
 _STRING, _ARRAY = 8, 9
 
-# ggml type → (name, values in a block, bytes of a block)
+# ggml type → (name, values per block, bytes per block)
 TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
@@ -44,7 +44,7 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: ``shape`` in NumPy's order (rows first), ``offset`` from the start of the file."""
+    """Location of a tensor: ``shape`` in NumPy's order (rows first), ``offset`` in bytes from the start of the file."""
 
     type: str
     shape: tuple[int, ...]
@@ -54,35 +54,35 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """``metadata`` holds scalars and strings; of an array only its length."""
+    """``metadata`` by key: scalars and strings, and for an array its length; ``tensors`` by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read metadata and tensor table.
+    """Read the metadata and the tensor table.
 
     Raises:
-        BundleError: the file is missing, truncated, or anything but well-formed GGUF version 3.
+        BundleError: the file is missing, truncated or not well-formed GGUF version 3.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _parse(_Reader(view))
-    except (OSError, ValueError, struct.error) as error:  # an empty file cannot be mapped: ValueError
-        raise BundleError(f"{path} is not a GGUF file that can be used ({error}): {FIX}") from error
+    except (OSError, ValueError, struct.error) as error:  # mapping an empty file raises ValueError
+        raise BundleError(f"{path} is not a usable GGUF file ({error}): {FIX}") from error
 
 
 def check_language_model(path: Path, header: GgufHeader, expected: Language) -> None:
-    """Refuse a language model that is not the one the manifest describes, or carries a chat template.
+    """Refuse a language model that differs from the manifest or contains a chat template.
 
     Raises:
-        BundleError: another architecture, width, depth or vocabulary; a template, which llama.cpp's users run
-            as code (CVE-2024-34359); a split file.
+        BundleError: the architecture, width, depth or vocabulary differs; there is a chat template, which programs
+            that use llama.cpp execute as code (CVE-2024-34359); or the file is one part of a split model.
     """
     metadata = header.metadata
     if templates := [key for key in metadata if key.startswith("tokenizer.chat_template")]:
-        raise BundleError(f"{path} carries {templates[0]}, which can hold code: re-run agpt export")
+        raise BundleError(f"{path} contains {templates[0]}, which can hold code: re-run agpt export")
     table = header.tensors.get("token_embd.weight")
     found = {
         "architecture": metadata.get("general.architecture"),
@@ -102,21 +102,21 @@ def check_language_model(path: Path, header: GgufHeader, expected: Language) -> 
     }
     for what, value in wanted.items():
         if found[what] != value:
-            raise BundleError(f"{path}: {what} is {found[what]} and the manifest says {value}: {FIX}")
+            raise BundleError(f"{path}: {what} is {found[what]}, but the manifest has {value}: {FIX}")
 
 
 class TokenEmbeddings:
-    """Rows of the token-embedding table, read from the mapped file as they are asked for."""
+    """The token-embedding table; rows are read from the memory-mapped file when they are needed."""
 
     def __init__(self, path: Path, table: TensorInfo) -> None:
         """
         Raises:
-            BundleError: the table's type is none that ``dequantise`` reads.
+            BundleError: ``kernels.dequantise`` does not support the table's type.
         """
         if table.type not in ROW_TYPES:
             known = ", ".join(ROW_TYPES)
             raise BundleError(
-                f"{path} keeps token embeddings as {table.type}: re-run agpt export with one of {known}"
+                f"{path} stores token embeddings as {table.type}: re-run agpt export with one of {known}"
             )
         rows = table.shape[0]
         self._rows = np.memmap(path, np.uint8, "r", table.offset, (rows, table.num_bytes // rows))
@@ -125,12 +125,15 @@ class TokenEmbeddings:
     def __call__(
         self, token_ids: Sequence[int] | np.ndarray, injected: np.ndarray | None = None
     ) -> np.ndarray:
-        """int [L] → float32 [L, D]; ``kernels.INJECTED`` takes the next of the ``injected`` rows, float32 [K, D]."""
+        """Token ids, int [L] → float32 [L, D].
+
+        Each ``kernels.INJECTED`` among the ids is replaced by the next of the ``injected`` rows, float32 [K, D].
+        """
         return pack_prompt(self._rows, self._type, np.asarray(token_ids, np.int32), injected)
 
 
 class _Reader:
-    """A cursor over the file's header that never passes its end."""
+    """A cursor over the file's header that cannot move past the header's end."""
 
     def __init__(self, view: mmap.mmap) -> None:
         self.view = view
@@ -139,7 +142,7 @@ class _Reader:
         self.position = 0
 
     def skip(self, count: int) -> int:
-        """Advance; returns where the skipped bytes start."""
+        """Advance by ``count`` bytes; returns the position before."""
         start = self.position
         if count > self.end - start:
             raise ValueError(f"its header runs past byte {self.end}")
@@ -175,11 +178,11 @@ def _parse(reader: _Reader) -> GgufHeader:
     for _ in range(num_keys):
         key = reader.string()
         if key in metadata:
-            raise ValueError(f"metadata key {key!r} stands twice")
+            raise ValueError(f"metadata key {key!r} occurs twice")
         metadata[key] = _value(reader, reader.number("I"))
     tensors = dict(_tensor(reader) for _ in range(num_tensors))
     if len(tensors) != num_tensors:
-        raise ValueError("a tensor name stands twice")
+        raise ValueError("a tensor name occurs twice")
     return GgufHeader(metadata, _place(reader, metadata.get("general.alignment", 32), tensors))
 
 
@@ -192,7 +195,7 @@ def _value(reader: _Reader, kind: int) -> Any:
 
 
 def _array_length(reader: _Reader) -> int:
-    """Walk over an array of scalars or strings."""
+    """Skip an array of scalars or strings and return its length."""
     kind = reader.number("I")
     length = reader.count("an array's length", MAX_ARRAY_LENGTH)
     if kind == _STRING:
@@ -211,7 +214,7 @@ def _scalar_format(kind: int) -> str:
 
 
 def _tensor(reader: _Reader) -> tuple[str, TensorInfo]:
-    """One row of the table; its offset is still relative to the data section."""
+    """Read one row of the tensor table; its offset is still relative to the data section."""
     name = reader.string()
     num_dimensions = reader.number("I")
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
@@ -228,7 +231,7 @@ def _tensor(reader: _Reader) -> tuple[str, TensorInfo]:
 
 
 def _place(reader: _Reader, alignment: Any, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Offsets from the start of the file, after checking that every tensor lies inside it."""
+    """Check that every tensor lies inside the file, and make the offsets relative to the start of the file."""
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise ValueError(f"the alignment is {alignment!r}, not a power of two")
     data = -(-reader.position // alignment) * alignment

@@ -1,12 +1,11 @@
 """One llama.cpp model with one context, through llama-cpp-python's low-level functions.
 
-Only what judging needs: tokens and text, rows of embeddings in, logits out, the cache cut back and shared between
-sequences. Everything that knows about prompts and answers is in ``model.py``. Not thread-safe: one session,
-one thread.
+It tokenises text, turns rows of embeddings into logits, and edits the key-value cache. Prompts and answers are handled
+in ``model.py``. Not thread-safe: use a session from one thread at a time.
 
-A cached position belongs to one or several sequences, and a row sees the earlier positions of its first
-sequence. So branches that continue one text share its positions, and a whole tree goes through in one pass.
-llama.cpp ends the process where a size is wrong (GGML_ASSERT): every size is checked here first.
+A cached position belongs to one or several sequences, and a row attends to the earlier positions of its first
+sequence. Branches that continue the same text share its positions, so one pass can compute a whole tree. llama.cpp ends
+the process when a size is wrong (GGML_ASSERT), so every size is checked here first.
 """
 
 from __future__ import annotations
@@ -23,38 +22,44 @@ from ..common.lifetime import Lifetime
 
 ERROR_LEVEL = 4  # ggml_log_level
 MAX_SEQUENCES = 64  # llama.cpp allows 256
-MAX_OUTPUTS = (
-    256  # logits of one pass: room for them is kept, a megabyte for eight rows of LLaMA's vocabulary
-)
+MAX_OUTPUTS = 256  # rows of a pass with logits; memory is reserved, 1 MB for eight rows of LLaMA's vocabulary
 _last_error = ""
 
 
 @llama_cpp.llama_log_callback
 def _keep_errors(level: int, text: bytes, _user_data: int) -> None:
-    """llama.cpp writes pages to stderr; only the last error is worth keeping."""
+    """Keep llama.cpp's last error for messages, instead of its long log on stderr."""
     global _last_error
     if level == ERROR_LEVEL:
         _last_error = text.decode("utf-8", "replace").strip()
 
 
 class LlamaSession:
-    """Rows of embeddings in, logits out; the cache holds ``num_sequences`` sequences in one pool of positions."""
+    """Computes logits from rows of embeddings; the cache holds several sequences in one pool of positions.
+
+    Attributes:
+        num_vocab: size of the vocabulary.
+        num_context: positions of the cache, all sequences together.
+        num_sequences: sequences of the cache.
+        max_outputs: the most rows of a pass whose logits can be requested.
+    """
 
     def __init__(self, path: Path, num_context: int, width: int, num_sequences: int = 1) -> None:
         """
         Args:
-            path: a GGUF file that passed ``gguf_header``.
-            num_context: positions that the cache holds, all sequences together; also the most rows of a pass.
+            path: a GGUF file that ``gguf_header`` has checked.
+            num_context: positions of the cache, all sequences together; also the most rows of a pass.
             width: the model's embedding width D.
-            num_sequences: at most ``MAX_SEQUENCES``.
+            num_sequences: number of sequences, at most ``MAX_SEQUENCES``.
 
         Raises:
-            BundleError: llama.cpp refuses the file.
+            BundleError: llama.cpp cannot load the file or has too little memory for the context.
         """
         llama_cpp.llama_log_set(_keep_errors, ctypes.c_void_p())
         model_params = llama_cpp.llama_model_default_params()
-        # No second copy of the weights in another order: of a prompt with its drafts (58 rows) 7B's layers in q4_k_m
-        # take 0.7 of the time without it, and the file its own size of memory. Only q4_0 gains by it, and is slower.
+        # llama.cpp would keep a second copy of the weights in another memory layout. Without it, the layers of the 7B
+        # model in q4_k_m take 0.7 of the time for a prompt with drafts (58 rows), and the weights are in memory only
+        # once. Only q4_0 gains from the copy, and it is slower all the same.
         model_params.use_extra_bufts = False
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self.model:
@@ -77,7 +82,7 @@ class LlamaSession:
         self._make_batch(num_context, width)
 
     def _make_batch(self, size: int, width: int) -> None:
-        """A ``llama_batch`` over NumPy's memory; a row's sequences are a stretch of 0, 1, 2 …"""
+        """A ``llama_batch`` whose arrays are NumPy's; the sequences of a row are a range of consecutive numbers."""
         self._rows = np.zeros((size, width), np.float32)
         self._positions = np.zeros(size, np.int32)
         self._num_sequences_of = np.ones(size, np.int32)
@@ -100,7 +105,7 @@ class LlamaSession:
             self.context = self.model = self.vocab = self.memory = None
 
     def tokenise(self, text: str) -> list[int]:
-        """Ids of a piece of text on its own: no BOS, and special tokens typed in it stay plain text."""
+        """Token ids of a text, without BOS. The spelling of a special token in the text stays plain text."""
         self._lifetime.check()
         data = text.encode("utf-8", "replace")
         size = len(data) + 8
@@ -109,7 +114,7 @@ class LlamaSession:
         return list(ids[:count])
 
     def text(self, token_ids: list[int]) -> str:
-        """What ids say, without special tokens and without the leading space."""
+        """The text of token ids, without special tokens and without the leading space."""
         self._lifetime.check()
         ids = (llama_cpp.llama_token * len(token_ids))(*token_ids)
         size = 64 * (len(token_ids) + 1)
@@ -121,7 +126,7 @@ class LlamaSession:
         return buffer.raw[:count].decode("utf-8", "replace")
 
     def find_piece(self, piece: str) -> int | None:
-        """Id of the token that is spelt exactly so."""
+        """Id of the token that is spelt exactly as ``piece``; None if there is none."""
         self._lifetime.check()
         wanted = piece.encode()
         for token in range(self.num_vocab):
@@ -140,18 +145,18 @@ class LlamaSession:
         """One pass of the model.
 
         Args:
-            rows: float32 [n, D] each, n_total rows together.
-            positions: int [n_total], each one behind the last of its sequences.
-            first_sequence: int [n_total] or one for all: a row belongs to the sequences
+            rows: arrays float32 [n, D], n_total rows in all.
+            positions: int [n_total], each the next free position of the row's sequences.
+            first_sequence: int [n_total], or one number for all rows: a row belongs to the sequences
                 ``first_sequence … first_sequence + num_sequences - 1``.
-            num_sequences: likewise, at least 1.
-            wanted: int [num_wanted], the rows whose logits are asked for, ascending.
+            num_sequences: int [n_total], or one number for all rows; at least 1.
+            wanted: int [num_wanted], indices of the rows whose logits are requested, ascending.
 
         Returns:
             float32 [num_wanted, vocab], a view that the next pass overwrites.
 
         Raises:
-            ValueError: more rows, sequences or wanted logits than the session has room for.
+            ValueError: there are more rows, sequences or requested logits than the session allows.
             RuntimeError: llama.cpp failed.
             ClosedError: the session was closed.
         """
@@ -178,16 +183,16 @@ class LlamaSession:
         return np.ctypeslib.as_array(pointer, (len(wanted), self.num_vocab))
 
     def forget(self, start: int, sequence: int = -1) -> None:
-        """Drop positions from ``start`` on from one sequence, or from all (-1)."""
+        """Remove the positions from ``start`` on from one sequence, or from all (-1)."""
         self._lifetime.check()
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, start, -1)
 
     def share(self, source: int, target: int, start: int, end: int = -1) -> None:
-        """Let ``target`` too have what ``source`` holds in positions [start, end)."""
+        """Add the positions [start, end) of sequence ``source`` to sequence ``target``; no end when it is -1."""
         self._lifetime.check()
         llama_cpp.llama_memory_seq_cp(self.memory, source, target, start, end)
 
     def set_threads(self, threads: int) -> None:
-        """CPU threads of every later pass."""
+        """Set the number of CPU threads for all later passes."""
         self._lifetime.check()
         llama_cpp.llama_set_n_threads(self.context, threads, threads)

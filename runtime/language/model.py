@@ -1,7 +1,7 @@
-"""The judge: image embedding and prompt embeddings in, an answer in words and p(anomaly) out.
+"""The language model: from image embedding and prompt embeddings to an answer in words and p(anomaly).
 
-``prompt.py`` makes the rows that llama.cpp takes, ``expected_answers.py`` lists the answers to expect, ``decoding.py``
-verifies them in the prompt's own pass, ``probing.py`` measures what that costs on this machine.
+``prompt.py`` makes the rows that llama.cpp computes, ``expected_answers.py`` predicts answers, ``decoding.py`` verifies
+them as drafts while it decodes, and ``probing.py`` measures the cost of a pass on this machine.
 """
 
 from __future__ import annotations
@@ -24,19 +24,26 @@ from .probing import probe
 from .prompt import Prompt
 from .sampling import Sampling, make_sampler
 
-MAX_CONTEXT = 1024  # one part's dialogue; a longer cache only costs memory
+MAX_CONTEXT = 1024  # positions, enough for a dialogue about one part; more would only cost memory
 
 
 def never() -> bool:
+    """A ``Stop`` that never stops."""
     return False
 
 
 class LanguageModel:
-    """A LLaMA with AnomalyGPT's prompt. Calls from several threads wait for each other.
+    """A LLaMA with AnomalyGPT's prompt. Calls from several threads run one after the other.
 
     Attributes:
-        lock: held while the model works; whoever uses ``session`` or ``decoder`` directly holds it too.
-        decoder: its ``drafting`` may be set False, to decode step by step.
+        lock: held during a call; code that uses ``session`` or ``decoder`` directly must hold it too.
+        layout: the prompt's pieces, from the manifest.
+        session: the llama.cpp session.
+        stops: the tokens that end an answer.
+        first_tokens: the first tokens of affirmative and of negative answers.
+        prompt: makes the prompt's rows.
+        drafter: predicts answers.
+        decoder: decodes answers; set its ``drafting`` False to decode one token a pass.
     """
 
     def __init__(
@@ -44,11 +51,11 @@ class LanguageModel:
     ) -> None:
         """
         Raises:
-            BundleError: the model has no token to stop at, or says yes and no with the same one.
+            BundleError: the model has no stop token, or affirmative and negative answers begin with the same token.
         """
         stop = session.find_piece(layout.stop_piece)
         if stop is None:
-            raise BundleError(f"the language model has no token {layout.stop_piece!r} to stop at: {FIX}")
+            raise BundleError(f"the language model has no stop token {layout.stop_piece!r}: {FIX}")
         self.lock = threading.RLock()
         self.layout = layout
         self.session = session
@@ -61,7 +68,7 @@ class LanguageModel:
         if set(self.first_tokens.affirmative) & set(self.first_tokens.negative):
             raise BundleError(
                 f"{layout.affirmative!r} and {layout.negative!r} begin with the same token, "
-                "so the first token cannot tell them apart: re-run agpt export with a fitting tokenizer"
+                "so the first token does not distinguish them: re-run agpt export with the model's own tokenizer"
             )
         self.prompt = Prompt(layout, embed, session.tokenise, bos)
         self.drafter = Drafter(grammar, layout.question, self._tokenise_answer)
@@ -78,14 +85,19 @@ class LanguageModel:
         *,
         drafting: bool = True,
     ) -> LanguageModel:
-        """Check the GGUF against the manifest, load it, and measure what it costs on this machine (seconds).
+        """Check the GGUF against the manifest, load it, and measure the cost of a pass (this takes seconds).
 
         Args:
-            drafting: False decodes step by step and measures nothing: a dozen passes spared, which count where
-                memory does not hold the file and every pass reads it from the disk.
+            path: the GGUF file.
+            layout: the prompt's pieces, from the manifest.
+            expected: the model's dimensions, from the manifest.
+            threads: the most CPU threads to use.
+            max_context: the most positions of the cache.
+            drafting: False decodes one token a pass and skips the measurement. That saves a dozen passes, which
+                matters when the file is larger than memory and every pass reads it from the disk.
 
         Raises:
-            BundleError: the file is malformed, not the model in the manifest, or lacks a token.
+            BundleError: the file is malformed, differs from the manifest, or lacks a token.
         """
         header = read_header(path)
         check_language_model(path, header, expected)
@@ -100,8 +112,8 @@ class LanguageModel:
             model = cls(session, embed, layout, bos, eos)
             model.decoder.drafting = drafting
             if drafting:
-                nothing = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
-                probe(model.decoder, model.prompt(Part(nothing[0], nothing[1:])), threads)
+                zeros = np.zeros((1 + layout.num_prompts, expected.width), np.float32)
+                probe(model.decoder, model.prompt(Part(zeros[0], zeros[1:])), threads)
             else:
                 session.set_threads(threads)
             stack.pop_all()
@@ -122,21 +134,21 @@ class LanguageModel:
         stop: Stop = never,
         sampling: Sampling | None = None,
     ) -> Answer:
-        """Answer to one question about one image.
+        """Answer one question about one image.
 
         Args:
             image_embedding: float32 [D].
             prompt_embeddings: float32 [num_prompts, D].
-            question: "" asks the bundle's own.
-            max_tokens: where an answer that does not stop is cut.
-            reading: of the map, to draft answers from; costs only speed when left out.
-            stop: asked before every pass but the first; True ends the answer as it is (a deadline, a cancellation).
-            sampling: draws the tokens instead of taking the likeliest; step by step then.
+            question: the question; "" for the bundle's.
+            max_tokens: maximum number of tokens of the answer.
+            reading: summary of the anomaly map, to draft answers from; without it the answer is the same but slower.
+            stop: called before every pass but the first; True ends the answer there (a deadline, a cancellation).
+            sampling: sample the tokens instead of taking the most likely ones; no drafts are used then.
 
         Raises:
             ConfigError: the question does not fit into the context.
             ValueError: an embedding has another shape or is not finite.
-            RuntimeError: llama.cpp failed or gave NaN.
+            RuntimeError: llama.cpp failed or returned NaN.
         """
         part = Part(image_embedding, prompt_embeddings, question, reading)
         return self.answer_all([part], max_tokens, stop=stop, sampling=sampling)[0]
@@ -149,9 +161,9 @@ class LanguageModel:
         stop: Stop = never,
         sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """Answers about several images, computed together as far as the context has room.
+        """Answers about several images, computed in the same passes as far as they fit into the context together.
 
-        Each is what ``answer`` gives for it alone. Arguments and errors as there.
+        Each answer equals that of ``answer`` for the image alone. Arguments and errors as in ``answer``.
         """
         with self.lock:
             rows = [self.prompt(part) for part in parts]
@@ -163,66 +175,70 @@ class LanguageModel:
                     )
                     for i in group
                 ]
-                answers += self.say(turns, stop, sampling)
+                answers += self.generate(turns, stop, sampling)
             return answers
 
     def num_together(self, question: str = "", max_tokens: int = MAX_ANSWER_TOKENS) -> int:
-        """How many images ``answer_all`` answers a question about in the same passes."""
+        """Number of images about which ``answer_all`` answers a question in the same passes."""
         num_rows = len(self.prompt.token_ids(question)) - self.decoder.num_prefix
         return max(1, min(self.decoder.room // (num_rows + max_tokens), self.decoder.max_turns))
 
     def turn(
         self, rows: np.ndarray, question: str, reading: MapReading | None, max_tokens: int, cached: int = 0
     ) -> Turn:
-        """An answer to begin.
+        """A turn for ``generate``; its answer is limited to ``max_tokens`` and to the room in the context.
 
         Args:
-            rows: float32 [n, D], the prompt behind the constant piece.
-            cached: of these, what the cache holds already.
+            rows: float32 [n, D], the prompt after the shared prefix.
+            question: the question, by which the drafter looks up expected answers.
+            reading: summary of the anomaly map, for the drafter.
+            max_tokens: maximum number of tokens of the answer.
+            cached: number of ``rows`` that the cache already holds.
 
         Raises:
-            ConfigError: the prompt does not fit.
+            ConfigError: the prompt does not fit into the context.
         """
         room = self.decoder.room - len(rows)
         if room <= 0:
             raise ConfigError(
-                f"the question makes a prompt of {self.decoder.num_prefix + len(rows)} positions and the model has "
-                f"{self.session.num_context}: ask a shorter question or shorten the description"
+                f"the prompt with this question takes {self.decoder.num_prefix + len(rows)} positions, but the model "
+                f"has {self.session.num_context}: ask a shorter question or shorten the description"
             )
         return self.decoder.turn(rows, question, reading, min(max_tokens, room), cached)
 
-    def say(
+    def generate(
         self,
         turns: Sequence[Turn],
         stop: Stop = never,
         sampling: Sampling | None = None,
         owner: object = None,
     ) -> list[Answer]:
-        """Answers of turns whose earlier positions, if any, are in the cache, which is the owner's from now on."""
-        self.decoder.finish(turns, stop, make_sampler(sampling) if sampling else None, owner)
+        """Decode turns and return their answers; arguments as in ``Decoder.decode``."""
+        self.decoder.decode(turns, stop, make_sampler(sampling) if sampling else None, owner)
         return [self._conclude(turn, greedy=sampling is None) for turn in turns]
 
     def _conclude(self, turn: Turn, greedy: bool) -> Answer:
+        """The answer of a decoded turn; a complete greedy answer is added to the drafter's statistics."""
         assert turn.first_logits is not None
-        spoken = self.decoder.spoken(turn)
+        answer_tokens = self.decoder.answer_tokens(turn)
         certain = turn.is_certain or not greedy
         if greedy and turn.done:
-            self.drafter.learn(turn.question, turn.reading, tuple(spoken))
+            self.drafter.learn(turn.question, turn.reading, tuple(answer_tokens))
         return Answer(
             token_ids=tuple(turn.tokens),
-            text=self.session.text(spoken).strip(),
+            text=self.session.text(answer_tokens).strip(),
             affirmative=self.first_tokens.judge(turn.tokens[0]) if certain or 0 not in turn.ties else None,
             p_anomaly=self.first_tokens.p_anomaly(turn.first_logits),
             first_token_logits=turn.first_logits,
             num_passes=turn.num_passes,
             num_tokens_drafted=turn.num_drafted,
             num_accepted=turn.num_accepted,
-            settled=turn.settled,
+            redecoded=turn.redecoded,
             complete=turn.done and certain,
         )
 
     def _groups(self, rows: Sequence[np.ndarray], max_tokens: int) -> Iterator[list[int]]:
-        """Indices of parts that fit into the context together."""
+        """Indices of consecutive prompts that fit into the context together, float32 [n, D] each."""
         group: list[int] = []
         used = 0
         for index, prompt in enumerate(rows):
@@ -236,7 +252,7 @@ class LanguageModel:
             yield group
 
     def _tokenise_answer(self, text: str) -> list[int]:
-        """As the model says it: up to the stop token, without it."""
+        """Tokens of an answer as the model generates them, up to but without the stop token."""
         ids = self.session.tokenise(text + self.layout.turn_end)
         return ids[: next((i for i, token in enumerate(ids) if token in self.stops), len(ids))]
 

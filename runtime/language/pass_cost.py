@@ -1,9 +1,10 @@
-"""What a pass of the language model costs on this machine, by its number of rows: measured, not assumed.
+"""The measured duration of a pass of the language model as a function of its number of rows.
 
-On a GPU sixty-four rows cost little more than one; on a CPU each costs nearly its share, but not evenly. llama.cpp
-multiplies in blocks of sixteen rows, so that of 7B's layers in q4_k_m (two cores) the 17th row costs as much as the
-fourteen after it together; and its attention changes its algorithm at 64 rows, so that nano's pass of 64 takes half as
-long as one of 63. So passes are timed when a model opens, and a pass is made larger where a larger one is cheaper.
+It decides how many draft tokens to add to a pass, and it is not proportional to the number of rows. On a GPU 64 rows
+cost little more than one. On a CPU llama.cpp multiplies in blocks of 16 rows: for the layers of the 7B model in q4_k_m
+(two cores) the 17th row costs as much as the next fourteen together. From 64 rows on its attention uses another
+algorithm: nano's pass of 64 rows takes half as long as one of 63. Therefore passes of several sizes are timed when a
+model opens, and a pass is padded where a larger one takes less time.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from functools import cached_property
 import numpy as np
 
 BLOCK = 16  # rows that ggml multiplies together
-# In the order of what is missed most where a large model leaves no time for all of them. The 17th and the 65th row
-# tell how a block begins.
+# Sizes to time, the most important first, because a large model leaves no time for all of them. 17 and 65 rows show the
+# cost of the first row of a block.
 SIZES = (1, 16, 64, 48, 17, 2, 32, 8, 4, 65, 96, 80, 128)
 MAX_MEASURING_SECONDS = 8.0
-MAX_ROUNDS = 12  # of short passes; something else may run on the machine during some of them
+MAX_ROUNDS = 12  # repeated measurements, because other processes may slow some of them down
 MAX_REPEATING_SECONDS = 1.0
 NUM_LOGITS = 16  # rows whose logits are timed
-WORTH_PADDING = 0.95  # of its time: a pass is filled up with nothing when that makes it so much shorter
-INSURANCE_SECONDS = (
-    2e-3  # what may be spent on answers that do not pay, but may be said; of a large model nothing
-)
-LEAST_CHANCE = 0.02  # and less likely ones are not worth it
+WORTH_PADDING = 0.95  # a pass is padded if that reduces its time to less than this share
+# Less likely drafts may make a pass this much longer than the optimum, because they can save a second pass. A large
+# model computes no further row in this time.
+INSURANCE_SECONDS = 2e-3
+LEAST_PROBABILITY = 0.02  # of such a less likely draft token
 
 
 @dataclass(frozen=True, eq=False)
 class PassCosts:
-    """Seconds of a pass.
+    """Durations of passes.
 
     Attributes:
-        sizes: int [n], numbers of rows, ascending.
-        times: float [n], seconds of each, with the logits of one row.
-        logits_seconds: of every further row whose logits are wanted: a draft's all are.
+        sizes: int [n], the numbers of rows that were timed, ascending.
+        times: float [n], seconds of a pass of each size with the logits of one row.
+        logits_seconds: seconds for each further row with logits; every draft token needs its logits.
     """
 
     sizes: np.ndarray
@@ -45,9 +46,11 @@ class PassCosts:
     logits_seconds: float = 0.0
 
     def seconds(self, num_rows: np.ndarray | int) -> np.ndarray:
-        """Of a pass that holds so many rows, filled up where that is cheaper; beyond the largest size measured at
-        the price that a row has between the last two."""
-        _, times = self._ladder
+        """Expected seconds of a pass of ``num_rows`` rows, padded where that is cheaper, with the logits of one row.
+
+        Between the measured sizes it is interpolated; beyond the largest one it is extrapolated from the last two.
+        """
+        _, times = self._padded
         largest = len(times) - 1
         found = times[np.minimum(num_rows, largest)]
         if len(self.sizes) > 1:
@@ -56,13 +59,13 @@ class PassCosts:
         return found
 
     def cheapest(self, num_rows: int) -> int:
-        """The number of rows, at least this, that takes the least time."""
-        sizes, _ = self._ladder
+        """The size to pad a pass of ``num_rows`` rows to; ``num_rows`` itself where padding does not pay."""
+        sizes, _ = self._padded
         return int(sizes[num_rows]) if num_rows < len(sizes) else num_rows
 
     @cached_property
-    def _ladder(self) -> tuple[np.ndarray, np.ndarray]:
-        """For 0, 1, 2 … rows the number to make of them, and its seconds."""
+    def _padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """For 0, 1, 2 … rows the size to pad them to, int [n], and its seconds, float [n]."""
         sizes = np.arange(int(self.sizes[-1]) + 1)
         times = np.interp(sizes, *self._knots())
         best = len(sizes) - 1
@@ -74,7 +77,10 @@ class PassCosts:
         return sizes, times
 
     def _knots(self) -> tuple[np.ndarray, np.ndarray]:
-        """What was measured, and the first row of every block that was not, as dear a beginning as the 17th row's."""
+        """Sizes and seconds to interpolate between: those measured, and estimates for the first row of other blocks.
+
+        A block's first row is assumed to take the same share of the block's time as the 17th row of the second block.
+        """
         known = dict(zip(self.sizes.tolist(), self.times.tolist(), strict=True))
         first = BLOCK + 1
         rise = known.get(2 * BLOCK, 0.0) - known.get(BLOCK, 0.0)
@@ -86,34 +92,34 @@ class PassCosts:
         sizes = sorted(known)
         return np.array(sizes), np.array([known[size] for size in sizes])
 
-    def num_worth_drafting(self, num_rows: int, chances: np.ndarray, saved: float) -> int:
-        """How many draft tokens to add to a pass.
+    def num_worth_drafting(self, num_rows: int, probabilities: np.ndarray, saved: float) -> int:
+        """Number of draft tokens to add to a pass.
 
-        The number that makes the expected time least; and beyond that, as insurance, what may well be said, as long
-        as the pass becomes little longer by it: a line is judged by its slowest parts.
+        It minimises the expected time. Beyond that minimum, tokens of at least ``LEAST_PROBABILITY`` are added as long
+        as the pass becomes at most ``INSURANCE_SECONDS`` longer, because the slowest parts limit the line's rate.
 
         Args:
-            num_rows: the pass without drafts.
-            chances: float [n], that each token will be accepted, descending.
-            saved: seconds of the step that an accepted token makes needless.
+            num_rows: rows of the pass without drafts.
+            probabilities: float [n], the probability that each token is accepted, descending.
+            saved: seconds saved by each accepted token, the duration of a pass of one row.
         """
-        num_drafted = np.arange(len(chances) + 1)
+        num_drafted = np.arange(len(probabilities) + 1)
         cost = self.seconds(num_rows + num_drafted) + self.logits_seconds * num_drafted
-        expected = cost - np.concatenate([[0.0], np.cumsum(chances)]) * saved
+        expected = cost - np.concatenate([[0.0], np.cumsum(probabilities)]) * saved
         best = int(expected.argmin())
         affordable = int(np.flatnonzero(cost <= cost[best] + INSURANCE_SECONDS)[-1])
-        return max(best, min(affordable, int((chances >= LEAST_CHANCE).sum())))
+        return max(best, min(affordable, int((probabilities >= LEAST_PROBABILITY).sum())))
 
 
 def measure_costs(
     run: Callable[[int, int], None], max_rows: int, clock: Callable[[], float] = time.perf_counter
 ) -> PassCosts:
-    """Time passes of every size, in rounds: the best of each, so that what else runs meanwhile counts little.
+    """Time passes of several sizes in rounds and keep the minimum of each, so that other processes affect it little.
 
     Args:
-        run: makes a pass of so many rows that gives the logits of so many.
-        max_rows: more than these are not tried.
-        clock: seconds.
+        run: runs a pass, given its number of rows and the number of rows with logits.
+        max_rows: the largest size to time.
+        clock: current time in seconds.
     """
 
     def timed(size: int, num_logits: int = 1) -> float:
@@ -134,14 +140,14 @@ def measure_costs(
         times = {size: min(best, timed(size)) for size, best in times.items()}
         if NUM_LOGITS in times:
             with_logits = min(with_logits, timed(NUM_LOGITS, NUM_LOGITS))
-    more = with_logits - times.get(NUM_LOGITS, with_logits)
+    extra = with_logits - times.get(NUM_LOGITS, with_logits)
     sizes = sorted(times)
     return PassCosts(
-        np.array(sizes), np.array([times[size] for size in sizes]), max(0.0, more / (NUM_LOGITS - 1))
+        np.array(sizes), np.array([times[size] for size in sizes]), max(0.0, extra / (NUM_LOGITS - 1))
     )
 
 
 def fixed_costs(seconds: Sequence[tuple[int, float]]) -> PassCosts:
-    """Costs that are known already: (rows, seconds), ascending."""
+    """Costs from known pairs (rows, seconds), ascending."""
     sizes, times = zip(*seconds, strict=True)
     return PassCosts(np.array(sizes), np.array(times, float))

@@ -1,7 +1,7 @@
-"""AnomalyGPT's prompt as the language model takes it: rows of embeddings, one batch.
+"""AnomalyGPT's prompt as rows of embeddings.
 
-The prompt mixes token embeddings with injected rows, and llama.cpp takes a batch of either tokens or embeddings. So the
-token embeddings are looked up here, in the GGUF's own table.
+The prompt mixes token embeddings with injected ones (image and prompt learner), but a llama.cpp batch holds either
+tokens or embeddings. Therefore the token embeddings are looked up here, in the GGUF's table.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ MAX_CACHED_PIECES = 256
 
 
 class Prompt:
-    """Makes rows of what is asked.
+    """Makes the rows of a prompt.
 
     Attributes:
-        prefix: float32 [num_prefix, D], the constant piece in front of the image.
-        width: D.
+        layout: the prompt's pieces, from the manifest.
+        prefix: float32 [num_prefix, D], the shared prefix: the constant text before the image.
+        width: D, the width of the embeddings.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Prompt:
     ) -> None:
         """
         Args:
-            embed: the GGUF's table.
-            tokenise: a text on its own, as the original does, without BOS.
-            bos: the token that begins it all.
+            layout: the prompt's pieces, from the manifest.
+            embed: the GGUF's token-embedding table.
+            tokenise: token ids of a text without BOS.
+            bos: the token that begins the prompt.
         """
         self.layout = layout
         self._embed, self._tokenise = embed, tokenise
@@ -48,13 +50,13 @@ class Prompt:
         self.width = self.prefix.shape[1]
 
     def __call__(self, part: Part) -> np.ndarray:
-        """float32 [n, D]: the whole prompt behind the constant piece; errors as for ``image_rows``."""
+        """The whole prompt after the shared prefix, float32 [n, D]; errors as in ``image_rows``."""
         return self.image_rows(part.image_embedding, part.prompt_embeddings, self._asked(part.question))
 
     def image_rows(
         self, image_embedding: np.ndarray, prompt_embeddings: np.ndarray, text: str = ""
     ) -> np.ndarray:
-        """float32 [n, D]: the prompt behind the constant piece up to the question, or with ``text`` in its place.
+        """The prompt after the shared prefix up to the question, float32 [n, D], followed by ``text`` if given.
 
         Raises:
             ValueError: an embedding has another shape or is not finite.
@@ -65,14 +67,14 @@ class Prompt:
         return self._embed(token_ids, np.concatenate([image_embedding[None], prompt_embeddings]))
 
     def embed(self, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """int [n] → float32 [n, D]."""
+        """Token ids, int [n] → embeddings, float32 [n, D]."""
         return self._embed(token_ids)
 
     def token_ids(self, question: str = "") -> list[int]:
-        """The whole prompt, position by position; ``INJECTED`` where an embedding goes in.
+        """Token ids of the whole prompt, with ``INJECTED`` where an embedding is injected.
 
         Args:
-            question: "" asks the bundle's own.
+            question: the question; "" for the bundle's.
         """
         return [*self._prefix_ids, *self._image_ids, *self._piece(self._asked(question))]
 
@@ -90,4 +92,4 @@ class Prompt:
 
 def _check_rows(what: str, rows: np.ndarray, shape: tuple[int, ...]) -> None:
     if rows.shape != shape or not np.isfinite(rows).all():
-        raise ValueError(f"{what} must be finite {list(shape)}, not {list(rows.shape)} as they came")
+        raise ValueError(f"{what} must be finite and {list(shape)}, but the shape is {list(rows.shape)}")

@@ -1,4 +1,4 @@
-"""Drawing tokens instead of taking the likeliest: temperature, top-k, top-p, in the original's order."""
+"""Sampling of tokens by temperature, top-k and top-p, applied in the same order as in AnomalyGPT."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..common.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """As transformers' ``generate`` takes them; the original's implicit top-k is 50.
+    """The sampling parameters of transformers' ``generate``; AnomalyGPT uses its default top-k of 50.
 
     Attributes:
-        temperature: above 0; the logits are divided by it.
-        top_k: only the likeliest so many tokens are drawn from.
-        top_p: and of these the fewest that hold this probability together, at least one.
-        seed: the same seed draws the same tokens.
+        temperature: the logits are divided by it; above 0.
+        top_k: number of most likely tokens to sample from.
+        top_p: of these, only the most likely tokens whose probabilities reach this sum are kept, at least one.
+        seed: seed of the random generator; equal seeds give equal tokens.
     """
 
     temperature: float = 1.0
@@ -35,7 +35,7 @@ class Sampling:
 
 
 def make_sampler(sampling: Sampling) -> Callable[[np.ndarray], int]:
-    """A function from logits float32 [vocab] to a token."""
+    """A function that samples a token from logits, float32 [vocab]."""
     rng = np.random.default_rng(sampling.seed)
 
     def draw(logits: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""What the operator sees: a live table on a terminal, one plain line a part anywhere else."""
+"""The display for the operator: a live table on a terminal, otherwise one plain line per part."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from ..cameras.base import Frame
 from ..common.printable import printable
 from ..common.terminal import tell
 from ..inspection.verdict import Status, Verdict
-from .overlay import said
+from .overlay import headline
 from .tally import Tally, outcome
 
 REFRESH_SECONDS = 0.1
 MAX_ROWS = 18
-CHROME_ROWS = 8  # the table's title, head, rules and a caption of up to three lines
-SENTENCE_LINES = (
-    (140, 1),
-    (100, 2),
-    (0, 3),
-)  # columns of the terminal from which a sentence takes so many lines
+CHROME_ROWS = 8  # lines of the table's title, header, rules and caption of up to three lines
+SENTENCE_LINES = ((140, 1), (100, 2), (0, 3))  # from this terminal width on, a sentence takes this many lines
 STATUS_STYLES = {Status.PASS: "bold green", Status.FAIL: "bold red", Status.NO_RESULT: "bold yellow"}
 OUTCOME_STYLES = {"caught": "green", "good": "dim", "missed": "bold red", "false alarm": "bold yellow"}
 
 
 class Display(Protocol):
+    """Shows the verdicts of a line."""
+
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None: ...
 
     def say(self, sentence: str) -> None:
@@ -52,12 +50,13 @@ def open_display(title: str, console: Console | None = None, total: int | None =
 
 
 def probability(verdict: Verdict) -> str:
+    """p(anomaly) with three digits; a dash if there is none."""
     p = verdict.p_anomaly
     return "–" if p is None or p != p else f"{p:.3f}"
 
 
 class LiveTable:
-    """The last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
+    """A table of the last parts, redrawn at most ten times a second; it stays on the screen when the line ends."""
 
     def __init__(self, title: str, console: Console, total: int | None = None) -> None:
         self._title = title
@@ -110,14 +109,14 @@ class LiveTable:
                 *([Text(frame.product)] if knows_product else []),
                 Text(verdict.status.value, STATUS_STYLES[verdict.status]),
                 probability(verdict),
-                Text(said(verdict)),
+                Text(headline(verdict)),
                 f"{latency_ms:.1f}",
                 *([Text(truth, OUTCOME_STYLES.get(truth, ""))] if knows_truth else []),
             )
         return table
 
     def _num_rows(self) -> int:
-        """Parts that fit on the terminal."""
+        """Number of parts that fit on the terminal."""
         lines = next(lines for columns, lines in SENTENCE_LINES if self._console.width >= columns)
         return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
@@ -127,7 +126,7 @@ class LiveTable:
 
 
 class PlainLines:
-    """One line a part, for pipes and logs; nothing is cut."""
+    """One line per part, never cut, for pipes and logs."""
 
     def __init__(self, title: str, console: Console, total: int | None = None) -> None:
         self._console = console
@@ -143,7 +142,7 @@ class PlainLines:
             f"p={probability(verdict):<5}",
             f"{latency_ms:6.1f} ms",
             f"(p50 {tally.percentile(50):.1f}, p99 {tally.percentile(99):.1f})",
-            said(verdict),
+            headline(verdict),
             f"[{truth}]" if (truth := outcome(frame, verdict.status)) else "",
         ]
         self._print("  ".join(filter(None, fields)))

@@ -1,4 +1,4 @@
-"""The picture of a verdict: the frame, the frame under its anomaly map with the regions, and the sentence."""
+"""The overlay of a verdict: the frame, the frame with its anomaly map and regions, and a caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PANE_SIDE = 480  # longest side of each of the two pictures, px
 MARGIN = 12
 CAPTION_HEIGHT = 80
 
-# The upward filter packs photographs better than OpenCV does by itself, and faster; OpenCV 4 has none.
+# The "up" filter compresses photographs better and faster than OpenCV's default; OpenCV 4 does not offer it.
 PNG_OPTIONS = (
     [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
     if hasattr(cv2, "IMWRITE_PNG_FILTER")
@@ -39,8 +39,8 @@ STATUS_COLORS: dict[Status, Color] = {
     Status.NO_RESULT: (60, 180, 245),
 }
 MAX_OPACITY = 0.55
-DIMMING = 0.6  # of what the centre crop left out
-HEAT_FROM, HEAT_FULL = 0.7, 1.8  # multiples of the operating level between which the heat rises
+DIMMING = 0.6  # opacity of the background colour outside the inspected area
+HEAT_FROM, HEAT_FULL = 0.7, 1.8  # multiples of the region level: heat from 0 to its maximum
 
 
 def draw_overlay(
@@ -50,10 +50,10 @@ def draw_overlay(
 
     Args:
         frame: uint8 [H, W, 3] BGR; None when no usable frame arrived.
-        verdict: what the inspector said of it.
+        verdict: the verdict about it.
         note: a line in small letters under the sentence (part, product, time).
-        level: map value at which a region begins; the heat's scale follows it, or the map of a part that fails and
-            does not reach it. None scales each map to its own range, as the original does.
+        level: the region level, which the heat's scale is relative to (``half_way_level`` for a FAIL that does not
+            reach it). None scales each map to its own range, as AnomalyGPT does.
 
     Returns:
         uint8 [h, w, 3] BGR.
@@ -77,7 +77,7 @@ def draw_overlay(
 
 
 def _fit(image: np.ndarray) -> np.ndarray:
-    """A copy whose longest side is ``PANE_SIDE``."""
+    """A copy of the image whose longer side is ``PANE_SIDE``."""
     height, width = image.shape[:2]
     scale = PANE_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -85,7 +85,13 @@ def _fit(image: np.ndarray) -> np.ndarray:
 
 
 def _heat(image: np.ndarray, anomaly_map: np.ndarray, level: float | None) -> np.ndarray:
-    """Blend the map over the image: yellow to deep red where it is high. NaN, not inspected, is dimmed."""
+    """Blend the map over the image, from yellow to deep red for high values; NaN (not inspected) is dimmed.
+
+    Args:
+        image: uint8 [h, w, 3] BGR.
+        anomaly_map: float32 [h, w].
+        level: as in ``draw_overlay``.
+    """
     inspected = np.isfinite(anomaly_map)
     if not inspected.any():
         low, high = 0.0, 1.0
@@ -102,13 +108,13 @@ def _heat(image: np.ndarray, anomaly_map: np.ndarray, level: float | None) -> np
 
 @lru_cache(maxsize=1)
 def _heat_colors() -> np.ndarray:
-    """uint8 [256, 3] BGR: the warm half of OpenCV's turbo map."""
+    """The warm half of OpenCV's turbo colour map, uint8 [256, 3] BGR."""
     warm = np.linspace(150, 240, 256).astype(np.uint8)
     return cv2.applyColorMap(warm[None], cv2.COLORMAP_TURBO)[0]
 
 
 def _outline_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
-    """A thin line around each view that was answered Yes, in the colour of its status."""
+    """Outline each view with status FAIL by a thin line."""
     for view in verdict.views:
         if view.status == Status.FAIL:
             x, y, width, height, angle = view.box
@@ -118,7 +124,7 @@ def _outline_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
 
 
 def _mark_regions(image: np.ndarray, regions: list[Region] | tuple[Region, ...], scale: float) -> None:
-    """Outline each region and name its place. ``scale`` brings their frame pixels to the pane."""
+    """Outline each region and label it with its place; ``scale`` is pane pixels per frame pixel."""
     for region in regions:
         x, y, width, height = (round(side * scale) for side in region.box)
         for thickness, color in ((4, DARK_INK), (2, INK)):
@@ -127,7 +133,7 @@ def _mark_regions(image: np.ndarray, regions: list[Region] | tuple[Region, ...],
 
 
 def _label(image: np.ndarray, corner: tuple[int, int], text: str) -> None:
-    """A name on a small plate at a box's upper left corner, kept inside the image."""
+    """Write a text on a small plate above a box's upper left corner, inside the image."""
     width, height = _text_width(text, 14) + 10, 20
     x = int(np.clip(corner[0] - 1, 0, max(0, image.shape[1] - width)))
     y = int(np.clip(corner[1] - height - 1, 0, max(0, image.shape[0] - height)))
@@ -136,6 +142,7 @@ def _label(image: np.ndarray, corner: tuple[int, int], text: str) -> None:
 
 
 def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
+    """Write status, headline, note and figures below the panes, whose lower edge is at row ``top``."""
     status = verdict.status.value.replace("_", " ")
     plate_width = _text_width(status, 22, bold=True) + 28
     left, upper = MARGIN, top + MARGIN
@@ -143,36 +150,37 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
     cv2.rectangle(canvas, (left, upper), (left + plate_width, upper + 40), color, cv2.FILLED)
     _write(canvas, (left + 14, upper + 28), status, 22, DARK_INK, bold=True)
     text_left = left + plate_width + 16
-    lines = _wrap(said(verdict), 18, canvas.shape[1] - MARGIN - text_left)
+    lines = _wrap(headline(verdict), 18, canvas.shape[1] - MARGIN - text_left)
     for row, line in enumerate(lines):
         _write(canvas, (text_left, upper + 33 - 7 * len(lines) + 22 * row), line, 18, INK)
     details = "  |  ".join(part for part in (note, *_figures(verdict)) if part)
     _write(canvas, (left, upper + 70), _cut(details, 15, canvas.shape[1] - 2 * MARGIN), 15, FAINT_INK)
 
 
-def said(verdict: Verdict) -> str:
-    """What to tell a person: the model's sentence, or the reason where there is none or it did not decide."""
+def headline(verdict: Verdict) -> str:
+    """The sentence to show: the model's, or the reason if there is none, for NO_RESULT, or for a contradiction."""
     if not verdict.sentence or verdict.status == Status.NO_RESULT or verdict.contradiction:
         return printable(verdict.reason)
     return printable(f"{verdict.view}: {verdict.sentence}" if verdict.view else verdict.sentence)
 
 
 def _figures(verdict: Verdict) -> list[str]:
+    """The verdict's numbers and remarks for the caption."""
     figures = []
     if verdict.p_anomaly is not None and np.isfinite(verdict.p_anomaly):
         figures.append(f"p(anomaly) {verdict.p_anomaly:.3f}")
     if verdict.score is not None and np.isfinite(verdict.score):
         figures.append(f"map score {verdict.score:.3f}")
     if nearest := verdict.nearest_normal:
-        spot = f"{nearest.view}, {nearest.place}" if nearest.view else nearest.place
-        figures.append(f"nearest normal: sample {nearest.sample}, {spot}")
+        place = f"{nearest.view}, {nearest.place}" if nearest.view else nearest.place
+        figures.append(f"nearest normal: sample {nearest.sample}, {place}")
     if verdict.agreement is False:
         figures.append("sentence and map disagree")
     return figures
 
 
 def _wrap(text: str, size: int, room: int) -> list[str]:
-    """At most two lines of ``room`` pixels; what does not fit is cut."""
+    """Wrap a text into at most two lines of ``room`` pixels; the second one is cut if necessary."""
     words = text.split()
     fitting = next((n for n in range(len(words), 0, -1) if _text_width(" ".join(words[:n]), size) <= room), 0)
     lines = [" ".join(words[:fitting]), _cut(" ".join(words[fitting:]), size, room)]
@@ -180,7 +188,7 @@ def _wrap(text: str, size: int, room: int) -> list[str]:
 
 
 def _cut(text: str, size: int, room: int) -> str:
-    """Cut a text that is wider than ``room`` pixels, with an ellipsis."""
+    """Shorten a text to ``room`` pixels, with an ellipsis."""
     if _text_width(text, size) <= room:
         return text
     while text and _text_width(text + "...", size) > room:
@@ -188,7 +196,7 @@ def _cut(text: str, size: int, room: int) -> str:
     return text + "..."
 
 
-# OpenCV 5 draws TrueType fonts and carries one; OpenCV 4 has the Hershey stroke fonts.
+# OpenCV 5 draws TrueType fonts and contains one; OpenCV 4 has the Hershey stroke fonts.
 @lru_cache(maxsize=1)
 def _font() -> Any:
     return cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
@@ -197,7 +205,7 @@ def _font() -> Any:
 def _write(
     image: np.ndarray, origin: tuple[int, int], text: str, size: int, color: Color, bold: bool = False
 ) -> None:
-    """Write a line; ``origin`` is the left end of its base line, ``size`` the letters' height in px."""
+    """Write a line of text; ``origin`` is the left end of its baseline, ``size`` the height of the letters in px."""
     text = printable(text)  # OpenCV crashes on a lone surrogate
     if _font() is not None:
         cv2.putText(image, text, origin, color, _font(), size, 700 if bold else 400)
@@ -207,6 +215,7 @@ def _write(
 
 
 def _text_width(text: str, size: int, bold: bool = False) -> int:
+    """Width of a text in px."""
     text = printable(text)
     if _font() is not None:
         return int(cv2.getTextSize((0, 0), text, (0, 0), _font(), size, 700 if bold else 400)[2])
@@ -214,7 +223,7 @@ def _text_width(text: str, size: int, bold: bool = False) -> int:
 
 
 def overlay_name(sequence: int, part_id: str) -> str:
-    """A file name for a part: an id comes from outside and never becomes a path."""
+    """The file name of a part's overlay. The id is untrusted, so characters that could form a path are replaced."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", part_id).strip("._")[:80]
     return f"{sequence:05d}_{safe or 'part'}.png"
 

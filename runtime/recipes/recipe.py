@@ -1,4 +1,4 @@
-"""A recipe: what a product is called, what is asked about it, the normal samples it is compared with."""
+"""Recipes: a product's name, question, regions or tiles, memory bank and operating point, as a TOML file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ SCHEMA_VERSION = 1
 MAX_RECIPE_BYTES = 1 << 20
 MAX_FALSE_REJECT_RATE = 0.5
 
-# Operator text is data and goes into the prompt: bounded, so that the prompt always fits the context.
+# Text from the operator that goes into the prompt; its length is limited so that the prompt fits into the context.
 PromptText = Annotated[str, Meta(max_length=500)]
 WithoutVerdict = Literal["no_result", "map"]
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a part is rejected instead of where the answer is yes: above ``p_anomaly``; above ``score`` where the map
-    decides. Chosen on ``num_normals`` good parts for ``false_reject_rate``."""
+    """Limits above which a part is rejected, instead of by the greedy answer.
+
+    Attributes:
+        false_reject_rate: share of good parts that may be rejected, for which the limits were chosen.
+        num_normals: number of good parts that they were chosen on.
+        p_anomaly: limit of p(anomaly).
+        score: limit of the map score, for parts that the map decides.
+    """
 
     false_reject_rate: Annotated[float, Meta(gt=0, le=MAX_FALSE_REJECT_RATE)]
     num_normals: Annotated[int, Meta(ge=1)]
@@ -47,9 +53,10 @@ class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Product settings; None and empty mean the bundle's own.
+    """The settings of a product; None or "" means the bundle's default.
 
-    ``frame`` belongs to ``tiles`` and ``regions``: without these frames are looked at as a whole.
+    With ``tiles`` or ``regions``, ``frame`` is the size that frames must have; without them frames of any size are
+    inspected as a whole.
     """
 
     name: Name
@@ -60,7 +67,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     resize: Literal["crop", "stretch"] | None = None
     memory_bank: MemoryBankRecord | None = None
     operating_point: OperatingPoint | None = None  # None: the greedy answer decides
-    without_verdict: WithoutVerdict = "no_result"  # what a part is for whose answer there was no time
+    without_verdict: WithoutVerdict = "no_result"  # status of a part without time for an answer
     created: str = ""
     frame: FrameSize | None = None
     tiles: Tiles | None = None
@@ -68,23 +75,23 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     @property
     def layout(self) -> Layout:
-        """What is looked at of a frame."""
+        """The views of a frame that are inspected."""
         return Layout(frame=self.frame, tiles=self.tiles, regions=self.regions)
 
     def __post_init__(self) -> None:
         if (self.frame is None) != self.layout.is_whole:
-            raise ValueError("[frame], the size of the frames, goes with tiles or regions and they with it")
+            raise ValueError("[frame] (the size of the frames) and tiles or regions require each other")
         if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema version {self.schema_version}, and this program reads {SCHEMA_VERSION}")
+            raise ValueError(f"schema version {self.schema_version}, but this program reads {SCHEMA_VERSION}")
         if self.without_verdict == "map" and self.operating_point is None:
-            raise ValueError("without_verdict is 'map' and there is no operating_point for it to decide by")
+            raise ValueError("there is no operating_point, which without_verdict = 'map' requires")
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """Read a recipe from TOML; unknown keys are refused.
+    """Read a recipe from TOML; unknown keys are errors.
 
     Raises:
-        RecipeError: no file, not TOML, or not a recipe.
+        RecipeError: the file cannot be read, is not TOML, or is not a valid recipe.
     """
     path = Path(path)
     try:
@@ -103,7 +110,7 @@ def load_recipe(path: Path | str) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path | str) -> None:
-    """Write a recipe as TOML: by rename, so that the file is whole or the old one."""
+    """Write a recipe as TOML by rename, so that an interruption leaves the old file."""
     path = Path(path)
     text = tomli_w.dumps({"schema_version": recipe.schema_version, **msgspec.to_builtins(recipe)})
     write_whole(path, text.encode())

@@ -69,10 +69,10 @@ def _engines() -> list[Finding]:
     findings = []
     for name, backend in BACKENDS.items():
         try:
-            obstacle = backend.obstacle(None)
+            unavailable = backend.unavailable_reason(None)
         except (ImportError, AgptError) as error:
-            obstacle = str(error)
-        reason, _, fix = obstacle.partition(": ")
+            unavailable = str(error)
+        reason, _, fix = unavailable.partition(": ")
         found = reason or "runs here"
         findings.append(Finding(f"engine {name}", found, fix=fix, needed=name == "onnxruntime"))
     return findings

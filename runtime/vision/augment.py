@@ -1,7 +1,7 @@
-"""Augmentation of normal samples: the same part moved by less than a patch, or turned, so that few samples cover more.
+"""Augmentation of normal samples: shifts by half a patch and rotations, so that few samples cover more poses.
 
-The features of a patch depend on where the patch grid falls on the part, and a good part is never enrolled in every
-position. The preprocessed pixels are augmented, so that whole frames, tiles and regions are treated alike.
+The features of a patch depend on the position of the patch grid on the part, and the samples do not show a part in
+every position. The preprocessed pixels are augmented, so that whole frames, tiles and regions are treated alike.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 from ..bundles.bundle import Augmentation
 from ..common.errors import ConfigError
 
-# How many images one sample becomes, itself included.
+# Number of images that one sample becomes, including itself.
 NUM_IMAGES: dict[Augmentation, int] = {"none": 1, "moved": 4, "turned": 4, "both": 7}
 
 
 def check_augmentation(augmentation: str) -> None:
-    """
+    """Check the name of an augmentation.
+
     Raises:
         ConfigError: there is no such augmentation.
     """
@@ -32,13 +33,13 @@ def augment(pixels: np.ndarray, augmentation: Augmentation, grid: int) -> list[t
 
     Args:
         pixels: float32 [views, 3, S, S], the encoder's input for a normal sample.
-        augmentation: "moved": half the way to the next patch, right, down and both (the edge is mirrored); "turned":
-            by 90, 180 and 270 degrees; "both"; "none".
+        augmentation: "moved": shifted by half a patch to the right, down, and both (the edge is mirrored); "turned":
+            rotated by 90, 180 and 270 degrees; "both"; "none".
         grid: patches per side.
 
     Returns:
-        For each version, the sample itself first: float32 pixels of the same shape, and int32 [grid²]: for each of
-        its patches the patch of the sample that it shows.
+        For each version, the sample itself first, float32 pixels of the same shape, and for each of its patches the
+        index of the patch of the sample that it shows, int32 [grid²].
     """
     patches = np.arange(grid * grid, dtype=np.int32).reshape(grid, grid)
     versions = [(pixels, patches.ravel())]

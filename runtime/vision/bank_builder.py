@@ -1,4 +1,4 @@
-"""Normal frames → a memory bank."""
+"""Building a memory bank from normal frames."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .memory_bank import MemoryBank, Storage
 from .pipeline import ViewSettings, VisionPipeline
 from .views import Layout
 
-# Patches to choose a bank's rows from: twelve samples of 256 patches with their moved versions. Choosing among more
-# takes minutes, and many samples need no augmentation.
+# The most patches to choose a bank's rows from: twelve samples of 256 patches with their moved versions. Choosing from
+# more takes minutes, and many samples need no augmentation.
 MAX_CANDIDATES = 12 * 1024
 
 
@@ -28,23 +28,23 @@ def build_bank(
     *,
     track: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> MemoryBank:
-    """Memory bank of normal frames.
+    """Build the memory bank of normal frames.
 
     Args:
-        vision: its encoder makes the features.
+        vision: its encoder computes the features.
         normals: the frames, uint8 [H, W, 3] BGR each.
-        settings: how the product's frames are looked at.
+        settings: the views of the product's frames.
         storage, max_patches: see ``MemoryBank.from_features``.
-        augmentation: see ``augment``; None: the bundle's own, unless the samples are so many that they need none.
+        augmentation: see ``augment``; None: ``default_augmentation``.
         track: wraps the frames, to show progress.
 
     Raises:
-        ImageError: something is not a frame, or has another size than the product's regions or tiles are for.
-        RecipeError: no frame, features that are not finite, or an unknown storage.
-        ConfigError: unknown augmentation.
+        ImageError: something is not a frame, or its size differs from that of the product's regions or tiles.
+        RecipeError: there is no frame, a feature is not finite, or the storage is unknown.
+        ConfigError: the augmentation is unknown.
     """
     if not normals:
-        raise RecipeError("there is no normal image: give at least one")
+        raise RecipeError("there are no normal images: give at least one")
     manifest, layout = vision.bundle.manifest, settings.layout
     if augmentation is None:
         augmentation = default_augmentation(manifest, layout, len(normals))
@@ -73,18 +73,18 @@ def build_bank(
 
 
 def default_augmentation(manifest: Manifest, layout: Layout, num_samples: int) -> Augmentation:
-    """The bundle's own for few samples, "none" for many."""
+    """The bundle's default augmentation for few samples (``are_few``), "none" for many."""
     return manifest.augmentation if are_few(manifest, layout, num_samples) else "none"
 
 
 def are_few(manifest: Manifest, layout: Layout, num_samples: int) -> bool:
-    """Whether all augmented and overlapping patches of so many samples are at most ``MAX_CANDIDATES``."""
+    """Whether ``num_samples`` samples have at most ``MAX_CANDIDATES`` augmented and overlapping patches."""
     num_views = 1 if layout.regions else layout.num_views
     patches = NUM_IMAGES[manifest.augmentation] * num_samples * num_views * manifest.vision.grid**2
     return patches <= MAX_CANDIDATES
 
 
 def distinct_patches(geometry: Vision) -> np.ndarray:
-    """Indices of the patches of a view that do not overlap: int [num_distinct]."""
+    """Indices of a view's patches in a grid without overlap, int [num_distinct]."""
     patches = np.arange(geometry.grid**2).reshape(geometry.grid, geometry.grid)
     return patches[:: geometry.shifts, :: geometry.shifts].ravel()

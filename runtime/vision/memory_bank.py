@@ -1,4 +1,4 @@
-"""Patch features of normal samples: what "normal" looks like for one product."""
+"""The memory bank: patch features of a product's normal samples, with which its frames are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from ...kernels import Bank, coreset, match, most_like, normalise, prepare_bank
+from ...kernels import Bank, coreset, match, nearest_row, normalise, prepare_bank
 from ..bundles.bundle import Bundle, Sha256, digest_file
 from ..common.errors import RecipeError
 from ..common.files import write_whole
@@ -24,7 +24,7 @@ Storage = Literal["float32", "float16", "int8"]
 
 
 class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a recipe keeps of its memory bank: the file beside the recipe, its digest, and the encoder that made it."""
+    """A recipe's reference to its memory bank: the file beside the recipe, its digest, and the encoder's digest."""
 
     file: Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,200}$")]
     sha256: Sha256
@@ -38,14 +38,16 @@ class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """Attributes:
-    features: float32, float16 or int8 [M, T, N, V]: unit length, int8 times ``scales``; M is the number of views
-        that are compared each with its own patches, or 1: all are compared with the same.
-    num_samples: normal images in it ("shots").
-    encoder_sha256: the encoder that made the features.
-    scales: float32 [M, T, N] of int8 features; None: all 1.
-    origins: int32 [M, T, N], which patch of the samples each row shows, counted through all samples, the views of
-        each and the patches of each view that the bank serves; None: all of them once, in their order.
+    """The patch features of a product's normal samples.
+
+    Attributes:
+        features: float32, float16 or int8 [M, T, N, V], of unit length (int8 features after multiplication with
+            ``scales``). M is the number of regions, each compared with its own patches, or 1 if all views share them.
+        num_samples: number of normal images ("shots").
+        encoder_sha256: digest of the encoder that computed the features.
+        scales: float32 [M, T, N], the scales of int8 features; None: all 1.
+        origins: int32 [M, T, N], the patch of the samples that each row shows. Patches are numbered over all samples,
+            the views of each sample that share this bank, and the patches of each view. None: row n shows patch n.
     """
 
     features: np.ndarray
@@ -56,22 +58,22 @@ class MemoryBank:
 
     @cached_property
     def prepared(self) -> tuple[Bank, ...]:
-        """As the kernels match with it, M of them."""
+        """The M banks in the form that ``kernels.match`` takes."""
         scales = np.ones(self.features.shape[:3], np.float32) if self.scales is None else self.scales
         return tuple(map(Bank, np.ascontiguousarray(self.features), scales))
 
     def match(self, patch_features: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """``kernels.match`` of a frame's views with their patches.
+        """Match each view of a frame with its bank, see ``kernels.match``.
 
         Args:
-            patch_features: float32 [views, T, P, V], raw.
-            threads: at most this many.
+            patch_features: float32 [views, T, P, V], raw taps.
+            threads: the most CPU threads to use.
 
         Returns:
-            Distances, float32 [views, P], and the rows that were nearest in each tap, int32 [views, T, P].
+            Distances, float32 [views, P], and the index of the nearest row in each tap, int32 [views, T, P].
 
         Raises:
-            ValueError: another number of views than the bank has patches for.
+            ValueError: the bank is for another number of regions.
         """
         banks = self.prepared
         if len(banks) == 1:
@@ -82,15 +84,15 @@ class MemoryBank:
         return np.concatenate(distances), np.concatenate(nearest)
 
     def nearest_normal(self, view: int, nearest: np.ndarray) -> int:
-        """The patch of the normal samples, counted as ``origins`` are, that a patch of a view is nearest to.
+        """Number of the normal patch, as in ``origins``, that is nearest to a patch of a view.
 
         Args:
-            view: its index.
-            nearest: int32 [T], the rows nearest to the patch in each tap.
+            view: index of the view.
+            nearest: int32 [T], the index of the row nearest to the patch in each tap.
         """
         if self.origins is not None:
             nearest = self.origins[view if len(self.features) > 1 else 0, np.arange(len(nearest)), nearest]
-        return most_like(nearest)
+        return nearest_row(nearest)
 
     @classmethod
     def from_features(
@@ -105,32 +107,32 @@ class MemoryBank:
         distinct: int | None = None,
         threads: int = 1,
     ) -> MemoryBank:
-        """Bank of K normal images from their raw taps, float32 [views, T, P, V] each.
+        """Make the bank of several normal images.
 
         Args:
-            samples: see above.
-            encoder_sha256: digest of the encoder that made them.
-            storage: float16 halves a bank's memory, int8 quarters it and is matched three times as fast.
-            max_patches: keep at most so many patches of each tap, those that cover the rest best (a greedy coreset;
-                where several show the same, ``cover``).
-            per_view: compare each view with its own patches only, not with those of all.
-            shown: int32 [P], which patch of a view each of the P shows, where they are not all patches once
-                (copies of the sample).
-            distinct: how many patches of a view show something else each, where that is not all P (copies, patches
-                that overlap): the bank is then as large as with those alone, unless ``max_patches`` says less.
-            threads: at most this many choose the greedy coreset.
+            samples: the raw taps of each image, float32 [views, T, P, V].
+            encoder_sha256: digest of the encoder that computed them.
+            storage: float16 halves a bank's memory; int8 quarters it and is matched three times as fast.
+            max_patches: the most patches to keep of each tap; those that cover the others best are chosen, by a
+                greedy coreset, or by ``subsample.cover`` if ``distinct`` is given.
+            per_view: compare each view with its own patches only (regions), instead of with those of all views.
+            shown: int32 [P], the patch of the view that each of the P shows; None: patch p shows patch p. Needed for
+                augmented samples and for a part of the patches.
+            distinct: number of patches of a view without augmentation and overlap; None: all P. The bank then keeps
+                this many patches per view and sample, or ``max_patches`` if that is less.
+            threads: the most CPU threads to choose the greedy coreset.
 
         Raises:
-            RecipeError: no image, a feature that is not finite, or a storage or limit that does not exist.
+            RecipeError: there is no image, a feature is not finite, or the storage or limit is invalid.
         """
         if len(samples) == 0:
-            raise RecipeError("a memory bank needs at least one normal image: give some")
+            raise RecipeError("a memory bank needs at least one normal image: give one or more")
         if storage not in get_args(Storage):
             raise RecipeError(f"a memory bank is stored as float32, float16 or int8, not {storage!r}")
         if max_patches is not None and max_patches < 1:
             raise RecipeError(f"a memory bank needs at least one patch, not {max_patches}")
         if not all(np.isfinite(sample).all() for sample in samples):
-            raise RecipeError("a normal image gives features that are not finite: leave it out")
+            raise RecipeError("the features of a normal image are not finite: leave the image out")
         # [M, images, T, P, V]
         groups = np.stack(samples, axis=1) if per_view else np.concatenate(samples)[None]
         num_banks, _, taps, _, width = groups.shape
@@ -154,7 +156,7 @@ class MemoryBank:
         return cls(np.stack([bank.rows for bank in banks]), len(samples), encoder_sha256, scales, origins)
 
     def save(self, path: Path) -> MemoryBankRecord:
-        """Write the features as npz; returns what a recipe needs to find and trust the file."""
+        """Write the bank as npz and return the recipe's reference to it."""
         arrays = {"features": self.features, "scales": self.scales, "origins": self.origins}
         buffer = io.BytesIO()
         np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
@@ -163,10 +165,17 @@ class MemoryBank:
 
 
 def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: Layout = WHOLE) -> MemoryBank:
-    """The bank that a recipe in ``folder`` names, for the views of its layout.
+    """Load a recipe's memory bank.
+
+    Args:
+        record: the recipe's reference to the bank.
+        folder: the recipe's folder.
+        bundle: the bundle that it is used with.
+        layout: the recipe's layout.
 
     Raises:
-        RecipeError: missing, altered, made with another encoder, or not what this bundle's encoder gives.
+        RecipeError: the file is missing or altered, it was made with another encoder, or its arrays do not fit the
+            encoder and the layout.
     """
     path = folder / record.file
     again = "run agpt enroll again"
@@ -183,7 +192,7 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
             raise ValueError("it holds no features")
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"{path} is not a memory bank: {again}") from error
-    if features.ndim == 3:  # as banks were written before there were views
+    if features.ndim == 3:  # written by a version without regions and tiles
         features, scales, origins = (
             array if array is None else array[None] for array in (features, scales, origins)
         )
@@ -217,5 +226,5 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
             or not (origins.min() >= 0 and origins.max() < patches)
         )
     ):
-        raise RecipeError(f"{path} does not say which patches it holds: {again}")
+        raise RecipeError(f"{path} has no valid patch numbers (origins): {again}")
     return MemoryBank(features, record.num_samples, record.encoder_sha256, scales, origins)

@@ -22,7 +22,7 @@ CACHE_BYTES = 256 << 20
 
 
 class ViewSettings(Protocol):
-    """How the frames of a product are looked at."""
+    """The views of a product's frames, and how each is fitted to the encoder's input."""
 
     @property
     def layout(self) -> Layout: ...
@@ -32,12 +32,12 @@ class ViewSettings(Protocol):
 
 
 class VisionPipeline:
-    """From a frame to anomaly maps and prompt embeddings. Not thread-safe.
+    """Computes anomaly maps and prompt embeddings from frames. Not thread-safe.
 
     Attributes:
-        bundle: the bundle that it runs.
-        engine: the engine that runs its networks.
-        threads: at most this many CPU threads run engines and kernels.
+        bundle: the bundle whose networks it runs.
+        engine: name of the engine that runs them.
+        threads: the most CPU threads for engines and kernels.
     """
 
     def __init__(self, bundle: Bundle, engine: str, stages: Stages, threads: int) -> None:
@@ -53,7 +53,7 @@ class VisionPipeline:
         """Open the bundle's networks with one engine.
 
         Raises:
-            BundleError: a file is not the network that the manifest describes.
+            BundleError: a file's inputs or outputs differ from the manifest.
             ConfigError: the engine does not start on this machine.
         """
         networks = open_networks(bundle, engine, threads)
@@ -66,10 +66,10 @@ class VisionPipeline:
         return self._stages.networks
 
     def views(self, frame: np.ndarray, settings: ViewSettings) -> tuple[View, ...]:
-        """The boxes of a frame, uint8 [H, W, 3] BGR, that go through the networks.
+        """The views of a frame, uint8 [H, W, 3] BGR.
 
         Raises:
-            ImageError: not a frame, or of another size than the product's regions or tiles are for.
+            ImageError: it is not a frame, or its size differs from that of the product's regions or tiles.
         """
         return settings.layout.views(check_frame(frame).shape[:2])
 
@@ -93,12 +93,12 @@ class VisionPipeline:
         return self._cache.get(pixels, self._stages.encode)
 
     def encode_frame(self, frame: np.ndarray, settings: ViewSettings) -> Encoded:
-        """``views``, ``preprocess`` and ``encode`` in one."""
+        """``views``, ``preprocess`` and ``encode`` in one call."""
         return self.encode(self.preprocess(frame, self.views(frame, settings), settings))
 
     def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
-        """→ anomaly maps, float32 [views, S, S], larger where more anomalous; with a memory bank also the nearest
-        normal patches."""
+        """Anomaly maps, float32 [views, S, S], higher where more anomalous, and with a memory bank the nearest normal
+        patches."""
         self._lifetime.check()
         return self._stages.localise(encoded, reference)
 
@@ -109,7 +109,7 @@ class VisionPipeline:
 
     @contextmanager
     def encoder_cache(self, max_bytes: int = CACHE_BYTES) -> Iterator[None]:
-        """Meanwhile the encoder's outputs are kept, at most ``max_bytes`` of them, and reused for equal pixels."""
+        """Within this context, encoder outputs are cached (at most ``max_bytes``) and reused for equal pixels."""
         before, self._cache = self._cache, EncoderCache(max_bytes)
         try:
             yield
@@ -123,10 +123,10 @@ class VisionPipeline:
 
 
 class EncoderCache:
-    """Encoder outputs by the digest of their input, bounded in bytes.
+    """A cache of encoder outputs by the digest of their input, limited in bytes.
 
-    When it is full the newest entry is replaced: whoever walks over the same images again and again finds those at the
-    beginning, and whoever uses one image several times in a row finds that one.
+    When it is full, the newest entry is replaced. So repeated passes over the same images find the first ones, and
+    repeated use of one image finds that image.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -135,7 +135,7 @@ class EncoderCache:
         self._entries: dict[bytes, Encoded] = {}
 
     def get(self, pixels: np.ndarray, encode: Callable[[np.ndarray], Encoded]) -> Encoded:
-        """The output for these pixels: kept, or computed now."""
+        """The output for these pixels, from the cache or computed by ``encode``."""
         key = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
         found = self._entries.get(key)
         if found is None:

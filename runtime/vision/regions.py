@@ -1,4 +1,4 @@
-"""From an anomaly map to a score, and to regions in the frame."""
+"""The score of an anomaly map, and its regions in frame coordinates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..bundles.bundle import Schema
 from ..common.places import place_name
 
 MIN_REGION_FRACTION = 0.0002  # of a view's map: 10 pixels of 224 × 224, less than a twentieth of a patch
-MAX_FRAME_MAP_PIXELS = 1 << 21  # of several views' maps together
+MAX_FRAME_MAP_PIXELS = 1 << 21  # of the map of a whole frame that several views' maps are combined into
 MAX_REGIONS = 16
 
 
@@ -34,12 +34,12 @@ class Region(Schema, frozen=True):
 
 
 def top_mean(anomaly_map: np.ndarray) -> float:
-    """Mean of the highest 1 % of a map [S, S]: an image score steadier than the maximum."""
+    """Mean of the highest 1 % of a map, float32 [S, S]: an image score that varies less than the maximum."""
     return summarise(anomaly_map).top_mean
 
 
 def half_way_level(figures: Summary, level: float | None = None) -> float:
-    """Half way between a map's median and its peak, which shows where, unless ``level`` is one that it reaches."""
+    """``level`` if the map reaches it, else the mean of the map's median and peak, which finds its highest part."""
     return (figures.median + figures.peak) / 2 if level is None or figures.peak < level else level
 
 
@@ -50,14 +50,14 @@ def find_regions(
     resize: Literal["crop", "stretch"],
     min_area: float | None = None,
 ) -> tuple[Region, ...]:
-    """Connected components of ``map >= level``, highest peak first, specks left out.
+    """Connected components of ``map >= level``, highest peak first, without small ones.
 
     Args:
-        anomaly_map: float32 [S, S]; of another shape [h, w] only where the frame was stretched.
-        level: the operating level, in the map's own values.
+        anomaly_map: float32 [S, S], or [h, w] if the frame was stretched.
+        level: the region level, in the map's values.
         frame_size: (height, width) of the frame in pixels.
         resize: how the frame was fitted to the map.
-        min_area: pixels of the map below which a component is a speck; 0.02 % of the map when None.
+        min_area: the smallest area of a region in map pixels; 0.02 % of the map when None.
 
     Returns:
         At most 16 regions; boxes and areas in frame pixels, places in the inspected image.
@@ -91,13 +91,16 @@ def find_regions_of_views(
     resize: Literal["crop", "stretch"],
     threads: int = 1,
 ) -> tuple[Region, ...]:
-    """``find_regions`` of several views, laid over the frame together: what crosses a seam is one region.
+    """Regions of several views, found in one map of the whole frame, so that a region may extend over several views.
 
     Args:
         maps: float32 [views, S, S].
-        boxes: of the frame that they show.
-        level, frame_size, resize: as there; areas and places are the frame's.
-        threads: at most this many.
+        boxes: the box of each view, in frame pixels.
+        level, frame_size, resize: as in ``find_regions``.
+        threads: the most CPU threads to use.
+
+    Returns:
+        As ``find_regions``, with areas and places in the frame.
     """
     size = maps.shape[1]
     finest = max(size / min(box.width, box.height) for box in boxes)

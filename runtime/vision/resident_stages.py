@@ -54,7 +54,7 @@ class Step:
 
     Attributes:
         graph: the record, once there is one.
-        obstacle: why it cannot be recorded; "" when it can, or when it has not been tried.
+        not_recorded_because: why it cannot be recorded; "" when it can, or when it has not been tried.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Step:
             state: a number that changes when graphs that were recorded before must not be launched any more.
         """
         self.graph: Graph | None = None
-        self.obstacle = ""
+        self.not_recorded_because = ""
         self._enqueue, self._stream, self._make_graph, self._state = enqueue, stream, make_graph, state
         self._state_of_run: int | None = None
 
@@ -83,7 +83,7 @@ class Step:
             self._enqueue()
             self._state_of_run = self._state()
             return
-        if self.graph is None and not self.obstacle and self._make_graph is not None:
+        if self.graph is None and not self.not_recorded_because and self._make_graph is not None:
             self._record(self._make_graph())
         if self.graph is None:
             self._enqueue()
@@ -101,7 +101,7 @@ class Step:
             with graph.capture(self._stream.handle):
                 self._enqueue()
         except AgptError as error:
-            self.obstacle = str(error)
+            self.not_recorded_because = str(error)
             return
         self.graph = graph
 

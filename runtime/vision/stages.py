@@ -1,4 +1,4 @@
-"""The stages around the networks on the host: each result goes through host memory, whichever engine runs."""
+"""The vision stages with results in host memory, for every engine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .memory_bank import MemoryBank
 
 
 class Reference(Protocol):
-    """What anomaly maps are made against.
+    """The reference that anomaly maps are computed against.
 
     Attributes:
-        bank: patch features of normal samples: few-shot maps. None: zero-shot maps, against ``text_features``.
-        text_features: float32 [2, E]: a normal and an abnormal part of the product's class, in words.
+        bank: patch features of normal samples, for few-shot maps. None: zero-shot maps against ``text_features``.
+        text_features: float32 [2, E], text features of a normal and an abnormal part of the product's class.
     """
 
     @property
@@ -34,8 +34,8 @@ class Encoded:
     """The encoder's output for the views of a frame.
 
     Attributes:
-        image_embeddings: float32 [views, D], in the width of the language model.
-        patch_features: float32 [views, T, P, V] of T layers.
+        image_embeddings: float32 [views, D]; D is the width of the language model.
+        patch_features: float32 [views, T, P, V], from T layers (taps).
     """
 
     image_embeddings: np.ndarray
@@ -43,20 +43,21 @@ class Encoded:
 
 
 class Matches(NamedTuple):
-    """The normal patches that each patch of each view was compared with."""
+    """The nearest normal patches of each patch."""
 
-    distance: np.ndarray  # float32 [views, P] to the nearest ones, mean over the layers
-    nearest: np.ndarray  # int32 [views, T, P], their rows in the memory bank
+    distance: np.ndarray  # float32 [views, P], distance to the nearest normal patch, mean over the layers
+    nearest: np.ndarray  # int32 [views, T, P], index of the nearest row of the memory bank in each layer
 
 
 class Stages:
-    """Encoder, decoder and prompt learner with the kernels between them."""
+    """Runs encoder, decoder and prompt learner, and the kernels between them."""
 
     def __init__(self, bundle: Bundle, networks: dict[str, Engine], threads: int) -> None:
         """
         Args:
-            networks: the engines of ``NETWORKS``; closed with this object.
-            threads: at most this many CPU threads run the kernels.
+            bundle: the bundle of the networks.
+            networks: the engine of each of ``NETWORKS``; ``close`` closes them.
+            threads: the most CPU threads for the kernels.
         """
         self._manifest = bundle.manifest
         self._threads = threads
@@ -71,7 +72,7 @@ class Stages:
         return Encoded(outputs["image_embedding"], outputs["patch_features"])
 
     def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
-        """→ anomaly maps, float32 [views, S, S], and with a memory bank the nearest normal patches."""
+        """Anomaly maps, float32 [views, S, S], and with a memory bank the nearest normal patches."""
         size = self._manifest.preprocess.size
         if reference.bank is not None:
             distance, nearest = reference.bank.match(encoded.patch_features, self._threads)
@@ -89,5 +90,5 @@ class Stages:
         return self.networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
 
     def close(self) -> None:
-        """Free what the engines hold."""
+        """Close the engines."""
         self._stack.close()

@@ -1,4 +1,4 @@
-"""Where a product is looked at: the whole frame, regions of interest, or tiles that let small defects survive."""
+"""The views of a frame: the whole frame, regions of interest, or tiles, which show small defects larger."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..bundles.bundle import Name, Schema
 from ..common.errors import ConfigError, ImageError
 from ..common.schema_errors import describe_error
 
-MAX_VIEWS = 256  # of a frame: each is a pass of the networks
+MAX_VIEWS = 256  # per frame; each view passes the networks
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 Pixels = Annotated[float, Meta(ge=-MAX_SIDE, le=MAX_SIDE)]
 
 
 class FrameSize(Schema, frozen=True):
-    """Pixels of the frames that regions and tiles are meant for."""
+    """Size in pixels of the frames that the regions or tiles are for."""
 
     width: Side
     height: Side
 
 
 class RegionOfInterest(Schema, frozen=True, omit_defaults=True):
-    """A box of the frame that is looked at on its own, in frame pixels; ``kernels.Box`` says how it lies."""
+    """A box of the frame that is inspected on its own, in frame pixels; for its geometry see ``kernels.Box``."""
 
     name: Name
     x: Pixels
@@ -44,12 +44,12 @@ class RegionOfInterest(Schema, frozen=True, omit_defaults=True):
 
 
 class Tiles(Schema, frozen=True, omit_defaults=True):
-    """Tiles over the whole frame: a grid of ``rows`` × ``columns``, or as many of ``side`` pixels as it takes."""
+    """Tiles over the whole frame: a grid of ``rows`` × ``columns``, or square tiles of ``side`` pixels."""
 
     rows: Annotated[int, Meta(ge=1, le=MAX_VIEWS)] | None = None
     columns: Annotated[int, Meta(ge=1, le=MAX_VIEWS)] | None = None
     side: Side | None = None
-    overlap: Annotated[float, Meta(ge=0, le=0.9)] = 0.0  # share of a tile that the next one shows too
+    overlap: Annotated[float, Meta(ge=0, le=0.9)] = 0.0  # least share of a tile that the next one also shows
 
     def __post_init__(self) -> None:
         grid = self.rows is not None and self.columns is not None
@@ -58,7 +58,7 @@ class Tiles(Schema, frozen=True, omit_defaults=True):
 
 
 class View(NamedTuple):
-    """One box of a frame that goes through the networks."""
+    """One box of a frame, which passes the networks on its own."""
 
     name: str  # of the region or tile; "" for the whole frame
     box: Box
@@ -68,9 +68,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """The views of a product's frames: regions, tiles, or neither.
 
     Attributes:
-        frame: the size that frames must have; None: any.
-        tiles: share one memory bank: what is normal in one place is normal in another.
-        regions: have a memory bank each.
+        frame: the size that frames must have; None for any size.
+        tiles: the tiles; they share one memory bank, because they may show the same things.
+        regions: the regions of interest; each has its own memory bank.
     """
 
     frame: FrameSize | None = None
@@ -88,25 +88,25 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether frames are looked at as a whole, of whatever size they are."""
+        """Whether frames of any size are inspected as a whole."""
         return self.tiles is None and not self.regions
 
     @property
     def num_views(self) -> int:
-        """Of a frame; 1 where that depends on its size."""
+        """Number of views of a frame; 1 if it depends on the frame's size."""
         return len(self.views((self.frame.height, self.frame.width))) if self.frame else 1
 
     def views(self, frame_size: tuple[int, int]) -> tuple[View, ...]:
-        """The boxes of a frame of (height, width) pixels.
+        """The views of a frame of (height, width) pixels.
 
         Raises:
             ImageError: the layout is for frames of another size.
-            ValueError: a region does not lie in the frame, or there are too many tiles.
+            ValueError: a region is not inside the frame, or there are too many tiles.
         """
         height, width = frame_size
         if self.frame and (self.frame.height, self.frame.width) != (height, width):
             raise ImageError(
-                f"the frame has {width} x {height} pixels and the recipe's {'tiles' if self.tiles else 'regions'} "
+                f"the frame has {width} x {height} pixels, but the recipe's {'tiles' if self.tiles else 'regions'} "
                 f"are for {self.frame.width} x {self.frame.height}: set the camera, or run agpt enroll again"
             )
         return _views(self, height, width)
@@ -124,12 +124,12 @@ def _views(layout: Layout, height: int, width: int) -> tuple[View, ...]:
     tiles = layout.tiles
     if tiles.side is not None:
         if (width // tiles.side) * (height // tiles.side) > MAX_VIEWS:
-            raise ValueError(f"tiles of {tiles.side} pixels are more than {MAX_VIEWS}: make them larger")
+            raise ValueError(f"tiles of {tiles.side} pixels would be over {MAX_VIEWS}: make them larger")
         boxes = tile_grid(height, width, tiles.side, tiles.overlap)
     else:
         boxes = split_grid(height, width, tiles.rows or 1, tiles.columns or 1, tiles.overlap)
     if len(boxes) > MAX_VIEWS:
-        raise ValueError(f"{len(boxes)} tiles are more than {MAX_VIEWS}: make them larger")
+        raise ValueError(f"there are {len(boxes)} tiles, more than {MAX_VIEWS}: make them larger")
     num_columns = sum(box.y == boxes[0].y for box in boxes)
     return tuple(View(_tile_name(index, num_columns), box) for index, box in enumerate(boxes))
 
@@ -146,14 +146,14 @@ def _tile_name(index: int, num_columns: int) -> str:
 
 
 def parse_tiles(text: str, overlap: float) -> Tiles:
-    """ "3x4" → 3 rows of 4 columns; "448" → tiles of 448 pixels.
+    """Parse ``--tiles``: "3x4" → 3 rows and 4 columns; "448" → tiles of 448 pixels.
 
     Raises:
-        ConfigError: neither of them.
+        ConfigError: the text has another form.
     """
     found = re.fullmatch(r"(\d+)(?:[xX×](\d+))?", text.strip())
     if not found:
-        raise ConfigError(f"--tiles {text!r} is not ROWSxCOLUMNS like 3x3, nor a side in pixels like 448")
+        raise ConfigError(f"--tiles {text!r} is neither ROWSxCOLUMNS like 3x3 nor a side in pixels like 448")
     first, second = found.groups()
     values = {"side": int(first)} if second is None else {"rows": int(first), "columns": int(second)}
     try:
@@ -165,16 +165,16 @@ def parse_tiles(text: str, overlap: float) -> Tiles:
 
 
 def describe_tiles(tiles: Tiles) -> str:
-    """As on the command line, with the overlap."""
+    """Description of the tiles as on the command line, with the overlap."""
     size = f"of {tiles.side} pixels" if tiles.side is not None else f"{tiles.rows}x{tiles.columns}"
     return f"{size}, overlap {tiles.overlap:g}"
 
 
 def parse_region(text: str) -> RegionOfInterest:
-    """ "NAME=x,y,width,height" or "NAME=x,y,width,height,angle", in pixels of the frame and degrees clockwise.
+    """Parse ``--region``: "NAME=x,y,width,height" or "NAME=x,y,width,height,angle" (frame pixels, degrees clockwise).
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: the text has another form.
     """
     name, _, numbers = text.rpartition("=")
     wanted = "NAME=x,y,width,height or NAME=x,y,width,height,angle"
@@ -194,10 +194,11 @@ def parse_region(text: str) -> RegionOfInterest:
 def make_layout(
     tiles: Tiles | None, regions: tuple[RegionOfInterest, ...], frame_size: tuple[int, int]
 ) -> Layout:
-    """The layout of frames of (height, width) pixels.
+    """The layout for frames of (height, width) pixels.
 
     Raises:
-        ConfigError: both tiles and regions, two regions of one name, a region outside the frame, too many tiles.
+        ConfigError: there are both tiles and regions, two regions have the same name, a region is not inside the
+            frame, or there are too many tiles.
     """
     if not tiles and not regions:
         return WHOLE

@@ -127,7 +127,7 @@ def test_what_is_no_plan_is_found_without_a_gpu(planned: Path, tmp_path: Path) -
     (folder / "encoder.tensorrt-rtx.plan").write_bytes(b"no plan at all " * 1000)
     seal(folder, read_manifest(folder))
     with pytest.raises(
-        BundleError, match=r"encoder.* is no plan of TensorRT-RTX: it was built for .* --resume"
+        BundleError, match=r"encoder.* is not a TensorRT-RTX plan: it was built for .* --resume"
     ):
         verify_bundle(folder)
 
@@ -369,7 +369,7 @@ def test_an_engine_that_can_run_is_compared_before_it_is_published(
     api: FakeBuilderApi, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its networks are the CPU's here, right and wrong."""
-    monkeypatch.setattr(Backend, "obstacle", lambda self, opened: "")
+    monkeypatch.setattr(Backend, "unavailable_reason", lambda self, opened: "")
 
     def load(self: Backend, opened: Bundle, name: str, threads: int) -> Engine:
         network = onnxruntime.load(opened, name, "cpu", threads)
@@ -390,7 +390,7 @@ def test_an_engine_that_can_run_is_compared_before_it_is_published(
     }
     before = read_manifest(bundle)
     wrong = "decoder"
-    with pytest.raises(BundleError, match="tensorrt does not compute what this bundle says: zero_shot_map"):
+    with pytest.raises(BundleError, match="tensorrt computes other results for this bundle: zero_shot_map"):
         rebuild(bundle, [PlanOptions("tensorrt")], nothing)
     assert open_bundle(bundle).manifest == before
     marked = rebuild(bundle, [PlanOptions("tensorrt")], nothing, allow_failure=True)

@@ -23,7 +23,7 @@ from anomalygpt_edge.kernels import (
     coreset,
     localise,
     match,
-    most_like,
+    nearest_row,
     normalise,
     pack_prompt,
     prepare_bank,
@@ -312,10 +312,10 @@ def test_match_names_the_nearest_row() -> None:
     )  # the lowest of equals
 
 
-def test_most_like_is_the_row_that_most_taps_name() -> None:
-    assert most_like(np.array([3, 5, 5, 9])) == 5
-    assert most_like(np.array([3, 5, 7, 9])) == 9
-    assert most_like(np.array([3, 5, 5, 3])) == 3
+def test_nearest_row_is_the_row_that_most_taps_name() -> None:
+    assert nearest_row(np.array([3, 5, 5, 9])) == 5
+    assert nearest_row(np.array([3, 5, 7, 9])) == 9
+    assert nearest_row(np.array([3, 5, 5, 3])) == 3
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])

@@ -1,4 +1,4 @@
-"""Copies of normal samples: what they show, and that a bank with them knows more and costs the same."""
+"""Augmentation of normal samples: the patches shown, and a bank that covers more poses at the same size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def patch(pixels: np.ndarray, number: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("augmentation", NUM_IMAGES)
-def test_the_sample_comes_first_and_as_many_as_are_said(augmentation) -> None:
+def test_the_sample_comes_first_and_the_number_of_images_is_right(augmentation) -> None:
     made = augment(PIXELS, augmentation, GRID)
     assert len(made) == NUM_IMAGES[augmentation]
     np.testing.assert_array_equal(made[0][0], PIXELS)
@@ -57,7 +57,7 @@ def test_the_sample_comes_first_and_as_many_as_are_said(augmentation) -> None:
         assert sorted(patches) == list(range(GRID**2))
 
 
-def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -> None:
+def test_a_turned_version_gives_the_sample_patch_of_each_of_its_patches() -> None:
     for turns, (pixels, patches) in enumerate(augment(PIXELS, "turned", GRID)):
         for place, number in enumerate(patches):
             np.testing.assert_array_equal(
@@ -65,7 +65,7 @@ def test_a_turned_copy_says_which_patch_of_the_sample_each_of_its_patches_is() -
             )
 
 
-def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
+def test_a_moved_version_shows_the_sample_shifted_by_half_a_patch() -> None:
     half = PATCH // 2
     _, (right, _), (down, _), (both, _) = augment(PIXELS, "moved", GRID)
     np.testing.assert_array_equal(right[..., :-half], PIXELS[..., half:])
@@ -78,19 +78,19 @@ def test_a_moved_copy_shows_the_sample_half_a_patch_on() -> None:
     ("augmentation", "seen_as"),
     [("moved", lambda part: np.roll(part, -3, axis=1)), ("turned", lambda part: np.rot90(part).copy())],
 )
-def test_a_bank_with_copies_knows_the_part_moved_or_turned_and_is_as_large(
+def test_an_augmented_bank_covers_the_moved_or_turned_part_at_the_same_size(
     augmentation, seen_as, inspector: Inspector, part: np.ndarray
 ) -> None:
-    plain, copied = (inspector.make_bank([part], augmentation=each) for each in ("none", augmentation))
-    assert copied.features.shape == plain.features.shape
+    plain, augmented = (inspector.make_bank([part], augmentation=each) for each in ("none", augmentation))
+    assert augmented.features.shape == plain.features.shape
     scores = []
-    for bank in (plain, copied):
+    for bank in (plain, augmented):
         inspector.use(bank)
         scores.append(inspector.inspect(seen_as(part)).score)
     assert scores[1] < 0.9 * scores[0]
 
 
-def test_every_row_says_which_patch_of_the_samples_it_shows(inspector: Inspector, part: np.ndarray) -> None:
+def test_origins_give_the_sample_patch_of_every_row(inspector: Inspector, part: np.ndarray) -> None:
     bank = inspector.make_bank([part, part[::-1].copy()], "float32", 300, "both")
     assert bank.features.shape[2] == 300
     assert bank.origins is not None
@@ -107,7 +107,7 @@ def test_every_row_says_which_patch_of_the_samples_it_shows(inspector: Inspector
         assert origin in shown[nearest]
 
 
-def test_few_samples_are_augmented_as_the_bundle_says_and_many_are_not(
+def test_few_samples_get_the_bundles_augmentation_and_many_get_none(
     inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = msgspec.structs.replace(inspector.bundle.manifest, augmentation="moved")
@@ -128,7 +128,7 @@ def test_few_samples_are_augmented_as_the_bundle_says_and_many_are_not(
     ],
     ids=["whole", "tiles", "regions"],
 )
-def test_a_recipe_with_copies_is_enrolled_and_opened_again(
+def test_a_recipe_with_augmentation_is_enrolled_and_opened_again(
     layout, inspector: Inspector, part: np.ndarray, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "part.toml"
@@ -144,7 +144,7 @@ def test_a_recipe_with_copies_is_enrolled_and_opened_again(
     assert inspector.inspect(part).score is not None
 
 
-def test_overlapping_patches_make_a_bank_no_larger(inspector: Inspector, part: np.ndarray) -> None:
+def test_overlapping_patches_do_not_enlarge_the_bank(inspector: Inspector, part: np.ndarray) -> None:
     bank = inspector.make_bank([part, part[::-1].copy()])
     assert bank.features.shape[2] == 2 * 256
     assert bank.origins is not None
@@ -155,7 +155,7 @@ def test_overlapping_patches_make_a_bank_no_larger(inspector: Inspector, part: n
     assert known < inspector.inspect(part).score
 
 
-def test_of_many_samples_the_bank_holds_what_does_not_overlap(
+def test_a_bank_of_many_samples_holds_patches_without_overlap(
     inspector: Inspector, part: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bank_builder, "MAX_CANDIDATES", 961)
@@ -173,23 +173,25 @@ def test_of_many_samples_the_bank_holds_what_does_not_overlap(
     np.testing.assert_array_equal(loaded.origins, bank.origins)
 
 
-def test_other_copies_are_refused(inspector: Inspector, part: np.ndarray) -> None:
+def test_an_unknown_augmentation_is_refused(inspector: Inspector, part: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="none, moved, turned, both"):
         inspector.make_bank([part], augmentation="mirrored")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("max_patches", "size"), [(None, 32), (20, 20), (100, 32)])
-def test_a_bank_with_copies_keeps_what_covers_them_and_one_without_a_coreset(
+def test_an_augmented_bank_is_chosen_by_cover_and_a_plain_one_by_coreset(
     max_patches: int | None, size: int
 ) -> None:
-    """As large as without augmentation, or as ``max_patches`` says if that is less."""
+    """The augmented bank is as large as without augmentation, or ``max_patches`` if that is less."""
     rng = np.random.default_rng(0)
     samples = [rng.normal(size=(1, 3, 4 * 16, 8)).astype(np.float32) for _ in range(2)]
     shown = np.tile(np.arange(16, dtype=np.int32), 4)
     rows = normalise(np.concatenate([sample[0] for sample in samples], axis=1))
-    copied = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown, distinct=16)
+    augmented = MemoryBank.from_features(samples, "", max_patches=max_patches, shown=shown, distinct=16)
     chosen = cover(rows, size)
-    np.testing.assert_allclose(copied.features[0], np.take_along_axis(rows, chosen[..., None], 1), atol=1e-6)
-    np.testing.assert_array_equal(copied.origins, [chosen // 64 * 16 + shown[chosen % 64]])
+    np.testing.assert_allclose(
+        augmented.features[0], np.take_along_axis(rows, chosen[..., None], 1), atol=1e-6
+    )
+    np.testing.assert_array_equal(augmented.origins, [chosen // 64 * 16 + shown[chosen % 64]])
     plain = MemoryBank.from_features(samples, "", max_patches=size)
     np.testing.assert_array_equal(plain.origins, [np.sort(coreset(rows, size), axis=1)])

@@ -1,4 +1,4 @@
-"""The deadline ladder, driven through all its rungs by a fake clock."""
+"""The latency budget: all rungs, with a fake clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anomalygpt_edge.runtime.recipes.recipe import Recipe
 from anomalygpt_edge.runtime.vision.views import FrameSize, Tiles
 
 FRAME = np.full((64, 64, 3), 128, np.uint8)
-NUM_STEPS = 8  # the tiny model's answer: a first pass, then one for each further token
+NUM_STEPS = 8  # passes of the tiny model's answer after the first one, one for each further token
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def opened(tiny_bundle: Path) -> Iterator[Inspector]:
 
 @pytest.fixture
 def clocked(opened: Inspector, monkeypatch: pytest.MonkeyPatch) -> tuple[Inspector, dict[str, float]]:
-    """The inspector on a clock that only its stages advance, each by the seconds it is given."""
+    """An inspector with a fake clock that each stage advances by its given seconds."""
     seconds = {"now": 0.0, "preprocess": 1.0, "encode": 1.0, "localise": 1.0, "prompt": 1.0, "pass": 1.0}
 
     def slow(stage: str) -> None:
@@ -61,13 +61,13 @@ TIMES = st.floats(0.5, 20)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TIMES, TIMES, TIMES, st.floats(0, 250))
-def test_every_rung_is_entered_exactly_when_it_fits(
+def test_every_rung_is_reached_exactly_when_it_fits(
     clocked: tuple[Inspector, dict[str, float]], encode: float, prompt: float, one_pass: float, budget: float
 ) -> None:
     inspector, seconds = clocked
     inspector.reset_costs()
     seconds.update({"encode": encode, "prompt": prompt, "pass": one_pass})
-    whole = inspector.inspect(FRAME)  # learns the costs
+    whole = inspector.inspect(FRAME)  # measures the costs
     assert whole.rung == "sentence"
     until_map, until_verdict = encode + 2, encode + 2 + prompt + one_pass
     until_sentence = until_verdict + NUM_STEPS * one_pass
@@ -76,7 +76,7 @@ def test_every_rung_is_entered_exactly_when_it_fits(
     took = seconds["now"] - started
     if any(abs(budget - edge) < 1e-6 for edge in (until_map, until_verdict, until_sentence)):
         return  # rounding decides
-    assert took <= budget or verdict.rung == "none", "no stage is begun that cannot end in time"
+    assert took <= budget or verdict.rung == "none", "stages that would end late are not started"
     wanted = (
         "none" if budget < until_map else "map" if budget < until_verdict
         else "verdict" if budget < until_sentence else "sentence"
@@ -93,7 +93,7 @@ def test_every_rung_is_entered_exactly_when_it_fits(
         assert "no time for" in verdict.reason
 
 
-def test_a_stage_costs_what_its_slow_runs_took() -> None:
+def test_a_stages_cost_is_a_high_percentile_of_its_durations() -> None:
     costs = StageCosts()
     for milliseconds in range(1, 101):
         costs.add("encode", milliseconds / 1e3)
@@ -108,7 +108,7 @@ def test_costs_scale_with_the_views_until_they_are_measured() -> None:
     costs.of(9).add("encode", 12.0)
     assert costs.of(9).seconds(("encode",)) == pytest.approx(12)
     assert costs.of(1).seconds(("encode",)) == pytest.approx(2), (
-        "what nine views cost says nothing new of one"
+        "the costs of nine views do not change those of one"
     )
     assert costs.of(8).seconds(("encode",)) == pytest.approx(12 * 8 / 9)
     assert costs.of(8).seconds(("prompt",)) == 0
@@ -116,11 +116,11 @@ def test_costs_scale_with_the_views_until_they_are_measured() -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0.5, 5), st.floats(0, 90), st.sampled_from([1, 2]))
-@example(0.5, 6.9921875, 1)  # a refusal made the next view of the same frame look cheaper
+@example(0.5, 6.9921875, 1)  # a skipped stage must not seem cheaper for the next view of the same frame
 def test_every_view_has_its_verdict_before_any_has_its_sentence(
     clocked: tuple[Inspector, dict[str, float]], one_pass: float, budget: float, together: int
 ) -> None:
-    """Four tiles, judged one by one or two at a time: a frame's rung is the same for all of them, and on time."""
+    """Four tiles, answered one or two at a time: all reach the same rung, before the deadline."""
     inspector, seconds = clocked
     recipe = Recipe(name="t", frame=FrameSize(width=64, height=64), tiles=Tiles(rows=2, columns=2))
     inspector.use(recipe)
@@ -149,7 +149,7 @@ def test_every_view_has_its_verdict_before_any_has_its_sentence(
         assert verdict.rung == "sentence"
 
 
-def test_a_slow_spell_does_not_shut_a_rung_for_ever() -> None:
+def test_a_stage_is_tried_again_after_a_slow_period() -> None:
     costs = StageCosts()
     costs.add("encode", 10.0)
     refused = 0
@@ -158,9 +158,9 @@ def test_a_slow_spell_does_not_shut_a_rung_for_ever() -> None:
     assert 0 < refused < 500
 
 
-def test_what_was_too_dear_stays_so_for_the_same_part() -> None:
+def test_a_skipped_stage_stays_skipped_for_the_same_part() -> None:
     costs = StageCosts()
-    costs.add("step", 1.005)  # a hundredth less would fit
+    costs.add("step", 1.005)  # one per cent less would fit
     part = Budget(costs, lambda: 0.0, 1.0)
     assert [part.fits(("step",)) for _ in range(3)] == [False] * 3
     assert Budget(costs, lambda: 0.0, 1.0).fits(("step",))

@@ -1,4 +1,4 @@
-"""A bundle opens whole, or one sentence says which file and what to do."""
+"""A bundle opens only if it is complete; otherwise one sentence names the file and the fix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rewrite_manifest(folder: Path, change: Callable[[dict], None]) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_a_whole_bundle_opens(bundle: Path) -> None:
+def test_a_complete_bundle_opens(bundle: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.component_file("encoder").name in opened.manifest.files
     assert opened.encoder_sha256 == opened.manifest.files["encoder.onnx"].sha256
@@ -47,7 +47,7 @@ def test_a_whole_bundle_opens(bundle: Path) -> None:
     np.testing.assert_array_equal(opened.text_features(), opened.text_features("object"))
 
 
-def test_an_unknown_class_names_the_known_ones(bundle: Path) -> None:
+def test_the_error_for_an_unknown_class_lists_the_classes(bundle: Path) -> None:
     with pytest.raises(ConfigError, match="unknown class name 'banana': choose one of object, pcb"):
         open_bundle(bundle).text_features("banana")
 
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
         open_bundle(bundle)
 
 
-def test_a_file_nobody_listed_is_refused(bundle: Path) -> None:
+def test_a_file_that_is_not_listed_is_refused(bundle: Path) -> None:
     (bundle / "encoder.onnx.data").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"encoder\.onnx\.data is not part of the bundle"):
         open_bundle(bundle)
@@ -99,7 +99,7 @@ def test_names_that_leave_the_folder_are_refused(bundle: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda m: m.update(schema_version=99), "schema version 99 and this program reads 3"),
+        (lambda m: m.update(schema_version=99), "schema version 99, but this program reads 3"),
         (lambda m: m.update(threshold=0.5), "threshold"),
         (lambda m: m["vision"].update(depth=3), "depth"),
         (lambda m: m.pop("classes"), "classes"),
@@ -120,13 +120,13 @@ def test_a_malformed_manifest_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000])
-def test_a_manifest_that_is_no_json_is_refused(bundle: Path, content: bytes) -> None:
+def test_a_manifest_that_is_not_json_is_refused(bundle: Path, content: bytes) -> None:
     (bundle / MANIFEST_FILE).write_bytes(content)
     with pytest.raises(BundleError, match="malformed"):
         open_bundle(bundle)
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
         open_bundle(tmp_path / "nothing")
     with pytest.raises(BundleError, match="not a bundle"):
@@ -147,7 +147,7 @@ def test_pickled_text_features_are_refused(bundle: Path) -> None:
         open_bundle(bundle).text_features()
 
 
-def test_sealing_records_what_lies_there(bundle: Path) -> None:
+def test_sealing_lists_every_file(bundle: Path) -> None:
     (bundle / "extra.txt").write_text("x")
     manifest = seal(bundle, msgspec.structs.replace(read_manifest(bundle), name="renamed"))
     assert manifest.files["extra.txt"].bytes == 1
@@ -168,24 +168,24 @@ def test_publishing_replaces_a_bundle_and_nothing_else(bundle: Path, tmp_path: P
     assert (precious / "thesis.tex").exists()
 
 
-def test_there_is_a_bundle_at_every_moment_of_publishing(bundle: Path, tmp_path: Path) -> None:
-    """A process that looks all the time, while others replace it, finds the manifest every time."""
+def test_a_bundle_exists_at_all_times_while_it_is_replaced(bundle: Path, tmp_path: Path) -> None:
+    """A process that opens the manifest in a loop never fails while bundles are published."""
     target = tmp_path / "published"
     publish(Path(shutil.copytree(bundle, tmp_path / "first")), target)
-    looks = f"while True: open({str(target / 'manifest.json')!r}).close()"
-    looking = subprocess.Popen([sys.executable, "-c", looks], stderr=subprocess.DEVNULL)
+    loop = f"while True: open({str(target / 'manifest.json')!r}).close()"
+    reader = subprocess.Popen([sys.executable, "-c", loop], stderr=subprocess.DEVNULL)
     try:
         for number in range(20):
             publish(Path(shutil.copytree(bundle, tmp_path / f"new{number}")), target)
-        assert looking.poll() is None
+        assert reader.poll() is None
     finally:
-        looking.kill()
-        looking.wait()
+        reader.kill()
+        reader.wait()
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "published"}
 
 
 def test_publishing_where_the_file_system_cannot_swap(bundle: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(bundle_module, "RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
+    monkeypatch.setattr(bundle_module, "RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel supports
     target = tmp_path / "published"
     publish(Path(shutil.copytree(bundle, tmp_path / "first")), target)
     second = Path(shutil.copytree(bundle, tmp_path / "second"))
@@ -195,5 +195,5 @@ def test_publishing_where_the_file_system_cannot_swap(bundle: Path, tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "published"}
 
 
-def test_the_shipped_bundle_lies_in_the_package() -> None:
+def test_the_default_bundle_is_in_the_package() -> None:
     assert default_bundle().parts[-2:] == ("nano", "bundle")

@@ -1,4 +1,4 @@
-"""Dialogues: the original's history, the cache reused, the oldest turns leaving when the context is full."""
+"""Dialogues: AnomalyGPT's history format, reuse of the cache, and dropping of the oldest turns in a full context."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def nano() -> Iterator[LanguageModel]:
 
 
 def history(turns: list[tuple[str, str]], question: str) -> str:
-    """As the original's web demo writes it."""
+    """The history as AnomalyGPT's web demo writes it."""
     text = ""
     for index, (asked, answer) in enumerate(turns):
         text += f"{' Human: ' if index else ''}{asked}\n### Assistant: {answer}\n###"
@@ -61,7 +61,7 @@ def test_each_turn_is_the_answer_to_the_whole_history(nano, injected, drafting) 
     assert dialogue.turns == turns
 
 
-def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
+def test_earlier_turns_are_not_computed_again(nano, injected) -> None:
     dialogue = Dialogue(nano, *injected)
     first = dialogue.ask()
     assert first.token_ids[-1] in nano.stops
@@ -70,7 +70,7 @@ def test_nothing_of_the_earlier_turns_is_computed_again(nano, injected) -> None:
     assert dialogue.num_computed <= len(new)
 
 
-def test_another_image_between_two_turns_costs_time_only(nano, injected) -> None:
+def test_an_answer_about_another_image_does_not_change_the_dialogue(nano, injected) -> None:
     alone = Dialogue(nano, *injected)
     expected = [alone.ask(question).token_ids for question in QUESTIONS]
     dialogue = Dialogue(nano, *injected)
@@ -81,7 +81,7 @@ def test_another_image_between_two_turns_costs_time_only(nano, injected) -> None
     assert found == expected
 
 
-def test_the_oldest_turns_leave_and_the_answer_says_so(injected) -> None:
+def test_the_oldest_turns_are_dropped_and_counted_in_the_answer(injected) -> None:
     model = open_nano(160)
     dialogue = Dialogue(model, *injected)
     dropped = []

@@ -1,4 +1,4 @@
-"""The live table on a terminal, plain lines elsewhere."""
+"""The live table on a terminal, and plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_table_fits_a_small_terminal():
     assert len(last.splitlines()) <= 12
 
 
-def test_a_pipe_gets_one_whole_line_a_part():
+def test_a_pipe_gets_one_complete_line_per_part():
     console = Console(file=io.StringIO(), width=40)
     assert isinstance(open_display("", console), PlainLines)
     lines = show(console).splitlines()[2:]

@@ -1,4 +1,4 @@
-"""Draft trees: what a pass sees of each branch, and what is accepted, against plain lists of tokens."""
+"""Draft trees: structure, attention and accepted paths against plain lists of tokens; the cost of passes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_draft_is_the_answers_prefixes(paths: list[list[int]], max_leaves: int
         assert draft.depths[node] == len(path_to(draft, node)) - 1
         parent = int(draft.parents[node])
         assert parent < node
-        if parent >= 0:  # a child's sequences are among its parent's, so it sees the whole path
+        if parent >= 0:  # a child's sequences are a subset of its parent's, so it attends to the whole path
             assert draft.first_leaf[parent] <= draft.first_leaf[node]
             assert (
                 draft.first_leaf[node] + draft.num_leaves[node]
@@ -63,50 +63,50 @@ def test_a_draft_is_the_answers_prefixes(paths: list[list[int]], max_leaves: int
 
 @settings(max_examples=300, deadline=None)
 @given(PATHS, st.lists(st.integers(0, 3), min_size=6, max_size=6))
-def test_the_accepted_path_is_the_longest_common_one(paths: list[list[int]], said: list[int]) -> None:
+def test_the_accepted_path_is_the_longest_common_one(paths: list[list[int]], tokens: list[int]) -> None:
     tree = PrefixTree(paths)
     draft = tree.draft(-1, np.arange(len(tree.tokens)), 64)
-    best = np.array([said[0], *(said[int(depth) + 1] for depth in draft.depths)])
+    best = np.array([tokens[0], *(tokens[int(depth) + 1] for depth in draft.depths)])
     path = draft.accept(best)
-    longest = max((len(p) for p in prefixes(paths) if list(p) == said[: len(p)]), default=0)
-    assert [int(draft.tokens[node]) for node in path] == said[:longest]
+    longest = max((len(p) for p in prefixes(paths) if list(p) == tokens[: len(p)]), default=0)
+    assert [int(draft.tokens[node]) for node in path] == tokens[:longest]
 
 
 @settings(max_examples=200, deadline=None)
 @given(PATHS, st.data())
 def test_a_draft_below_a_node_continues_it(paths: list[list[int]], data: st.DataObject) -> None:
     tree = PrefixTree(paths)
-    spoken = list(data.draw(st.sampled_from(sorted({(), *prefixes(paths)}))))
-    node = tree.find(spoken)
+    tokens = list(data.draw(st.sampled_from(sorted({(), *prefixes(paths)}))))
+    node = tree.find(tokens)
     assert node is not None
     weights = np.array(data.draw(st.lists(st.floats(0.1, 1), min_size=len(paths), max_size=len(paths))))
     following = tree.below(node, weights / weights.sum() if len(paths) else weights)
     draft = tree.draft(node, following.nodes, 64)
-    rests = [p[len(spoken) :] for p in paths if p[: len(spoken)] == spoken]
-    assert {path_to(draft, n) for n in range(len(draft))} == prefixes(rests)
-    assert (following.chances <= 1 + 1e-9).all()
+    remainders = [p[len(tokens) :] for p in paths if p[: len(tokens)] == tokens]
+    assert {path_to(draft, n) for n in range(len(draft))} == prefixes(remainders)
+    assert (following.probabilities <= 1 + 1e-9).all()
     np.testing.assert_array_equal(following.depths, draft.depths)
 
 
-def test_what_no_answer_begins_with_is_not_found() -> None:
+def test_tokens_that_begin_no_answer_are_not_found() -> None:
     assert PrefixTree([[1, 2]]).find([2]) is None
     assert PrefixTree([]).find([]) == -1
     assert NO_DRAFT.width == 1
     assert NO_DRAFT.accept(np.array([5])) == []
 
 
-def test_an_unlikely_branch_does_not_pay_where_rows_cost() -> None:
-    dear = fixed_costs([(1, 1.0), (64, 64.0)])
+def test_unlikely_tokens_are_not_drafted_where_rows_are_expensive() -> None:
+    expensive = fixed_costs([(1, 1.0), (64, 64.0)])
     cheap = fixed_costs([(1, 1.0), (256, 1.0)])
-    chances = np.array([0.9, 0.9, 0.3, 0.3, 0.01])
-    assert dear.num_worth_drafting(40, chances, 0.5) == 0
-    assert dear.num_worth_drafting(40, chances, 2.0) == 2
-    assert cheap.num_worth_drafting(40, chances, 1.0) == 5, "what costs nothing pays"
+    probabilities = np.array([0.9, 0.9, 0.3, 0.3, 0.01])
+    assert expensive.num_worth_drafting(40, probabilities, 0.5) == 0
+    assert expensive.num_worth_drafting(40, probabilities, 2.0) == 2
+    assert cheap.num_worth_drafting(40, probabilities, 1.0) == 5, "rows that cost nothing are used"
     assert cheap.num_worth_drafting(40, np.empty(0), 1.0) == 0
 
 
-def test_insurance_is_for_what_may_well_be_said() -> None:
-    """Milliseconds of a small model: 0.05 a row, a step of 0.2."""
+def test_less_likely_tokens_are_drafted_within_the_insurance() -> None:
+    """A small model: a pass takes 0.2 ms plus 0.05 ms per further row."""
     costs = fixed_costs([(1, 0.2e-3), (5, 0.4e-3), (105, 5.4e-3)])
     likely = np.full(30, 0.03)
     assert costs.num_worth_drafting(35, likely, 0.2e-3) == 30
@@ -114,19 +114,19 @@ def test_insurance_is_for_what_may_well_be_said() -> None:
     assert costs.num_worth_drafting(35, np.full(60, 0.03), 0.2e-3) in (39, 40), "two milliseconds"
 
 
-def test_a_larger_pass_that_is_cheaper_is_filled_up() -> None:
+def test_a_pass_is_padded_where_a_larger_one_is_cheaper() -> None:
     tiled = fixed_costs([(1, 1.0), (63, 63.0), (64, 20.0), (128, 40.0)])
     assert [tiled.cheapest(size) for size in (10, 20, 30, 63, 64, 65, 128, 200)] == [
         10, 20, 64, 64, 64, 65, 128, 200,
     ]  # fmt: skip
     assert float(tiled.seconds(40)) == float(tiled.seconds(64)) == 20
-    assert tiled.num_worth_drafting(40, np.full(60, 1e-3), 1.0) == 24, "the rows are there anyway"
+    assert tiled.num_worth_drafting(40, np.full(60, 1e-3), 1.0) == 24, "drafts replace padding rows"
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=len(SIZES), max_size=len(SIZES)))
-def test_filling_up_never_costs_more(times: list[float]) -> None:
-    """Whatever noise the measured times have."""
+def test_padding_never_costs_more(times: list[float]) -> None:
+    """For any measured times, however noisy."""
     costs = PassCosts(np.array(sorted(SIZES)), np.array(times))
     plain = np.interp(np.arange(129), *costs._knots())
     for size in range(1, 129):
@@ -139,7 +139,7 @@ def test_filling_up_never_costs_more(times: list[float]) -> None:
 
 
 def test_a_block_begins_as_the_seventeenth_row_does() -> None:
-    """As 7B's layers in q4_k_m on two cores: sixteen rows at a time."""
+    """The layers of the 7B model in q4_k_m on two cores: blocks of sixteen rows."""
     blocks = fixed_costs([(1, 11), (16, 41), (17, 55), (32, 59), (48, 76), (64, 93)])
     share = (55 - 41) / (59 - 41)
     assert float(blocks.seconds(33)) == pytest.approx(59 + share * 17)
@@ -156,7 +156,7 @@ def test_costs_are_measured_within_a_bound(row: float, largest: int) -> None:
         now[0] += row * (size + 0.1 * (num_logits - 1))
 
     costs = measure_costs(run, 1000, lambda: now[0])
-    assert now[0] <= 8.1 + 1.75, "and once more, the sixteen"
+    assert now[0] <= 8.1 + 1.75, "the limit, and the pass of 16 rows with its logits"
     assert float(costs.seconds(1)) == pytest.approx(row)
     assert float(costs.seconds(1000)) == pytest.approx(1000 * row)
     assert float(costs.seconds(3)) == pytest.approx(3 * row)
@@ -165,7 +165,7 @@ def test_costs_are_measured_within_a_bound(row: float, largest: int) -> None:
 
 
 def test_a_disturbance_while_costs_are_measured_does_not_count() -> None:
-    """Something else runs on the machine for a while, and then again."""
+    """Another process slows the machine down for two periods."""
     now, runs = [0.0], [0]
 
     def run(size: int, num_logits: int) -> None:
@@ -178,9 +178,9 @@ def test_a_disturbance_while_costs_are_measured_does_not_count() -> None:
 
 
 def test_a_draft_pays_for_its_logits() -> None:
-    """Every drafted row goes through the output layer, the prompt's do not: with few layers that decides."""
+    """Draft rows go through the output layer, prompt rows do not; with few layers this cost matters."""
     free = PassCosts(np.array([1, 200]), np.array([1.0, 1.0]))
-    dear = PassCosts(np.array([1, 200]), np.array([1.0, 1.0]), logits_seconds=0.5)
-    chances = np.array([0.9, 0.8, 0.4, 0.2])
-    assert free.num_worth_drafting(40, chances, 1.0) == 4
-    assert dear.num_worth_drafting(40, chances, 1.0) == 2
+    expensive = PassCosts(np.array([1, 200]), np.array([1.0, 1.0]), logits_seconds=0.5)
+    probabilities = np.array([0.9, 0.8, 0.4, 0.2])
+    assert free.num_worth_drafting(40, probabilities, 1.0) == 4
+    assert expensive.num_worth_drafting(40, probabilities, 1.0) == 2

@@ -1,4 +1,4 @@
-"""Engines: the file must be what the manifest describes, and so must every input."""
+"""Engines: files and inputs must match the manifest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def inputs(batch: int = 1) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_batch_is_the_single_runs(decoder: tuple[Path, Component]) -> None:
+def test_a_batch_gives_the_same_results_as_single_runs(decoder: tuple[Path, Component]) -> None:
     engine = open_engine(*decoder)
     whole = inputs(3)
     logits = engine.run(**whole)["patch_logits"]
@@ -63,19 +63,19 @@ def test_other_inputs_are_refused(
         open_engine(*decoder).run()
 
 
-def test_a_file_that_is_another_network_is_refused(decoder: tuple[Path, Component]) -> None:
+def test_a_file_with_other_outputs_than_the_manifest_is_refused(decoder: tuple[Path, Component]) -> None:
     path, component = decoder
     renamed = msgspec.structs.replace(component, outputs=[TensorSpec("logits", "float32", ["B", 4, 256, 2])])
-    with pytest.raises(BundleError, match="the manifest says"):
+    with pytest.raises(BundleError, match="but the manifest has"):
         open_engine(path, renamed)
     resized = msgspec.structs.replace(
         component, outputs=[TensorSpec("patch_logits", "float32", ["B", 4, 256, 3])]
     )
-    with pytest.raises(BundleError, match="the manifest says"):
+    with pytest.raises(BundleError, match="but the manifest has"):
         open_engine(path, resized)
 
 
-def test_a_file_that_is_no_network_is_refused(decoder: tuple[Path, Component], tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_network_is_refused(decoder: tuple[Path, Component], tmp_path: Path) -> None:
     (tmp_path / "decoder.onnx").write_bytes(b"no network")
     with pytest.raises(BundleError, match="onnxruntime cannot load"):
         open_engine(tmp_path / "decoder.onnx", decoder[1])
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_network_is_refused(decoder: tuple[Path, Component], t
 
 def test_a_file_of_another_kind_is_refused(decoder: tuple[Path, Component], tmp_path: Path) -> None:
     other = shutil.copy(decoder[0], tmp_path / "decoder.mlmodel")
-    with pytest.raises(BundleError, match="no engine runs"):
+    with pytest.raises(BundleError, match="no engine can run"):
         open_engine(Path(other), decoder[1])
 
 
@@ -105,12 +105,12 @@ def test_without_a_gpu_the_cpu_is_chosen(bundle: Bundle) -> None:
 def test_the_best_engine_that_can_run_is_chosen(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     can_run: set[str] = set()
 
-    def obstacle(self: Backend, _: Bundle | None) -> str:
+    def unavailable_reason(self: Backend, _: Bundle | None) -> str:
         return "" if self in {BACKENDS[name] for name in can_run} else "not here: do something"
 
-    monkeypatch.setattr(Backend, "obstacle", obstacle)
+    monkeypatch.setattr(Backend, "unavailable_reason", unavailable_reason)
     for engine in ("onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"):
-        can_run |= {engine, "onnxruntime-tensorrt"}  # the last builds for minutes: never by itself
+        can_run |= {engine, "onnxruntime-tensorrt"}  # the last one is never chosen automatically
         assert choose_engine(bundle) == engine
     assert choose_engine(bundle, "onnxruntime-tensorrt") == "onnxruntime-tensorrt"
 
@@ -130,7 +130,7 @@ def test_providers_and_their_options(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_provider_that_does_not_start_is_refused(
     decoder: tuple[Path, Component], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime would run on the CPU instead and not say so."""
+    """onnxruntime would run on the CPU instead, without an error."""
     monkeypatch.setattr(backend, "provider_options", lambda variant: [("CPUExecutionProvider", {})])
     with pytest.raises(ConfigError, match="CUDAExecutionProvider does not start here"):
         backend.open_graph(*decoder, "cuda", 1)
@@ -177,5 +177,5 @@ def test_an_engine_that_computes_something_else_is_refused(bundle: Bundle, netwo
         def close(self) -> None: ...
 
     networks[network] = Wrong()
-    with pytest.raises(BundleError, match=r"other does not compute what this bundle says: .* from onnx"):
+    with pytest.raises(BundleError, match=r"other computes other results for this bundle: .* from onnx"):
         compare_with_cpu(bundle, "other", networks)

@@ -1,4 +1,4 @@
-"""Enrolment checks everything before it computes anything, and names what does not fit."""
+"""Enrolment checks all inputs before the encoder runs, and its errors name the input at fault."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def idle(inspector: agpt.Inspector, monkeypatch: pytest.MonkeyPatch) -> agpt.Ins
         ({"held_out": [frame(7)]}, "--false-reject-rate"),
         (
             {"false_reject_rate": 0.5, "held_out": [frame(7), frame(1)]},
-            "held-out image 2 is the same picture as normal image 2",
+            "held-out image 2 has the same pixels as normal image 2",
         ),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_computed(
+def test_a_wrong_option_is_refused_before_the_encoder_runs(
     idle: agpt.Inspector, tmp_path: Path, changes: dict, message: str
 ) -> None:
     options = {"name": "part", **changes}
@@ -68,7 +68,7 @@ def test_a_wrong_option_is_refused_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_is_made_and_must_be_one(
+def test_a_recipe_path_that_cannot_be_written_is_refused(
     idle: agpt.Inspector, inspector: agpt.Inspector, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -77,7 +77,7 @@ def test_the_folder_is_made_and_must_be_one(
             enroll(idle, [frame()], out, name="part")
 
 
-def test_a_recipe_goes_into_a_new_folder(inspector: agpt.Inspector, tmp_path: Path) -> None:
+def test_the_recipes_folder_is_created(inspector: agpt.Inspector, tmp_path: Path) -> None:
     out = tmp_path / "recipes" / "gear" / "recipe.toml"
     enroll(inspector, [frame()], out, name="gear")
     assert {path.name for path in out.parent.iterdir()} == {"recipe.toml", "recipe.bank.npz"}
@@ -85,15 +85,15 @@ def test_a_recipe_goes_into_a_new_folder(inspector: agpt.Inspector, tmp_path: Pa
     assert inspector.inspect(frame()).status is not agpt.Status.NO_RESULT
 
 
-def test_the_file_that_does_not_fit_is_named(idle: agpt.Inspector, tmp_path: Path) -> None:
+def test_the_error_names_the_file_that_does_not_fit(idle: agpt.Inspector, tmp_path: Path) -> None:
     samples = [Sample("a.png", frame(0)), Sample("b.png", frame(1, width=200))]
-    with pytest.raises(agpt.ImageError, match=r"b\.png has 200 x 120 pixels and a\.png has 160 x 120"):
+    with pytest.raises(agpt.ImageError, match=r"b\.png has 200 x 120 pixels, but a\.png has 160 x 120"):
         enroll(idle, samples, tmp_path / "recipe.toml", name="part", tiles=Tiles(rows=2, columns=2))
     with pytest.raises(agpt.ImageError, match=r"c\.png: the frame has float32 pixels"):
         enroll(idle, [Sample("c.png", frame().astype(np.float32))], tmp_path / "recipe.toml", name="part")
 
 
-def test_identical_samples_are_found_whatever_their_files_are_called() -> None:
+def test_identical_samples_are_found_for_any_file_names() -> None:
     samples = [
         Sample("a.png", frame(0)),
         Sample("b.png", frame(1)),
@@ -105,7 +105,7 @@ def test_identical_samples_are_found_whatever_their_files_are_called() -> None:
     assert identical_samples([samples[0], turned]) == []
 
 
-def test_the_product_is_the_one_of_before(inspector: agpt.Inspector, tmp_path: Path) -> None:
+def test_enrolment_restores_the_product(inspector: agpt.Inspector, tmp_path: Path) -> None:
     inspector.use(None)
     before = inspector.product
     enroll(inspector, [frame()], tmp_path / "recipe.toml", name="part")

@@ -1,4 +1,4 @@
-"""Figures against scikit-learn on images whose maps are known, and the masks' geometry."""
+"""Figures of merit against scikit-learn's on images with known maps, and the geometry of masks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FakeProduct:
 
 @dataclass
 class FakeInspector:
-    """Its map is the frame's red channel, half as strong without a bank; it says Yes above 100."""
+    """Its map is the frame's red channel, halved without a bank; a peak above 100 is FAIL."""
 
     product: FakeProduct | None = None
     seen: list = field(default_factory=list)
@@ -80,7 +80,7 @@ class FakeInspector:
 
 @pytest.fixture
 def category(tmp_path: Path):
-    """Eight normal pictures to learn from; four good and four defective ones, one without mask, one unreadable."""
+    """Eight normal images, four good ones, and five anomalous ones, of which one has no mask and one is unreadable."""
     rng = np.random.default_rng(3)
 
     def write(path: Path, image: np.ndarray) -> None:
@@ -106,7 +106,7 @@ def category(tmp_path: Path):
     return find_categories(root)[0]
 
 
-def test_figures_are_scikit_learns(category):
+def test_figures_equal_scikit_learns(category):
     figures = evaluate_category(FakeInspector(), category, [0, 2], None, seed=0)
     readable = [sample for sample in category.tests if sample.image.stem != "torn"]
     labels = [sample.anomalous for sample in readable]
@@ -122,7 +122,7 @@ def test_figures_are_scikit_learns(category):
         roc_auc_score(np.concatenate(masks).ravel(), np.concatenate([maps[i] for i in masked]).ravel())
     )
     assert (few.num_good, few.num_anomalous, few.num_without_mask, few.num_no_result) == (4, 5, 1, 2)
-    # All maps go above 100: each good part is a false alarm; of the dents one has no verdict, one no picture.
+    # All maps exceed 100: each good part is a false alarm; of the dents one has no verdict and one cannot be read.
     assert few.accuracy == pytest.approx(3 / 9)
     # Zero-shot maps are half as strong: all pass.
     assert figures["0"].accuracy == pytest.approx(4 / 9)
@@ -135,7 +135,7 @@ def test_tiles_are_scored_over_the_whole_frame(category, tiny_bundle):
         found = evaluate_category(inspector, category, [0, 1], None, seed=0, layout=Layout(tiles=tiles))
         labels, scores, maps, masks = [], [], [], []
         for sample in (each for each in category.tests if each.image.stem != "torn"):
-            verdict = inspector.inspect(cv2.imread(str(sample.image)))  # with the bank of one shot still
+            verdict = inspector.inspect(cv2.imread(str(sample.image)))  # still with the bank of one shot
             assert len(verdict.views) == 4
             labels.append(sample.anomalous)
             scores.append(max(view.score for view in verdict.views))
@@ -146,11 +146,11 @@ def test_tiles_are_scored_over_the_whole_frame(category, tiny_bundle):
     assert found["1"].image_auroc_top1 == pytest.approx(roc_auc_score(labels, scores))
     pixels = roc_auc_score(np.concatenate(masks), np.concatenate(maps))
     assert found["1"].pixel_auroc == pytest.approx(pixels, abs=1e-6)
-    assert found["0"].num_no_result == 1  # the torn picture
+    assert found["0"].num_no_result == 1  # the unreadable image
     assert frame_map_size((1080, 1920)) == (288, 512)
 
 
-def test_banks_are_nested_seeded_and_only_as_large_as_the_category(category):
+def test_banks_are_nested_and_seeded_and_too_many_shots_are_left_out(category):
     def banks(seed):
         inspector = FakeInspector()
         figures = evaluate_category(inspector, category, [0, 1, 2, 99], None, seed)
@@ -167,7 +167,7 @@ def test_banks_are_nested_seeded_and_only_as_large_as_the_category(category):
 
 @pytest.mark.parametrize("shape", [(300, 500), (500, 301), (224, 224), (97, 131)])
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
-def test_masks_go_where_the_pixels_go(tmp_path, shape, resize):
+def test_masks_are_resized_like_the_pixels(tmp_path, shape, resize):
     mask = np.zeros(shape, np.uint8)
     cv2.ellipse(
         mask, (shape[1] // 2 + 9, shape[0] // 2 - 7), (shape[1] // 5, shape[0] // 7), 30, 0, 360, 255, -1
@@ -184,7 +184,7 @@ def test_masks_go_where_the_pixels_go(tmp_path, shape, resize):
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((8, 9), np.uint8))
-    with pytest.raises(ConfigError, match="give masks that fit"):
+    with pytest.raises(ConfigError, match="give masks of the images' size"):
         mask_as_seen(Sample(tmp_path / "i.png", "dent", tmp_path / "mask.png"), (9, 8), (224, 224), "crop")
 
 
@@ -197,7 +197,7 @@ def test_class_names_come_from_category_names(category_name, expected):
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "100000"])
-def test_shots_that_are_none_are_refused(text):
+def test_invalid_shots_are_refused(text):
     with pytest.raises(ConfigError, match="--shots"):
         parse_shots(text)
 
@@ -206,7 +206,7 @@ def test_shots_are_sorted_and_unique():
     assert parse_shots("4, 0,1,4") == [0, 1, 4]
 
 
-def test_table_and_json_hold_the_figures(category, tmp_path):
+def test_table_and_json_contain_the_figures(category, tmp_path):
     found = dict.fromkeys(("metal_nut", "other"), evaluate_category(FakeInspector(), category, [1], None, 0))
     means = {"1": {"image_auroc_max": 0.5, "image_auroc_top1": None, "pixel_auroc": 0.25, "accuracy": 1.0}}
     results = Evaluation(

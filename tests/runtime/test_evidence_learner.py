@@ -1,4 +1,4 @@
-"""A prompt learner that reads more than the map is told of how many normal samples it is, and shown the picture."""
+"""A prompt learner with more inputs than the map gets the number of normal samples and the encoder's input."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WAYS = {
 
 
 def frame(seed: int = 0) -> np.ndarray:
-    """Smooth: no two tiles of it look the same."""
+    """A frame of large blocks, in which no two tiles look the same."""
     corners = np.random.default_rng(seed).integers(0, 256, (4, 5, 3))
     return corners.repeat(30, 0).repeat(32, 1).astype(np.uint8)
 
@@ -54,7 +54,7 @@ def rows_of(model: AnomalyGPT, anomaly_map: np.ndarray, num_samples: int, pixels
 
 
 def pixels_of(inspector: Inspector) -> np.ndarray:
-    """float32 [views, 3, S, S] of ``frame()`` in the present layout."""
+    """The encoder's input for ``frame()`` in the current layout, float32 [views, 3, S, S]."""
     spec, product = inspector.bundle.manifest.preprocess, inspector.product
     boxes = [view.box for view in product.layout.views(frame().shape[:2])]
     return preprocess(frame(), spec.size, product.resize, spec.mean, spec.std, boxes=boxes)
@@ -72,8 +72,8 @@ def inspector(opened: Inspector) -> Inspector:
     return opened
 
 
-def look_at(inspector: Inspector, layout: str, few_shot: bool) -> None:
-    """Let it inspect in this layout, with or without normal samples."""
+def use_layout(inspector: Inspector, layout: str, few_shot: bool) -> None:
+    """Set the inspector's layout, with or without normal samples."""
     resize = "crop" if layout == "whole" else "stretch"
     inspector.use(replace(inspector.product, layout=LAYOUTS[layout], resize=resize))
     if few_shot:
@@ -82,10 +82,10 @@ def look_at(inspector: Inspector, layout: str, few_shot: bool) -> None:
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompts_of_each_view_are_of_its_own_map_and_picture_and_the_number_of_samples(
+def test_the_prompts_of_a_view_depend_on_its_map_its_pixels_and_the_number_of_samples(
     inspector: Inspector, seeing_model: AnomalyGPT, layout: str, few_shot: bool
 ) -> None:
-    look_at(inspector, layout, few_shot)
+    use_layout(inspector, layout, few_shot)
     verdict = inspector.inspect(frame())
     maps = verdict.maps
     parts = inspector.parts(frame())
@@ -102,11 +102,11 @@ def test_prompts_of_each_view_are_of_its_own_map_and_picture_and_the_number_of_s
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw_and_how_many_samples_there_are(
+def test_every_call_passes_the_encoders_input_and_the_number_of_samples_to_the_learner(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch, way: str, few_shot: bool
 ) -> None:
     layout = "whole" if way == "trace" else "tiles"
-    look_at(inspector, layout, few_shot)
+    use_layout(inspector, layout, few_shot)
     seen: dict[str, list[np.ndarray]] = {}
     counts: list[float] = []
     for name in ("encoder", "prompt_learner"):
@@ -124,14 +124,14 @@ def test_every_way_to_the_model_shows_the_learner_what_the_encoder_saw_and_how_m
     assert counts == [2 if few_shot else 0] * LAYOUTS[layout].num_views
 
 
-def test_a_trace_holds_what_its_prompts_are_of(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
+def test_a_trace_contains_the_inputs_of_its_prompts(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
     trace = trace_inspection(inspector, frame())
     expected = rows_of(seeing_model, trace["anomaly_map"], 0, trace["pixels"][0])
     np.testing.assert_allclose(trace["prompt_embeddings"], expected, atol=1e-4)
 
 
-def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
-    """Copies of one frame: the maps are the same, only the number is not."""
+def test_the_number_of_samples_is_that_of_the_bank(inspector: Inspector, seeing_model: AnomalyGPT) -> None:
+    """The same frame several times: equal maps, different numbers of samples."""
     found = {}
     for count in (0, 1, 4):
         inspector.use(inspector.make_bank([frame(1)] * count, augmentation="none") if count else None)
@@ -146,7 +146,7 @@ def test_the_number_of_normal_samples_is_the_banks(inspector: Inspector, seeing_
     np.testing.assert_allclose(found[4][1:], found[1][1:], atol=1e-4)
 
 
-def test_a_banks_number_is_its_samples_not_its_patches(inspector: Inspector) -> None:
+def test_the_number_of_samples_does_not_depend_on_the_number_of_patches(inspector: Inspector) -> None:
     inspector.use(inspector.make_bank([frame(1), frame(2)], max_patches=8, augmentation="moved"))
     inputs = []
     run = inspector.vision.networks["prompt_learner"].run
@@ -158,7 +158,7 @@ def test_a_banks_number_is_its_samples_not_its_patches(inspector: Inspector) -> 
     assert inputs[0]["num_samples"].tolist() == [2.0]
 
 
-def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_input_is_no_result(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspector.inspect(frame()).status is Status.FAIL
     monkeypatch.setattr(
         "anomalygpt_edge.runtime.vision.stages.learner_inputs",
@@ -169,7 +169,7 @@ def test_without_evidence_there_is_no_verdict(inspector: Inspector, monkeypatch:
     assert "inputs are ['anomaly_map'], not ['anomaly_map', 'num_samples', 'pixels']" in verdict.reason
 
 
-def test_a_learner_gets_what_it_declares(seeing_bundle: Path, tiny_bundle: Path) -> None:
+def test_a_learner_gets_the_inputs_that_it_declares(seeing_bundle: Path, tiny_bundle: Path) -> None:
     anomaly_map, pixels = np.zeros((3, 224, 224), np.float32), np.zeros((3, 3, 224, 224), np.float32)
     for folder, names in ((tiny_bundle, INPUTS[:1]), (seeing_bundle, INPUTS)):
         learner = open_bundle(folder).manifest.components["prompt_learner"]
@@ -182,7 +182,7 @@ def test_a_learner_gets_what_it_declares(seeing_bundle: Path, tiny_bundle: Path)
 
 
 @pytest.mark.parametrize("wrong", ["pixels", "num_samples"])
-def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: Path, wrong: str) -> None:
+def test_an_engine_that_gives_the_learner_other_inputs_is_refused(seeing_bundle: Path, wrong: str) -> None:
     bundle = open_bundle(seeing_bundle)
     networks = open_networks(bundle, "onnxruntime")
     assert all(error <= limit for _, error, limit in compare_with_cpu(bundle, "other", networks))
@@ -196,19 +196,19 @@ def test_an_engine_whose_learner_reads_something_else_is_refused(seeing_bundle: 
         def close(self) -> None: ...
 
     networks["prompt_learner"] = Wrong()
-    with pytest.raises(BundleError, match="prompt_embeddings is"):
+    with pytest.raises(BundleError, match="prompt_embeddings differs by"):
         compare_with_cpu(bundle, "other", networks)
 
 
 @pytest.mark.parametrize("few_shot", [False, True], ids=["zero-shot", "few-shot"])
-def test_plans_that_run_in_parts_give_each_part_its_inputs(
+def test_plans_with_a_smaller_batch_give_each_split_its_inputs(
     fakes, gpu_machine, inspector: Inspector, seeing_bundle: Path, tmp_path: Path, few_shot: bool
 ) -> None:
-    """Six tiles, and plans for two."""
+    """Six tiles, and plans for a batch of two."""
     bundle = fakes.with_plans(seeing_bundle, tmp_path / "bundle")
     with Inspector.open(bundle.folder, threads=1) as by_plans:
         assert by_plans.engine == "tensorrt"
         for each in (inspector, by_plans):
-            look_at(each, "tiles", few_shot)
+            use_layout(each, "tiles", few_shot)
         for found, expected in zip(by_plans.parts(frame()), inspector.parts(frame()), strict=True):
             np.testing.assert_allclose(found.prompt_embeddings, expected.prompt_embeddings, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What is expected of an answer: the forms, the map, what was said lately."""
+"""Expected answers: from the bundle's answer forms, the map, and recent answers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def drafter() -> Drafter:
     return Drafter(AnswerGrammar(FORMS), ASKED, letters)
 
 
-def chance_of(drafts: Drafter, text: str, reading: MapReading | None, question: str = ASKED) -> float:
-    """Of an answer's last letter."""
+def probability_of(drafts: Drafter, text: str, reading: MapReading | None, question: str = ASKED) -> float:
+    """Probability of an answer: that of its last letter's node."""
     expected = drafts.expect(question, reading)
     assert expected is not None
     assert expected.root == -1
     node = expected.tree.find(letters(text))
-    return 0.0 if node is None else float(expected.chances[node])
+    return 0.0 if node is None else float(expected.probabilities[node])
 
 
 def test_the_forms_are_the_originals_training_answers() -> None:
@@ -48,36 +48,36 @@ def test_the_forms_are_the_originals_training_answers() -> None:
     ]
 
 
-def test_the_maps_place_is_likeliest() -> None:
+def test_the_place_of_the_maps_peak_is_the_most_likely() -> None:
     drafts = drafter()
     left, top = (prompts.answer([place]) for place in ("left", "top"))
-    assert chance_of(drafts, left, LEFT) > 5 * chance_of(drafts, top, LEFT) > 0
-    assert chance_of(drafts, prompts.answer([]), CALM) > 0.2
+    assert probability_of(drafts, left, LEFT) > 5 * probability_of(drafts, top, LEFT) > 0
+    assert probability_of(drafts, prompts.answer([]), CALM) > 0.2
 
 
-def test_what_is_said_lately_is_expected() -> None:
+def test_recent_answers_are_expected() -> None:
     drafts = drafter()
     for _ in range(30):
         drafts.learn(ASKED, CALM, letters(prompts.answer([])))
         drafts.learn(ASKED, LEFT, letters(prompts.answer(["left"])))
-    assert chance_of(drafts, prompts.answer([]), CALM) > 0.85
-    assert chance_of(drafts, prompts.answer(["left"]), LEFT) > 0.75
+    assert probability_of(drafts, prompts.answer([]), CALM) > 0.85
+    assert probability_of(drafts, prompts.answer(["left"]), LEFT) > 0.75
     for _ in range(60):
         drafts.learn(ASKED, LEFT, letters("Yes, it is scratched."))
-    assert chance_of(drafts, "Yes, it is scratched.", LEFT) > 0.5
+    assert probability_of(drafts, "Yes, it is scratched.", LEFT) > 0.5
 
 
-def test_another_question_is_answered_from_memory_only() -> None:
+def test_for_another_question_only_recent_answers_are_expected() -> None:
     drafts = drafter()
     assert drafts.expect("Where is it?", LEFT) is None
     drafts.learn("Where is it?", LEFT, letters("At the left."))
-    assert chance_of(drafts, "At the left.", LEFT, "Where is it?") > 0.3
-    assert chance_of(drafts, prompts.answer([]), CALM, f"A photo of a nut. {ASKED}") > 0.2, (
-        "a description in front"
+    assert probability_of(drafts, "At the left.", LEFT, "Where is it?") > 0.3
+    assert probability_of(drafts, prompts.answer([]), CALM, f"A photo of a nut. {ASKED}") > 0.2, (
+        "a description precedes the question"
     )
 
 
-def test_an_unforeseen_answer_is_continued_like_a_similar_one() -> None:
+def test_an_unknown_answer_is_continued_like_a_similar_one() -> None:
     drafts = drafter()
     drafts.expect(ASKED, LEFT)
     expected = drafts.expect(
@@ -88,17 +88,17 @@ def test_an_unforeseen_answer_is_continued_like_a_similar_one() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 200), st.floats(0, 1)), min_size=1, max_size=300))
-def test_memory_is_bounded_and_chances_stay_chances(said: list[tuple[int, float]]) -> None:
+def test_memory_is_bounded_and_probabilities_are_valid(answers: list[tuple[int, float]]) -> None:
     drafts = drafter()
-    for number, score in said:
+    for number, score in answers:
         reading = MapReading(score, prompts.PLACES, ("top", "left"))
         drafts.expect(ASKED, reading)
         drafts.learn(ASKED, reading, (number % 7, number, 1))
     expected = drafts.expect(ASKED, LEFT)
     assert expected is not None
-    tree, chances = expected.tree, expected.chances
-    assert np.isfinite(chances).all()
-    assert (chances >= 0).all()
-    assert chances[tree.parents[expected.nodes] == -1].sum() <= 1 + 1e-9
+    tree, probabilities = expected.tree, expected.probabilities
+    assert np.isfinite(probabilities).all()
+    assert (probabilities >= 0).all()
+    assert probabilities[tree.parents[expected.nodes] == -1].sum() <= 1 + 1e-9
     assert len(drafts._of(ASKED).answers) <= MAX_ANSWERS
     assert tree.find(letters(prompts.answer([]))) is not None, "the forms stay"

@@ -1,4 +1,4 @@
-"""What works between a frame and its verdict: the kernels, whichever are asked for, and no NumPy beside them."""
+"""The computation between a frame and its verdict uses the selected kernels, and no NumPy on large arrays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
 
 
 def products(inspector: Inspector) -> dict[str, Product]:
-    """Zero-shot, with a memory bank, and in tiles with one."""
+    """Products: zero-shot, with a memory bank, and tiles with a memory bank."""
     zero_shot = inspector.product
     tiled = replace(zero_shot, layout=TILED, resize="stretch")
     found = {"zero-shot": zero_shot}
@@ -48,7 +48,7 @@ def products(inspector: Inspector) -> dict[str, Product]:
 
 
 class Watched(np.ndarray):
-    """Pixels, patches, logits or maps that note whatever NumPy computes with them."""
+    """Pixels, patches, logits or maps that record every NumPy computation with them."""
 
     seen: ClassVar[list[str]] = []
 
@@ -63,7 +63,7 @@ class Watched(np.ndarray):
 
 
 def watch(found: Any) -> Any:
-    """Every array in what a function gave, but for indices."""
+    """A function's result with every float array watched."""
     if isinstance(found, np.ndarray):
         return found.view(Watched) if found.dtype.kind == "f" else found
     return tuple(map(watch, found)) if isinstance(found, tuple) else found
@@ -71,7 +71,7 @@ def watch(found: Any) -> Any:
 
 @pytest.fixture
 def watched(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> Inspector:
-    """An inspector whose kernels' and networks' results, but for the embeddings, are watched."""
+    """An inspector whose kernels' and networks' results, except the embeddings, are watched."""
     for module, name in (
         (pipeline, "preprocess"),
         (stages, "localise"),
@@ -91,7 +91,7 @@ def watched(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> Inspector:
     return inspector
 
 
-def test_what_is_watched_is_noticed() -> None:
+def test_computations_with_watched_arrays_are_recorded() -> None:
     array = np.arange(6.0).reshape(2, 3).view(Watched)
     for compute in (
         lambda: array * 2,
@@ -104,8 +104,8 @@ def test_what_is_watched_is_noticed() -> None:
         assert Watched.seen
 
 
-def test_no_numpy_works_on_pixels_patches_or_maps(watched: Inspector) -> None:
-    """But for a search: which of 256 distances is the largest."""
+def test_numpy_computes_nothing_with_pixels_patches_or_maps(watched: Inspector) -> None:
+    """Except the index of the largest of 256 distances."""
     for name, product in products(watched).items():
         watched.use(product)
         Watched.seen.clear()
@@ -122,7 +122,7 @@ def test_no_numpy_works_on_pixels_patches_or_maps(watched: Inspector) -> None:
 
 @pytest.fixture
 def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShimDriver]:
-    """A machine with a GPU, which is the host shim, and AGPT_KERNELS=cuda."""
+    """The host shim in place of a GPU, and AGPT_KERNELS=cuda."""
     if shutil.which("g++") is None:
         pytest.skip("the shim is compiled with g++: install it")
     driver = ShimDriver()
@@ -142,7 +142,7 @@ def forget_choice() -> None:
     choice._chosen.cache_clear()
 
 
-def test_a_whole_inspection_by_the_cuda_kernels(tiny_bundle: Path, shim: ShimDriver) -> None:
+def test_a_whole_inspection_with_the_cuda_kernels(tiny_bundle: Path, shim: ShimDriver) -> None:
     assert kernels.active() == "cuda"
     assert "cuda" in kernels.available()
     with Inspector.open(tiny_bundle, threads=1) as inspector:
@@ -172,7 +172,7 @@ def inspect(inspector: Inspector, product: Product, shim: ShimDriver) -> tuple[V
 
 
 def same(found: Verdict, expected: Verdict, tolerance: float) -> None:
-    """Maps agree to ``tolerance``; so does whatever is read from them."""
+    """Check that maps, scores and peaks agree to ``tolerance``, and the rest exactly."""
     assert (found.status, found.sentence, found.view) == (expected.status, expected.sentence, expected.view)
     assert found.anomaly_map is not None
     assert expected.anomaly_map is not None

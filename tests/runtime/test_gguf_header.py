@@ -1,4 +1,4 @@
-"""The GGUF reader: right on good files, one clear error on everything else, never a crash or a hang."""
+"""The GGUF reader: correct on valid files, one clear error on all others, no crash and no hang."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_model(path: Path, kind: str = "F16", architecture: str = "llama", **me
 
 
 def stored_table(qtype: gguf.GGMLQuantizationType) -> np.ndarray:
-    """``TABLE`` in a type; zeros in one that the gguf package only reads."""
+    """``TABLE`` in a GGML type; zeros for a type that the gguf package cannot write."""
     try:
         return gguf.quants.quantize(TABLE, qtype)
     except NotImplementedError:
@@ -110,7 +110,7 @@ def test_every_truncation_is_refused(model: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_damaged_header_never_does_more_than_raise(
+def test_a_damaged_header_raises_or_gives_tensors_inside_the_file(
     model: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     content = bytearray(model.read_bytes())

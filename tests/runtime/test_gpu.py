@@ -1,4 +1,4 @@
-"""What the NVIDIA driver is asked, and what comes of its answers; the driver is a fake."""
+"""Calls of the NVIDIA driver and the use of their results; the driver is a fake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def forget():
 
 @pytest.fixture
 def machine(fakes):
-    """Driver and pycuda of one device, its context current."""
+    """Driver and pycuda of one device whose context is current."""
     driver, cuda = fakes.FakeDriver(), fakes.FakeCuda()
     driver.cuda, cuda.depth = cuda, 1
     return driver, cuda
@@ -34,7 +34,7 @@ def test_the_first_gpu_is_described(fakes) -> None:
 @pytest.mark.parametrize(
     "function", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceGetAttribute"]
 )
-def test_a_driver_that_fails_is_no_gpu(fakes, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_with_a_failing_driver_there_is_no_gpu(fakes, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     driver = fakes.FakeDriver()
     driver.fail = function
     with pytest.raises(ConfigError, match=f"error 800 in {function}: run nvidia-smi"):
@@ -43,12 +43,12 @@ def test_a_driver_that_fails_is_no_gpu(fakes, monkeypatch: pytest.MonkeyPatch, f
     assert find_gpu() is None
 
 
-def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "LIBRARY", "libno-such-driver.so")
     assert find_gpu() is None
 
 
-def test_a_graph_repeats_what_was_recorded(machine) -> None:
+def test_a_graph_repeats_the_captured_work(machine) -> None:
     driver, cuda = machine
     stream, done = cuda.Stream(), []
     graph = Graph(driver)
@@ -56,7 +56,7 @@ def test_a_graph_repeats_what_was_recorded(machine) -> None:
         stream.enqueue(lambda: done.append("a"))
         stream.enqueue(lambda: done.append("b"))
     stream.synchronize()
-    assert done == []  # recorded, not run
+    assert done == []  # captured, not run
     for _ in range(2):
         graph.launch(stream.handle)
     stream.synchronize()

@@ -1,4 +1,4 @@
-"""The inspector, end to end on a small bundle."""
+"""The inspector with a small bundle, from frames to verdicts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def zero_shot(inspector: Inspector) -> Inspector:
 
 @pytest.fixture
 def altered(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the bundle with another manifest, sealed again."""
+    """Makes a copy of the bundle with a changed manifest, sealed again."""
 
     def alter(**changes: object) -> Path:
         folder = tmp_path / "altered"
@@ -69,7 +69,7 @@ def swap_words(manifest: Manifest) -> object:
     )
 
 
-def test_a_frame_becomes_a_whole_verdict(zero_shot: Inspector) -> None:
+def test_an_inspection_gives_a_complete_verdict(zero_shot: Inspector) -> None:
     verdict = zero_shot.inspect(frame())
     assert verdict.status is Status.FAIL
     assert verdict.reason == "answered Yes"
@@ -84,7 +84,7 @@ def test_a_frame_becomes_a_whole_verdict(zero_shot: Inspector) -> None:
     assert verdict.map_in_frame().shape == (120, 160)
 
 
-def test_maps_and_prompts_are_the_networks_own(zero_shot: Inspector, tiny_model: AnomalyGPT) -> None:
+def test_the_map_is_that_of_the_torch_model(zero_shot: Inspector, tiny_model: AnomalyGPT) -> None:
     pixels = pixels_of(zero_shot, frame())
     text = torch.tensor(zero_shot.product.text_features)
     with torch.no_grad():
@@ -115,7 +115,9 @@ def test_the_negative_answer_is_a_pass(altered: Callable[..., Path], tiny_bundle
     assert verdict.agreement is None
 
 
-def test_any_other_answer_is_no_result(altered: Callable[..., Path], tiny_bundle: Path) -> None:
+def test_an_answer_that_is_neither_yes_nor_no_is_no_result(
+    altered: Callable[..., Path], tiny_bundle: Path
+) -> None:
     words = msgspec.structs.replace(
         read_manifest(tiny_bundle).prompt, affirmative="there", negative="image", answers=None
     )
@@ -140,7 +142,7 @@ def test_any_other_answer_is_no_result(altered: Callable[..., Path], tiny_bundle
     ],
     ids=lambda bad: str(getattr(bad, "shape", bad)),
 )
-def test_what_is_no_frame_is_no_result(zero_shot: Inspector, bad: object) -> None:
+def test_an_invalid_frame_is_no_result(zero_shot: Inspector, bad: object) -> None:
     verdict = zero_shot.inspect(bad)  # type: ignore[arg-type]
     assert verdict.status is Status.NO_RESULT
     assert verdict.reason
@@ -210,7 +212,7 @@ def test_the_same_frame_gives_the_same_verdict(zero_shot: Inspector) -> None:
 def test_enrolment_gives_a_recipe_that_opens(zero_shot: Inspector, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "cap.toml"
     recipe = enroll(zero_shot, [frame(1)], out, name="cap", class_name="pcb", description="A cap.")
-    assert zero_shot.product.bank is None, "enrolment leaves the inspector as it was"
+    assert zero_shot.product.bank is None, "enrolment restores the product"
     assert load_recipe(out) == recipe
     with Inspector.open(tiny_bundle, out, threads=1) as inspector:
         assert inspector.product.name == "cap"
@@ -223,12 +225,12 @@ def test_enrolment_gives_a_recipe_that_opens(zero_shot: Inspector, tiny_bundle: 
 
 def test_a_bank_of_another_encoder_is_refused(zero_shot: Inspector, tmp_path: Path) -> None:
     bank = zero_shot.make_bank([frame()])
-    stranger = type(bank)(bank.features, 1, "0" * 64)
+    other = type(bank)(bank.features, 1, "0" * 64)
     with pytest.raises(RecipeError, match="another encoder"):
-        zero_shot.use(stranger)
+        zero_shot.use(other)
 
 
-def test_what_cannot_be_used_is_refused(zero_shot: Inspector, tmp_path: Path) -> None:
+def test_invalid_classes_frames_and_recipes_are_refused(zero_shot: Inspector, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown class name 'banana'"):
         zero_shot.prepare(class_name="banana")
     with pytest.raises(RecipeError, match="at least one"):
@@ -255,7 +257,7 @@ def test_a_bundle_that_does_not_run_is_refused(altered: Callable[..., Path], tin
 
 
 @pytest.mark.parametrize("use", ["inspect", "ask", "dialogue", "earlier dialogue"])
-def test_use_after_close_is_an_error_in_words(tiny_bundle: Path, use: str) -> None:
+def test_use_after_close_raises_closed_error(tiny_bundle: Path, use: str) -> None:
     inspector = Inspector.open(tiny_bundle, threads=1)
     earlier = inspector.dialogue(frame())
     inspector.close()

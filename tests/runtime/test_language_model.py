@@ -1,4 +1,4 @@
-"""The language model: injected embeddings in llama.cpp against torch, and how an answer is read."""
+"""The language model: injected embeddings in llama.cpp against torch, drafts, and the reading of answers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LAYOUT = PromptLayout(
 
 @pytest.fixture(scope="module")
 def nano(tiny_tokenizer: Path) -> AnomalyGPT:
-    """Nano's own language dimensions, random: every token depends on the whole prompt."""
+    """Nano's language dimensions with random weights, so that every token depends on the whole prompt."""
     vocab_size = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer)).get_piece_size()
     torch.manual_seed(1)
     model = AnomalyGPT(
@@ -116,10 +116,10 @@ def test_llama_cpp_computes_what_torch_computes(
     assert len(answer.token_ids) == 8 or answer.token_ids[-1] == 2, "cut, or ended by EOS"
 
 
-def test_a_model_opened_without_drafting_computes_nothing_but_its_answers(
+def test_a_model_opened_without_drafting_runs_only_the_passes_of_its_answers(
     language: LanguageModel, gguf_file: Path, expected: Language, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison of a 13B export: every pass of a file that memory does not hold reads it from the disk."""
+    """Needed to compare a 13B export: when the file is larger than memory, every pass reads it from the disk."""
     passes = []
     decode = LlamaSession.decode
     monkeypatch.setattr(LlamaSession, "decode", lambda *given: passes.append(1) or decode(*given))
@@ -128,7 +128,7 @@ def test_a_model_opened_without_drafting_computes_nothing_but_its_answers(
         answer = model.answer(*injected(0), max_tokens=3)
     finally:
         model.close()
-    assert len(passes) <= 1 + len(answer.token_ids)  # the constant piece, and a token each
+    assert len(passes) <= 1 + len(answer.token_ids)  # the shared prefix, and one pass per token
     assert answer.token_ids == plain(language, 0, 3).token_ids
 
 
@@ -146,7 +146,7 @@ def test_the_answer_depends_on_every_injected_row(language: LanguageModel) -> No
         )
 
 
-def test_nothing_of_one_answer_reaches_the_next(language: LanguageModel) -> None:
+def test_an_answer_does_not_influence_the_next_one(language: LanguageModel) -> None:
     first = language.answer(*injected(0), max_tokens=8)
     language.answer(*injected(1), "Something much longer than that, is it not?", max_tokens=20)
     again = language.answer(*injected(0), max_tokens=8)
@@ -192,7 +192,7 @@ def test_rows_that_cannot_be_injected_are_refused(
         language.answer(image, rows)
 
 
-def test_a_taught_answer_is_said_and_stopped(tiny_bundle: Path, tiny_tokenizer: Path) -> None:
+def test_a_trained_answer_is_generated_and_stopped(tiny_bundle: Path, tiny_tokenizer: Path) -> None:
     manifest = read_manifest(tiny_bundle)
     model = LanguageModel.open(tiny_bundle / "llm.gguf", manifest.prompt, manifest.language, threads=1)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tiny_tokenizer))
@@ -200,26 +200,29 @@ def test_a_taught_answer_is_said_and_stopped(tiny_bundle: Path, tiny_tokenizer: 
     answer = model.answer(np.zeros(64, np.float32), np.zeros((18, 64), np.float32))
     assert answer.text == "Yes, at the top left."
     assert answer.affirmative is True
-    spoken = [
+    tokens = [
         *tokenizer.encode("Yes, at the top left."),
         tokenizer.piece_to_id("<0x0A>"),
         tokenizer.piece_to_id("##"),
     ]
-    assert list(answer.token_ids) == spoken
-    assert answer.num_passes == len(spoken)
+    assert list(answer.token_ids) == tokens
+    assert answer.num_passes == len(tokens)
     model.decoder.drafting, model.decoder.costs = True, fixed_costs([(1, 1.0), (1000, 1.0)])
     again = model.answer(np.zeros(64, np.float32), np.zeros((18, 64), np.float32))
     assert again.token_ids == answer.token_ids
-    assert again.num_passes == 1, "what was said lately is expected"
-    assert again.num_accepted == len(spoken) - 1
+    assert again.num_passes == 1, "a recent answer is expected"
+    assert again.num_accepted == len(tokens) - 1
     model.close()
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"stop_piece": "no such piece"}, "to stop at"), ({"affirmative": "No"}, "begin with the same token")],
+    [
+        ({"stop_piece": "no such piece"}, "no stop token"),
+        ({"affirmative": "No"}, "begin with the same token"),
+    ],
 )
-def test_words_the_model_cannot_say_are_refused(
+def test_a_prompt_layout_that_does_not_fit_the_model_is_refused(
     gguf_file: Path, expected: Language, changes: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(BundleError, match=complaint):
@@ -251,7 +254,7 @@ def test_a_file_that_only_llama_cpp_would_reject_is_a_bundle_error(
     ],
     ids=["truncated", "not LLaMA-like", "width", "vocabulary", "cut by a byte"],
 )
-def test_llama_cpp_never_sees_what_is_not_the_bundles_model(
+def test_llama_cpp_is_not_given_a_file_that_differs_from_the_manifest(
     gguf_file: Path,
     expected: Language,
     tmp_path: Path,
@@ -291,27 +294,25 @@ def plain(language: LanguageModel, seed: int, max_tokens: int, question: str = "
 
 
 def drafted_from(language: LanguageModel, paths: list[list[int]], seed: int, max_tokens: int) -> Answer:
-    """The answer when exactly these token paths are drafted, at every pass."""
+    """The answer when these token paths are drafted in every pass."""
     tree = PrefixTree(paths)
 
-    def expect(question: str, reading: object, spoken: Sequence[int] = ()) -> object:
-        node = tree.find(spoken)
+    def expect(question: str, reading: object, tokens: Sequence[int] = ()) -> object:
+        node = tree.find(tokens)
         if node is None:
-            node = -1  # nonsense here: whatever is drafted, the answer stays the same
+            node = -1  # a wrong draft, which must not change the answer
         return tree.below(node, np.full(len(paths), 1 / max(1, len(paths))))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language.drafter, "expect", expect)
-        patch.setattr(language.decoder, "costs", fixed_costs([(1, 1.0), (1000, 1.0)]))  # every draft pays
+        patch.setattr(language.decoder, "costs", fixed_costs([(1, 1.0), (1000, 1.0)]))  # drafts cost nothing
         return language.answer(*injected(seed), max_tokens=max_tokens)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_whatever_is_drafted_the_answer_is_plain_decodings(
-    language: LanguageModel, data: st.DataObject
-) -> None:
-    """Paths made of the true answer: cut, wrong from some token on, one the beginning of another, empty, random."""
+def test_the_answer_equals_plain_decoding_for_any_draft(language: LanguageModel, data: st.DataObject) -> None:
+    """Drafts from the true answer: cut, wrong from some token on, one a prefix of another, empty, random."""
     seed, length = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 14))
     wanted = plain(language, seed, length)
     vocab = language.session.num_vocab
@@ -332,22 +333,24 @@ def test_a_right_draft_is_one_pass(language: LanguageModel, seed: int) -> None:
     wanted = plain(language, seed, 12)
     answer = drafted_from(language, [list(wanted.token_ids)[:-1], [5, 6, 7]], seed, 12)
     assert answer.token_ids == wanted.token_ids
-    assert answer.settled or answer.num_passes == 1
+    assert answer.redecoded or answer.num_passes == 1
     assert answer.num_accepted == len(wanted.token_ids) - 1
 
 
-def test_a_tie_is_settled_by_plain_decoding(language: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tie_is_decoded_again_without_drafts(
+    language: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = plain(language, 0, 6)
-    everything = Noise(1e9, 1e9, language.decoder.noise.fewest)
-    monkeypatch.setattr(language.decoder, "noise", everything)  # is a tie
+    noise = Noise(1e9, 1e9, language.decoder.noise.min_rows)  # every token is a tie
+    monkeypatch.setattr(language.decoder, "noise", noise)
     answer = drafted_from(language, [list(wanted.token_ids)], 0, 6)
-    assert answer.settled
+    assert answer.redecoded
     assert answer.complete
     assert answer.token_ids == wanted.token_ids
     np.testing.assert_array_equal(answer.first_token_logits, wanted.first_token_logits)
 
 
-def test_stop_is_asked_between_passes(language: LanguageModel) -> None:
+def test_stop_is_called_between_passes(language: LanguageModel) -> None:
     wanted = plain(language, 0, 8)
     language.decoder.drafting = False
     answers = iter([False, False, True])
@@ -360,7 +363,7 @@ def test_stop_is_asked_between_passes(language: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_several_parts_together_are_answered_as_one_by_one(language: LanguageModel, count: int) -> None:
+def test_several_parts_together_get_the_same_answers_as_alone(language: LanguageModel, count: int) -> None:
     parts = [Part(*injected(seed), question=f"Is {seed} right?") for seed in range(count)]
     alone = [
         language.answer(part.image_embedding, part.prompt_embeddings, part.question, 10) for part in parts
@@ -374,7 +377,9 @@ def test_several_parts_together_are_answered_as_one_by_one(language: LanguageMod
     assert sum(answer.num_passes for answer in together) < sum(answer.num_passes for answer in alone) * count
 
 
-def test_more_parts_than_the_context_holds_are_taken_in_turn(gguf_file: Path, expected: Language) -> None:
+def test_more_parts_than_fit_into_the_context_are_answered_in_groups(
+    gguf_file: Path, expected: Language
+) -> None:
     model = LanguageModel.open(gguf_file, LAYOUT, expected, threads=1, max_context=160)
     parts = [Part(*injected(seed)) for seed in range(5)]
     together = model.answer_all(parts, 6)
@@ -384,7 +389,7 @@ def test_more_parts_than_the_context_holds_are_taken_in_turn(gguf_file: Path, ex
     model.close()
 
 
-def test_sampling_is_plain_and_repeatable(language: LanguageModel) -> None:
+def test_sampling_uses_no_drafts_and_is_repeatable(language: LanguageModel) -> None:
     greedy = plain(language, 0, 8)
     nearly = language.answer(*injected(0), max_tokens=8, sampling=Sampling(top_p=1e-9))
     assert nearly.token_ids == greedy.token_ids
@@ -399,15 +404,15 @@ def test_sampling_is_plain_and_repeatable(language: LanguageModel) -> None:
 
 
 def test_the_noise_bounds_hold_on_drafted_passes(language: LanguageModel) -> None:
-    """Logits of the first tokens, with and without a draft beside them."""
+    """Logits of the first tokens, with and without drafts in the pass."""
     noise = language.decoder.noise
     assert 0 < noise.first <= noise.later < 0.5
     for seed in range(6):
         image, rows = injected(seed)
         prompt = language.prompt(Part(image, rows))
 
-        def draft(said: list[int]) -> DraftTree:
-            tree = PrefixTree([said, *([i, i, i] for i in range(20) if i != said[0])])
+        def draft(tokens: list[int]) -> DraftTree:
+            tree = PrefixTree([tokens, *([i, i, i] for i in range(20) if i != tokens[0])])
             return tree.draft(-1, np.arange(len(tree.tokens)), 64)
 
         alone, beside = language.decoder.compare(prompt, 3, draft)
@@ -416,28 +421,30 @@ def test_the_noise_bounds_hold_on_drafted_passes(language: LanguageModel) -> Non
             assert abs(np.diff(one[top] - other[top])[0]) < bound
 
 
-def test_a_tie_is_decoded_again_only_as_far_as_it_lies(language: LanguageModel) -> None:
+def test_only_the_tokens_up_to_a_tie_are_decoded_again(language: LanguageModel) -> None:
     wanted = plain(language, 0, 12)
-    margin = Noise(1e9, 0.0, language.decoder.noise.fewest)  # the first token ties, no other does
+    noise = Noise(1e9, 0.0, language.decoder.noise.min_rows)  # the first token ties, no other does
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language.decoder, "noise", margin)
+        patch.setattr(language.decoder, "noise", noise)
         answer = drafted_from(language, [list(wanted.token_ids)[:-1]], 0, 12)
-    assert answer.settled
+    assert answer.redecoded
     assert answer.token_ids == wanted.token_ids
     assert answer.num_passes == 2
     dialogue = Dialogue(language, *injected(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language.decoder, "noise", margin)
+        patch.setattr(language.decoder, "noise", noise)
         first = dialogue.ask("", 12)
     again = Dialogue(language, *injected(0))
     assert first.token_ids == again.ask("", 12).token_ids == wanted.token_ids
-    assert dialogue.ask("And now?", 6).token_ids == again.ask("And now?", 6).token_ids, "the cache holds less"
+    assert dialogue.ask("And now?", 6).token_ids == again.ask("And now?", 6).token_ids, (
+        "fewer positions are cached"
+    )
 
 
-def test_a_prompts_first_token_is_the_same_to_the_last_bits_with_drafts(language: LanguageModel) -> None:
-    """Filled up, a prompt is computed in the same steps whatever is drafted."""
+def test_drafts_do_not_change_the_first_tokens_logits(language: LanguageModel) -> None:
+    """A padded prompt is computed in the same steps with and without drafts."""
     if language.decoder.noise.first > 0.1 * language.decoder.noise.later:
-        pytest.skip("on this machine nothing is gained by filling a prompt's pass up")
+        pytest.skip("on this machine padding a prompt's pass does not reduce the noise")
     for seed in range(4):
         alone = plain(language, seed, 1)
         beside = drafted_from(language, [[i, i, i] for i in range(20)], seed, 4)

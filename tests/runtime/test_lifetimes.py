@@ -1,4 +1,4 @@
-"""Native resources: freed once, by their owner, and never used afterwards or elsewhere."""
+"""Native resources: freed once, by their owner; use afterwards or in a forked process is an error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ USES: dict[str, Callable[[agpt.Inspector], object]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_use_after_close_is_an_error_in_words(tiny_bundle: Path, use: str) -> None:
+def test_use_after_close_raises_closed_error(tiny_bundle: Path, use: str) -> None:
     inspector = agpt.Inspector.open(tiny_bundle, threads=1)
     USES[use](inspector)
     inspector.close()
@@ -55,7 +55,7 @@ def test_use_after_close_is_an_error_in_words(tiny_bundle: Path, use: str) -> No
         USES[use](inspector)
 
 
-def test_a_dialogue_outlives_no_inspector(tiny_bundle: Path) -> None:
+def test_a_dialogue_cannot_be_used_after_its_inspector_was_closed(tiny_bundle: Path) -> None:
     with agpt.Inspector.open(tiny_bundle, threads=1) as inspector:
         dialogue = inspector.dialogue(frame())
         dialogue.ask()
@@ -77,7 +77,7 @@ def test_two_inspectors_closed_in_any_order_leave_blas_as_it_was(tiny_bundle: Pa
 
 @pytest.fixture
 def unusable(tmp_path: Path) -> Path:
-    """The shipped bundle, sealed again with the same word for yes and no: its language model opens, then is refused."""
+    """The shipped bundle with the same word for yes and no; it is refused after its language model was loaded."""
     folder = tmp_path / "unusable"
     shutil.copytree(default_bundle(), folder)
     manifest = read_manifest(folder)
@@ -91,9 +91,9 @@ def test_a_failed_open_frees_everything(unusable: Path) -> None:
     for attempt in range(12):
         with pytest.raises(agpt.BundleError, match="same token"):
             agpt.Inspector.open(unusable, threads=1)
-        if attempt == 3:  # by then the libraries' own pools have grown
-            settled = resident_megabytes()
-    assert resident_megabytes() - settled < 25, "one language model is 7 MB"
+        if attempt == 3:  # by then the libraries' memory pools have grown
+            reference = resident_megabytes()
+    assert resident_megabytes() - reference < 25, "one language model is 7 MB"
     assert blas_threads() == before
 
 
@@ -104,7 +104,7 @@ def test_a_failed_enrolment_at_opening_frees_everything(tiny_bundle: Path) -> No
     assert blas_threads() == before
 
 
-def test_threads_wait_for_each_other(tiny_bundle: Path) -> None:
+def test_calls_from_several_threads_run_one_after_the_other(tiny_bundle: Path) -> None:
     with agpt.Inspector.open(tiny_bundle, threads=1) as inspector:
         alone = [inspector.inspect(frame(seed)) for seed in range(4)]
         together: dict[int, agpt.Verdict] = {}
@@ -125,7 +125,7 @@ def test_threads_wait_for_each_other(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_is_refused_in_words(tiny_bundle: Path) -> None:
+def test_use_in_a_forked_process_raises_closed_error(tiny_bundle: Path) -> None:
     with agpt.Inspector.open(tiny_bundle, threads=2) as inspector:
         read, write = os.pipe()
         child = os.fork()
@@ -148,4 +148,6 @@ def test_a_forked_process_is_refused_in_words(tiny_bundle: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
         assert len(words) == len(USES)
         assert all("was opened by another process" in each for each in words), words
-        assert inspector.inspect(frame()).status is not agpt.Status.NO_RESULT, "the parent's goes on"
+        assert inspector.inspect(frame()).status is not agpt.Status.NO_RESULT, (
+            "the parent's inspector still works"
+        )

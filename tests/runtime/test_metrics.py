@@ -13,7 +13,7 @@ from anomalygpt_edge.runtime.evaluation.metrics import accuracy, auroc, mean
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=60))
-def test_auroc_is_scikit_learns_ties_included(samples):
+def test_auroc_equals_scikit_learns_with_ties(samples):
     labels, scores = zip(*samples, strict=True)
     area = auroc(labels, scores)
     if len(set(labels)) < 2:
@@ -29,7 +29,7 @@ def test_auroc_on_many_pixels():
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
 
 
-def test_auroc_knows_direction():
+def test_higher_scores_are_more_anomalous():
     assert auroc([0, 0, 1], [0.1, 0.2, 0.9]) == 1
     assert auroc([1, 0, 0], [0.1, 0.2, 0.9]) == 0
     assert auroc([0, 1, 0, 1], [3, 3, 3, 3]) == 0.5

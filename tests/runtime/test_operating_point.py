@@ -1,4 +1,4 @@
-"""Who decides: the greedy answer, the recipe's operating point, or the map where time ran out."""
+"""Decisions by the greedy answer, by the recipe's operating point, or by the map when time runs out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anomalygpt_edge.runtime.enrolment.operating_point import (
 )
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
-from anomalygpt_edge.runtime.outputs.overlay import said
+from anomalygpt_edge.runtime.outputs.overlay import headline
 from anomalygpt_edge.runtime.outputs.records import Record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe
 
@@ -56,7 +56,7 @@ def test_the_greedy_answer_decides_by_default(inspector: Inspector) -> None:
     assert verdict.to_record()["decided_by"] == "answer"
 
 
-def test_an_operating_point_decides_instead_and_a_contradiction_is_told(inspector: Inspector) -> None:
+def test_an_operating_point_decides_instead_and_a_contradiction_is_reported(inspector: Inspector) -> None:
     p = inspector.inspect(frame()).p_anomaly
     assert p is not None
     inspector.use(Recipe(name="part", operating_point=point(p / 2)))
@@ -64,7 +64,7 @@ def test_an_operating_point_decides_instead_and_a_contradiction_is_told(inspecto
     assert (agreeing.status, agreeing.decided_by) == (Status.FAIL, "operating point")
     assert not agreeing.contradiction
     assert "is above the recipe's" in agreeing.reason
-    inspector.use(Recipe(name="part", operating_point=point(p)))  # FAIL is above, not at
+    inspector.use(Recipe(name="part", operating_point=point(p)))  # FAIL only above the limit
     verdict = inspector.inspect(frame())
     assert (verdict.status, verdict.decided_by, verdict.contradiction) == (
         Status.PASS,
@@ -74,30 +74,30 @@ def test_an_operating_point_decides_instead_and_a_contradiction_is_told(inspecto
     assert verdict.sentence.startswith("Yes")
     assert "not above" in verdict.reason
     assert verdict.reason.endswith("though it answered Yes")
-    assert said(verdict) == verdict.reason, "nobody reads Yes beside PASS without being told"
+    assert headline(verdict) == verdict.reason, "a contradiction shows the reason, not the sentence"
     assert verdict.to_record()["contradiction"] is True
 
 
 @pytest.mark.parametrize(("score", "status"), [(-1.0, Status.FAIL), (1e9, Status.PASS)])
-def test_the_map_decides_only_where_the_recipe_says_so(
+def test_the_map_decides_only_if_the_recipe_allows_it(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch, score: float, status: Status
 ) -> None:
-    """Time for the map and none for the verdict: the clock stands still, and the verdict costs a second."""
+    """There is time for the map, not for the verdict: the clock is fixed, and the verdict costs a second."""
     monkeypatch.setattr(inspector, "clock", lambda: 0.0)
     inspector.costs.add("verdict", 1.0)
     recipe = Recipe(name="part", operating_point=point(0.5, score))
     inspector.use(recipe)
-    silent = inspector.inspect(frame(), deadline=0.5)
-    assert (silent.status, silent.rung, silent.decided_by) == (Status.NO_RESULT, "map", None)
+    undecided = inspector.inspect(frame(), deadline=0.5)
+    assert (undecided.status, undecided.rung, undecided.decided_by) == (Status.NO_RESULT, "map", None)
     inspector.use(msgspec.structs.replace(recipe, without_verdict="map"))
     verdict = inspector.inspect(frame(), deadline=0.5)
     assert (verdict.status, verdict.rung, verdict.decided_by) == (status, "map", "map")
     assert "map score" in verdict.reason
     assert "no time for the verdict" in verdict.reason
-    assert said(verdict) == verdict.reason
+    assert headline(verdict) == verdict.reason
 
 
-def test_what_breaks_is_never_decided_by_the_map(
+def test_a_failed_inspection_is_not_decided_by_the_map(
     inspector: Inspector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspector.use(Recipe(name="part", operating_point=point(0.5, 1e9), without_verdict="map"))
@@ -110,33 +110,33 @@ def test_what_breaks_is_never_decided_by_the_map(
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.5, 2), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999)])
-def test_so_many_good_parts_are_needed(rate: float, needed: int) -> None:
+def test_the_number_of_good_parts_needed(rate: float, needed: int) -> None:
     assert num_normals_needed(rate) == needed
     check_rate(rate, needed)
-    with pytest.raises(ConfigError, match=f"needs at least {needed} good parts and there are {needed - 1}"):
+    with pytest.raises(ConfigError, match=f"needs at least {needed} good parts, but there are {needed - 1}"):
         check_rate(rate, needed - 1)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, 0.51, float("nan")])
-def test_what_is_no_rate_is_refused(rate: float) -> None:
+def test_an_invalid_rate_is_refused(rate: float) -> None:
     with pytest.raises(ConfigError, match="over 0 and at most"):
         check_rate(rate, 1000)
 
 
 def test_the_rate_holds_on_average() -> None:
-    """20,000 sets of good parts of a skewed distribution, and one further part each."""
+    """20,000 sets of good parts from a skewed distribution, each with one further part."""
     rng = np.random.default_rng(0)
     rate, n = 0.05, 30
     rejected = 0
     for draws in rng.beta(0.5, 5, (20000, n + 1)):
         chosen = choose_operating_point([good_part(p) for p in draws[:n]], rate)
         rejected += draws[n] > chosen.p_anomaly
-    assert 0.025 < rejected / 20000 <= 1 / (n + 1) + 0.004, "the first of 31: 3.2 %, never over 5 %"
+    assert 0.025 < rejected / 20000 <= 1 / (n + 1) + 0.004, "1 of 31 parts, 3.2 %, below 5 %"
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=9, max_size=60), st.floats(0.1, 0.5))
-def test_at_most_the_rate_of_the_good_parts_themselves_is_above(values: list[float], rate: float) -> None:
+def test_at_most_the_rate_of_the_same_good_parts_is_above(values: list[float], rate: float) -> None:
     chosen = choose_operating_point([good_part(p, 2 * p) for p in values], rate)
     assert sum(p > chosen.p_anomaly for p in values) <= rate * (len(values) + 1) - 1 + 1e-6
     assert chosen.score == 2 * chosen.p_anomaly
@@ -176,19 +176,19 @@ def test_enrolment_chooses_it_on_parts_outside_the_bank(
         bank = normals if held_out else [other for j, other in enumerate(normals) if j != i]
         inspector.use(inspector.make_bank(bank))
         scores.append(inspector.inspect(judged).score)
-    assert chosen.score == pytest.approx(max(scores)), "the largest of so few"
+    assert chosen.score == pytest.approx(max(scores)), "the largest score of these few parts"
     assert chosen.num_normals == len(scores)
     inspector.use(tmp_path / "part.toml")
     assert inspector.product.operating_point == chosen
     assert inspector.product.without_verdict == "map"
     assert inspector.vision.networks["encoder"].__class__.__module__.endswith("onnxruntime"), (
-        "as it was before"
+        "the encoder is restored"
     )
 
 
-def test_enrolment_refuses_what_means_nothing(inspector: Inspector, tmp_path: Path) -> None:
+def test_enrolment_refuses_inconsistent_options(inspector: Inspector, tmp_path: Path) -> None:
     out = tmp_path / "part.toml"
-    with pytest.raises(ConfigError, match="needs at least 99 good parts and there are 4"):
+    with pytest.raises(ConfigError, match="needs at least 99 good parts, but there are 4"):
         enroll(inspector, [frame(i) for i in range(4)], out, name="part", false_reject_rate=0.01)
     for options in ({"held_out": [frame()]}, {"without_verdict": "map"}):
         with pytest.raises(ConfigError, match="give --false-reject-rate too"):
@@ -221,7 +221,7 @@ def test_a_recipe_that_cannot_decide_is_refused(tmp_path: Path, text: str, compl
         load_recipe(path)
 
 
-def test_records_of_before_are_still_read() -> None:
+def test_records_of_earlier_versions_are_still_read() -> None:
     fields = Record.__struct_fields__
     assert {"decided_by", "contradiction"} <= set(fields)
     assert {f.name for f in msgspec.structs.fields(Record) if f.required}.isdisjoint(

@@ -1,4 +1,4 @@
-"""What the overlay must show: the frame, heat where the map is high, boxes, the status' colour."""
+"""The overlay: the frame, heat for high map values, region boxes, and the status' colour."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_heat_shows_where_the_map_is_high_and_nowhere_else():
     np.testing.assert_array_equal(heated[300:, 300:], frame[300:, 300:])
 
 
-def test_what_the_crop_left_out_is_dimmed():
+def test_the_area_outside_the_crop_is_dimmed():
     frame = np.full((240, 480, 3), 200, np.uint8)
     canvas = draw_overlay(frame, make_verdict(240, 480, resize="crop"), level=LEVEL)
     _, heated = panes(canvas, 240, 480)
@@ -95,7 +95,7 @@ def test_any_sentence_can_be_drawn(sentence):
     draw_overlay(frame, make_verdict(480, 640, sentence=sentence, reason="why"), sentence, LEVEL)
 
 
-def test_a_part_without_frame_has_a_picture_too():
+def test_a_part_without_a_frame_has_an_overlay():
     verdict = make_verdict(0, 0, Status.NO_RESULT, maps=None, frame=None, sentence="", p_anomaly=None)
     assert draw_overlay(None, verdict).shape[1] > PANE_SIDE
 
@@ -119,7 +119,7 @@ def test_files_are_png(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "overlays" / "00001_a.png")), image)
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AgptError, match="another --out folder"):
         OverlayFolder(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""The vision pipeline: its stages give what an inspection gives, and the encoder cache is bounded."""
+"""The vision pipeline: its stages give the maps of an inspection, and the encoder cache is limited."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
         yield opened
 
 
-def test_its_stages_give_the_inspections_map(inspector: Inspector) -> None:
+def test_the_stages_give_the_map_of_an_inspection(inspector: Inspector) -> None:
     vision, product = inspector.vision, inspector.product
     maps, matches = vision.localise(vision.encode_frame(frame(), product), product)
     np.testing.assert_array_equal(maps[0], inspector.inspect(frame()).anomaly_map)
     assert matches is None
 
 
-def test_cached_features_are_the_encoders(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_features_equal_the_encoders(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     run = inspector.vision.networks["encoder"].run
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def encoded(value: float) -> Encoded:
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 500))
-def test_the_cache_is_right_and_bounded(images: list[int], max_bytes: int) -> None:
+def test_the_cache_is_correct_and_limited(images: list[int], max_bytes: int) -> None:
     cache, misses = EncoderCache(max_bytes), []
 
     def encode(pixels: np.ndarray) -> Encoded:
@@ -69,7 +69,7 @@ def test_the_cache_is_right_and_bounded(images: list[int], max_bytes: int) -> No
             assert len(misses) == num_misses, "the same image twice in a row is encoded once"
 
 
-def test_a_full_cache_still_helps_who_walks_over_the_same_images() -> None:
+def test_a_full_cache_still_helps_repeated_passes_over_the_same_images() -> None:
     cache, misses = EncoderCache(5 * size_of(encoded(0))), []
     for _ in range(3):
         for image in range(10):

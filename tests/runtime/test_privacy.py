@@ -1,4 +1,4 @@
-"""Nothing leaves the machine and nothing is written where nobody asked for it."""
+"""The runtime sends nothing over the network and writes no files that were not requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes and memory banks: what is written is read back; what is altered is refused."""
+"""Recipes and memory banks: reading back what was written, and refusing altered files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path: Path, recipe: Recipe)
         ("name = 'a'\n[memory_bank]\nfile = '..'", "memory_bank"),
     ],
 )
-def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=complaint) as error:
@@ -132,7 +132,7 @@ def test_a_bank_of_other_features_is_refused(features: np.ndarray, bundle: Bundl
         load_bank(record, tmp_path, bundle)
 
 
-def test_features_that_make_no_bank_are_refused() -> None:
+def test_features_that_cannot_form_a_bank_are_refused() -> None:
     with pytest.raises(RecipeError, match="at least one"):
         MemoryBank.from_features([], DIGEST)
     with pytest.raises(RecipeError, match="not finite"):

@@ -1,4 +1,4 @@
-"""Score, regions, places."""
+"""Scores, regions and places of anomaly maps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from anomalygpt_edge.runtime.vision.views import FrameSize
 UNIT = st.floats(0, 1)
 
 
-def test_places_are_those_the_model_was_trained_on() -> None:
+def test_places_are_those_of_the_training_answers() -> None:
     assert PLACES == prompts.PLACES
 
 
 @given(UNIT, UNIT)
-def test_place_names_are_the_training_rule(row: float, column: float) -> None:
+def test_place_names_follow_the_training_rule(row: float, column: float) -> None:
     assert place_name(row, column) == prompts.place_name(row, column)
 
 
@@ -37,7 +37,7 @@ def test_places_are_read_back_from_the_training_answers(places: list[str]) -> No
     assert named_places(prompts.answer(places)) == list(dict.fromkeys(places))
 
 
-def test_no_place_in_the_negative_answer() -> None:
+def test_the_negative_answer_names_no_place() -> None:
     assert named_places(prompts.answer([])) == []
 
 
@@ -73,7 +73,7 @@ def test_stretched_frames_scale_each_side() -> None:
     assert region.place == "bottom left"
 
 
-def test_specks_are_left_out_and_the_strongest_comes_first() -> None:
+def test_small_components_are_left_out_and_the_strongest_comes_first() -> None:
     values = np.zeros((224, 224), np.float32)
     values[5, 5] = 1
     values[100:110, 100:110] = 0.6
@@ -121,7 +121,7 @@ def test_agreement(sentence: str, places: list[str], agree: bool | None) -> None
     assert places_agree(sentence, regions) is agree
 
 
-def test_map_in_frame_puts_the_map_back() -> None:
+def test_map_in_frame_undoes_the_crop() -> None:
     values = np.zeros((224, 224), np.float32)
     values[10:30, 150:180] = 1
     verdict = Verdict(
@@ -140,7 +140,7 @@ def test_map_in_frame_puts_the_map_back() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from(["crop", "stretch"]))
-def test_map_in_frame_keeps_a_level(height: int, width: int, resize: str) -> None:
+def test_map_in_frame_keeps_a_constant_value(height: int, width: int, resize: str) -> None:
     verdict = Verdict(
         status=Status.PASS,
         reason="",
@@ -154,7 +154,7 @@ def test_map_in_frame_keeps_a_level(height: int, width: int, resize: str) -> Non
     assert (framed > 0).sum() >= 0.9 * min(height, width) ** 2 - 1
 
 
-def test_records_hold_no_nan() -> None:
+def test_records_contain_no_nan() -> None:
     record = Verdict(
         status=Status.NO_RESULT, reason="x", p_anomaly=float("nan"), score=float("inf")
     ).to_record()

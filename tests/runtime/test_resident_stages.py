@@ -344,7 +344,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_says_why(
     for _ in range(3):
         assert_same(results(stages, pixels(), reference), expected)
     assert machine.libcuda.calls.count("cuGraphInstantiateWithFlags") == 3, "tried once each"
-    assert all("cuGraphInstantiateWithFlags" in step.obstacle and not step.graph for step in stages.steps)
+    assert all("cuGraphInstantiateWithFlags" in step.not_recorded_because and not step.graph for step in stages.steps)
 
     machine.libcuda.fail = ""
     refusing = machine.open(tiny_bundle)
@@ -357,7 +357,7 @@ def test_what_cannot_be_recorded_runs_plainly_and_says_why(
     for _ in range(3):
         assert_same(results(refusing, pixels(), reference), expected)
     encode, *others = refusing.steps
-    assert "TensorRT cannot run encoder.tensorrt.plan" in encode.obstacle
+    assert "TensorRT cannot run encoder.tensorrt.plan" in encode.not_recorded_because
     assert all(step.graph is not None for step in others)
 
 

@@ -1,4 +1,4 @@
-"""``cover``: what it keeps, and that noise changes little of it."""
+"""``cover``: the rows that it chooses, and their stability under noise."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from anomalygpt_edge.kernels import coreset, normalise
 from anomalygpt_edge.runtime.vision.subsample import cover
 
-COPIES, CLUSTERS = 4, 24
+VERSIONS, CLUSTERS = 4, 24
 
 
-def with_copies(seed: int, patches: int = 256, width: int = 32, taps: int = 1) -> np.ndarray:
-    """Unit rows [taps, COPIES * patches, width] as copies of a part make them: few surfaces, all alike."""
+def augmented_rows(seed: int, patches: int = 256, width: int = 32, taps: int = 1) -> np.ndarray:
+    """Unit rows [taps, VERSIONS * patches, width] as augmentation makes them: few surfaces, similar versions."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(CLUSTERS, width))[rng.integers(CLUSTERS, size=patches)]
     sample = centres + rng.normal(size=(taps, patches, width)) * 0.3
-    copies = [sample + rng.normal(size=sample.shape) * 0.1 for _ in range(COPIES)]
-    return normalise(np.concatenate(copies, axis=1).astype(np.float32))
+    versions = [sample + rng.normal(size=sample.shape) * 0.1 for _ in range(VERSIONS)]
+    return normalise(np.concatenate(versions, axis=1).astype(np.float32))
 
 
 def farthest(rows: np.ndarray, chosen: np.ndarray) -> float:
@@ -33,7 +33,7 @@ def kept_share(before: np.ndarray, after: np.ndarray) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 90), st.integers(1, 100))
-def test_rows_are_ascending_different_and_as_many_as_asked(
+def test_rows_are_ascending_distinct_and_of_the_requested_number(
     seed: int, taps: int, num_rows: int, size: int
 ) -> None:
     rows = normalise(np.random.default_rng(seed).normal(size=(taps, num_rows, 5)).astype(np.float32))
@@ -50,19 +50,19 @@ def test_rows_are_ascending_different_and_as_many_as_asked(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_covers_better_than_chance(seed: int) -> None:
-    (rows,) = with_copies(seed)
-    size = len(rows) // COPIES
+    (rows,) = augmented_rows(seed)
+    size = len(rows) // VERSIONS
     (chosen,) = cover(rows[None], size)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:size]
     assert farthest(rows, chosen) < farthest(rows, drawn)
 
 
-def test_noise_of_a_thousandth_changes_few_choices_and_of_greedy_ones_many() -> None:
+def test_noise_changes_few_choices_but_many_greedy_ones() -> None:
     kept = []
     for seed in range(20):
-        rows = with_copies(seed)
+        rows = augmented_rows(seed)
         noise = np.random.default_rng(seed + 100).normal(size=rows.shape) * 1e-3
-        noisy, size = normalise((rows + noise).astype(np.float32)), rows.shape[1] // COPIES
+        noisy, size = normalise((rows + noise).astype(np.float32)), rows.shape[1] // VERSIONS
         kept.append(
             [kept_share(choose(rows, size)[0], choose(noisy, size)[0]) for choose in (cover, coreset)]
         )
@@ -72,12 +72,12 @@ def test_noise_of_a_thousandth_changes_few_choices_and_of_greedy_ones_many() -> 
 
 
 def test_a_rare_surface_is_kept() -> None:
-    """The one patch that looks like no other is in the bank, wherever it is."""
-    (rows,) = with_copies(3)
+    """The one patch that differs from all others is chosen, at any index."""
+    (rows,) = augmented_rows(3)
     for place in (1, 100, 777, len(rows) - 1):
-        strange = rows.copy()
-        strange[place] = normalise(np.random.default_rng(place).normal(size=(1, 32)).astype(np.float32))
-        assert place in cover(strange[None], 256)[0]
+        changed = rows.copy()
+        changed[place] = normalise(np.random.default_rng(place).normal(size=(1, 32)).astype(np.float32))
+        assert place in cover(changed[None], 256)[0]
 
 
 def test_of_equal_rows_the_lowest_are_kept() -> None:
@@ -97,6 +97,6 @@ def test_of_equal_rows_the_lowest_are_kept() -> None:
         (np.full((1, 4, 3), np.nan, np.float32), 2, "finite"),
     ],
 )
-def test_what_is_no_bank_is_refused(rows: np.ndarray, size: int, word: str) -> None:
+def test_invalid_rows_are_refused(rows: np.ndarray, size: int, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         cover(rows, size)

@@ -1,4 +1,4 @@
-"""Plans: which may be loaded, and how they run; GPU, pycuda and TensorRT are fakes that run the ONNX graph inside."""
+"""Plans: which ones may be loaded, and how they run. GPU, pycuda and TensorRT are fakes that run the ONNX graphs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def example(batch: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_results_are_the_graphs(gpu_machine, bundle: Bundle, batch: int) -> None:
-    """Also in parts, when the batch is larger than the plan's."""
+def test_results_are_those_of_the_graph(gpu_machine, bundle: Bundle, batch: int) -> None:
+    """Including batches that are split because they are larger than the plan's."""
     expected = open_networks(bundle, "onnxruntime")["decoder"].run(**example(batch))
     engine = open_networks(bundle, "tensorrt")["decoder"]
     for _ in range(2):
@@ -58,14 +58,14 @@ def test_buffers_are_allocated_once_and_results_stay(gpu_machine, bundle: Bundle
     assert gpu_machine.cuda.allocations == allocations
 
 
-def test_inputs_are_checked_before_anything_native(gpu_machine, bundle: Bundle) -> None:
+def test_inputs_are_checked_before_native_code_runs(gpu_machine, bundle: Bundle) -> None:
     engine = open_networks(bundle, "tensorrt")["decoder"]
     with pytest.raises(ValueError, match="patch_features is float64"):
         engine.run(**example(1) | {"patch_features": np.zeros((1, 4, 256, 32))})
     assert not gpu_machine.cuda.copies
 
 
-def test_one_engine_reads_what_the_other_wrote(gpu_machine, bundle: Bundle) -> None:
+def test_an_engine_reads_another_engines_output_on_the_device(gpu_machine, bundle: Bundle) -> None:
     networks = open_networks(bundle, "tensorrt")
     encoder, decoder = networks["encoder"], networks["decoder"]
     decoder.share("patch_features", encoder.buffers["patch_features"])
@@ -84,12 +84,12 @@ def test_one_engine_reads_what_the_other_wrote(gpu_machine, bundle: Bundle) -> N
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_buffer_that_is_declared_otherwise_is_not_shared(gpu_machine, bundle: Bundle) -> None:
+def test_a_buffer_of_another_dtype_is_not_shared(gpu_machine, bundle: Bundle) -> None:
     decoder = open_networks(bundle, "tensorrt")["decoder"]
     with gpu_machine.device.current():
         half = gpu_machine.device.buffer((1, 4, 256, 32), "float16")
     with pytest.raises(
-        BundleError, match=r"takes patch_features as float32 \[4, 256, 32\], and it comes as float16"
+        BundleError, match=r"takes patch_features as float32 \[4, 256, 32\], but it is given as float16"
     ):
         decoder.share("patch_features", half)
     found = decoder.run(**example(1))["patch_logits"]
@@ -115,7 +115,7 @@ def test_the_inspector_takes_the_plans_by_itself(gpu_machine, bundle: Bundle, ti
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=1e-5)
 
 
-def test_rtx_keeps_its_kernels_in_the_devices_cache(
+def test_rtx_saves_its_compiled_kernels_in_the_cache_folder(
     fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     gpu_machine.gpu = RTX_4090
@@ -184,14 +184,14 @@ def test_a_cache_that_others_can_write_to_is_refused(
             RTX_4090,
             "this is NV",
         ),
-        ({"platform": "linux-sparc"}, ORIN, "linux-sparc, and this is linux-"),
-        ({"graph_sha256": "0" * 64}, ORIN, "its graph was changed since"),
+        ({"platform": "linux-sparc"}, ORIN, "linux-sparc, but this is linux-"),
+        ({"graph_sha256": "0" * 64}, ORIN, "its graph was changed afterwards"),
     ],
 )
 def test_a_plan_of_another_machine_is_refused(
     fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path, changed: dict, gpu: Gpu, reason: str
 ) -> None:
-    """Naming what it was built for and how to build it again, before TensorRT sees a byte of it."""
+    """The message names the machines it was built for and the command; TensorRT does not read the plan."""
     gpu_machine.gpu = gpu
     bundle = fakes.with_plans(tiny_bundle, tmp_path / "bundle", **changed)
     command = f"agpt export --resume --engine tensorrt {bundle.folder}"
@@ -220,7 +220,7 @@ def test_a_plan_of_another_machine_is_refused(
         ),
     ],
 )
-def test_a_plan_that_was_built_for_more_is_taken(
+def test_a_plan_that_also_fits_this_machine_is_accepted(
     fakes, tiny_bundle: Path, changed: dict, gpu: Gpu, version: str
 ) -> None:
     bundle = open_bundle(tiny_bundle)
@@ -237,13 +237,13 @@ def test_altered_bytes_are_refused_before_they_are_loaded(gpu_machine, bundle: B
     )
     with pytest.raises(BundleError, match=f"was altered.*{rebuild}"):
         open_bundle(bundle.folder)
-    with pytest.raises(BundleError, match=f"was altered.*{rebuild}"):  # altered between the two looks
+    with pytest.raises(BundleError, match=f"was altered.*{rebuild}"):  # altered after the bundle was opened
         open_networks(bundle, "tensorrt")
     assert all(seen != bytes(data) for seen in gpu_machine.apis["tensorrt"].deserialised)
     assert open_bundle(bundle.folder, with_plans=False).manifest.plans == {}
 
 
-def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(gpu_machine, bundle: Bundle) -> None:
+def test_the_error_for_a_plan_that_tensorrt_cannot_load_is_one_sentence(gpu_machine, bundle: Bundle) -> None:
     (bundle.folder / "encoder.tensorrt.plan").write_bytes(b"no plan")
     seal(bundle.folder, read_manifest(bundle.folder))
     with pytest.raises(
@@ -252,9 +252,11 @@ def test_a_plan_that_tensorrt_does_not_take_is_one_sentence(gpu_machine, bundle:
         open_networks(open_bundle(bundle.folder), "tensorrt")
 
 
-def test_what_is_missing_is_named(gpu_machine, bundle: Bundle, tiny_bundle: Path, monkeypatch) -> None:
+def test_the_reason_names_what_is_missing(
+    gpu_machine, bundle: Bundle, tiny_bundle: Path, monkeypatch
+) -> None:
     def sentence(opened: Bundle | None = bundle) -> str:
-        return tensorrt.obstacle("tensorrt", opened)
+        return tensorrt.unavailable_reason("tensorrt", opened)
 
     assert sentence() == sentence(None) == ""
     assert "no TensorRT plan of the encoder: agpt export --resume" in sentence(open_bundle(tiny_bundle))
@@ -266,7 +268,7 @@ def test_what_is_missing_is_named(gpu_machine, bundle: Bundle, tiny_bundle: Path
     assert "no NVIDIA GPU that this process can use: install its driver" in sentence()
 
 
-def test_version_compatible_plans_may_bring_their_runtime(
+def test_version_compatible_plans_may_contain_their_runtime(
     fakes, gpu_machine, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     open_networks(fakes.with_plans(tiny_bundle, tmp_path / "plain"), "tensorrt")

@@ -1,4 +1,4 @@
-"""``agpt trace``: every intermediate result in one file, and each one is what the inspector works with."""
+"""``agpt trace``: all intermediate results in one file, equal to the inspector's."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_command_writes_every_stage(tiny_bundle, images, tmp_path, monkeypatch):
     assert 0 < len(answer) <= 16
 
 
-def test_stages_are_the_inspectors(tiny_bundle, images):
+def test_traced_stages_equal_the_inspectors(tiny_bundle, images):
     frames = [read_image(path) for path in images]
     with Inspector.open(tiny_bundle, threads=1) as inspector:
         zero_shot = trace_frame(inspector, frames[0], [])
@@ -78,7 +78,7 @@ def test_stages_are_the_inspectors(tiny_bundle, images):
     assert np.abs(known["anomaly_map"]).max() < 1e-5  # compared with itself, nothing is anomalous
 
 
-def test_one_resize_serves_image_and_good_parts(tiny_bundle, images):
+def test_image_and_good_parts_are_resized_alike(tiny_bundle, images):
     frame = read_image(images[0])
     with Inspector.open(tiny_bundle, threads=1) as inspector:
         crop = trace_frame(inspector, frame, [frame], "crop")
@@ -89,7 +89,7 @@ def test_one_resize_serves_image_and_good_parts(tiny_bundle, images):
 
 
 def test_history_is_part_of_the_question(tiny_bundle, images):
-    """The original's multi-turn prompt is one text; the class stays the one that was chosen, whatever it says."""
+    """AnomalyGPT's prompt with several turns is one text; it does not change the chosen class."""
     question = "Is it good?\n### Assistant: It is a pcb.\n### Human: Why?"
     with Inspector.open(tiny_bundle, threads=1) as inspector:
         trace = trace_frame(inspector, read_image(images[0]), [], question=question)
@@ -98,7 +98,7 @@ def test_history_is_part_of_the_question(tiny_bundle, images):
     assert list(trace["prompt_token_ids"][-len(pieces) :]) == pieces
 
 
-def test_mistakes_are_one_sentence_and_leave_nothing(tiny_bundle, images, tmp_path, monkeypatch, capfd):
+def test_errors_are_one_sentence_and_leave_no_file(tiny_bundle, images, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out" / "trace.npz"
     out.parent.mkdir()
     for arguments, words in (

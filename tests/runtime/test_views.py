@@ -1,4 +1,4 @@
-"""Regions and tiles, end to end on a small bundle: what is looked at, compared, judged, recorded and drawn."""
+"""Regions and tiles with a small bundle: geometry, recipes, inspection, records and overlays."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
 
 @pytest.fixture(scope="module")
 def recipes(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Recipes with tiles and with regions, from two good parts each."""
+    """A recipe with tiles and one with regions, from two good parts each."""
     folder = tmp_path_factory.mktemp("recipes")
     inspector.use(None)
     for name, layout in (("tiles", {"tiles": TILES}), ("regions", {"regions": REGIONS})):
@@ -91,7 +91,7 @@ def test_a_grid_covers_every_pixel_with_tiles_of_one_size(height, width, rows, c
         assert boxes[columns].y - boxes[0].y <= tile_height * (1 - overlap) + 1
 
 
-def test_tiles_keep_the_aspect_where_the_frame_lets_them() -> None:
+def test_tiles_are_square_where_the_frame_allows_it() -> None:
     assert {(box.width, box.height) for box in split_grid(1080, 1920, 3, 3)} == {(640, 640)}
     assert {(box.width, box.height) for box in split_grid(256, 4096, 1, 4)} == {(1024, 256)}
     assert len(set(split_grid(500, 500, 4, 1))) == 4
@@ -106,7 +106,7 @@ def test_tiles_are_read_from_the_command_line(text: str, tiles: Tiles) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3y4", "0x3", "3x", "-3", "1000x1", "3x3x3", "99999999"])
-def test_what_is_no_grid_is_refused(text: str) -> None:
+def test_invalid_tiles_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--tiles"):
         parse_tiles(text, 0.0)
 
@@ -119,7 +119,7 @@ def test_regions_are_read_from_the_command_line() -> None:
 @pytest.mark.parametrize(
     "text", ["", "a", "a=", "=1,2,3,4", "a=1,2,3", "a=1,2,3,x", "a=1,2,3,nan", "a=1,2,3,4,400"]
 )
-def test_what_is_no_region_is_refused(text: str) -> None:
+def test_an_invalid_region_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--region"):
         parse_region(text)
 
@@ -174,18 +174,18 @@ def test_a_recipe_with_views_is_read_back(tmp_path_factory: pytest.TempPathFacto
         ),
     ],
 )  # fmt: skip
-def test_views_that_cannot_be_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_recipe_with_invalid_views_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "r.toml").write_text(f"name = 'a'\n{text}\n")
     with pytest.raises(RecipeError, match=complaint):
         load_recipe(tmp_path / "r.toml")
 
 
-def test_a_recipe_made_before_there_were_views_still_opens(
+def test_a_recipe_from_before_regions_and_tiles_still_opens(
     inspector: Inspector, recipes: dict[str, Path], tmp_path: Path
 ) -> None:
     inspector.use(None)
     bank = inspector.make_bank([frame(1)])
-    bank = MemoryBank(bank.features[0], 1, bank.encoder_sha256)  # as it was: [T, N, V]
+    bank = MemoryBank(bank.features[0], 1, bank.encoder_sha256)  # the earlier shape [T, N, V]
     recipe = Recipe(name="old", memory_bank=bank.save(tmp_path / "old.bank.npz"))
     save_recipe(recipe, tmp_path / "old.toml")
     assert "frame" not in (tmp_path / "old.toml").read_text()
@@ -210,10 +210,10 @@ def test_a_bank_of_other_views_is_refused(inspector: Inspector, recipes: dict[st
 
 
 @pytest.mark.parametrize("kind", ["tiles", "regions"])
-def test_every_view_is_judged_as_the_frame_that_it_is(
+def test_every_view_is_judged_like_a_frame_of_its_own(
     inspector: Inspector, recipes: dict[str, Path], kind: str
 ) -> None:
-    """Each view's map, p(anomaly) and sentence are those of an inspection of that box alone."""
+    """Each view's map, p(anomaly) and sentence equal those of an inspection of its box alone."""
     inspector.use(recipes[kind])
     product = inspector.product
     verdict = inspector.inspect(frame())
@@ -221,7 +221,7 @@ def test_every_view_is_judged_as_the_frame_that_it_is(
     assert len(verdict.views) == len(product.layout.views((120, 160)))
     for index, view in enumerate(verdict.views):
         if view.box.angle:
-            continue  # no crop shows it
+            continue  # it cannot be cropped from the frame
         x, y, width, height = (int(value) for value in view.box[:4])
         bank = product.bank
         own = (
@@ -250,10 +250,10 @@ def test_a_normal_sample_is_normal_in_every_view(inspector: Inspector, recipes: 
 
 @pytest.mark.parametrize("kind", ["whole", "tiles", "regions"])
 @pytest.mark.parametrize("max_patches", [None, 300])
-def test_an_anomalous_patch_says_which_normal_spot_it_is_nearest_normal(
+def test_nearest_normal_is_the_nearest_patch_of_the_samples(
     inspector: Inspector, recipes: dict[str, Path], kind: str, max_patches: int | None
 ) -> None:
-    """Against plain arithmetic over the samples' own features, coreset or not."""
+    """Against direct arithmetic with the samples' features, with and without a coreset."""
     inspector.use(recipes[kind] if kind != "whole" else None)
     normals = [frame(1), frame(2), frame(3)]
     bank = inspector.make_bank(normals, max_patches=max_patches)
@@ -284,16 +284,16 @@ def test_an_anomalous_patch_says_which_normal_spot_it_is_nearest_normal(
     number = next(one for one, count in zip(best[::-1], votes[::-1], strict=True) if count == max(votes))
     number, patch = divmod(int(number), 256)
     sample, view = (number, deciding) if kind == "regions" else divmod(number, len(names))
-    like = verdict.nearest_normal
-    assert (like.sample, like.view, like.patch) == (sample + 1, names[view], divmod(patch, 16))
+    nearest = verdict.nearest_normal
+    assert (nearest.sample, nearest.view, nearest.patch) == (sample + 1, names[view], divmod(patch, 16))
     assert verdict.to_record()["nearest_normal"]["sample"] == sample + 1
     inspector.use(None)
-    assert inspector.inspect(frame(7)).nearest_normal is None, "zero-shot there is nothing to be like"
+    assert inspector.inspect(frame(7)).nearest_normal is None, "zero-shot has no normal samples"
 
 
 def test_tiles_share_their_patches_and_regions_do_not(inspector: Inspector, recipes: dict[str, Path]) -> None:
     shifted = frame(2)[:, ::-1][:, :, ::-1].copy()
-    shifted[10:60, 70:130] = frame(2)[10:60, 0:60]  # normal at the left screw, and nowhere else
+    shifted[10:60, 70:130] = frame(2)[10:60, 0:60]  # normal only in the region of the left screw
     inspector.use(recipes["tiles"])
     patches = inspector.product.bank.features.shape
     assert (patches[0], patches[2]) == (1, 2 * 6 * 256)
@@ -304,7 +304,7 @@ def test_tiles_share_their_patches_and_regions_do_not(inspector: Inspector, reci
 
 
 @pytest.mark.parametrize("kind", ["tiles", "regions"])
-def test_a_frame_of_another_size_is_no_result_that_names_both(
+def test_a_frame_of_another_size_is_no_result_with_both_sizes_in_the_reason(
     inspector: Inspector, recipes: dict[str, Path], kind: str
 ) -> None:
     inspector.use(recipes[kind])
@@ -336,7 +336,7 @@ def test_enrolment_refuses_views_that_do_not_fit(inspector: Inspector, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_record_holds_every_view(inspector: Inspector, recipes: dict[str, Path]) -> None:
+def test_the_record_contains_every_view(inspector: Inspector, recipes: dict[str, Path]) -> None:
     inspector.use(recipes["regions"])
     verdict = inspector.inspect(frame())
     part = Frame("1", "camera", frame(), product="cap")
@@ -352,7 +352,7 @@ def test_the_record_holds_every_view(inspector: Inspector, recipes: dict[str, Pa
     draw_overlay(frame(), verdict, level=0.1)
 
 
-def test_the_map_in_the_frame_is_made_of_all_views(inspector: Inspector, recipes: dict[str, Path]) -> None:
+def test_the_map_in_the_frame_combines_all_views(inspector: Inspector, recipes: dict[str, Path]) -> None:
     inspector.use(recipes["tiles"])
     verdict = inspector.inspect(frame())
     whole = verdict.map_in_frame(outside=np.nan)
@@ -370,9 +370,7 @@ def test_the_map_in_the_frame_is_made_of_all_views(inspector: Inspector, recipes
 @given(
     st.integers(1, 3), st.integers(2, 4), st.integers(60, 400), st.integers(60, 400), st.floats(0, 0.5), st.data()
 )  # fmt: skip
-def test_a_blob_that_crosses_seams_is_one_region_in_its_place(
-    rows, columns, height, width, overlap, data
-) -> None:
+def test_a_blob_across_several_tiles_is_one_region(rows, columns, height, width, overlap, data) -> None:
     boxes = split_grid(height, width, rows, columns, overlap)
     x, y = data.draw(st.integers(0, width - 30)), data.draw(st.integers(0, height - 30))
     truth = np.zeros((height, width), np.float32)
@@ -412,7 +410,7 @@ POINTS = st.none() | st.builds(
 
 
 @given(ANSWERS, POINTS)
-def test_fail_beats_unclear_and_unclear_beats_pass(answers, point) -> None:
+def test_fail_outranks_no_result_and_no_result_outranks_pass(answers, point) -> None:
     names = [f"tile {index}" for index in range(len(answers))]
     found = decide_views(names, answers, WORDS, point)
     deciding = found.deciding
@@ -425,8 +423,8 @@ def test_fail_beats_unclear_and_unclear_beats_pass(answers, point) -> None:
     assert found.reason.startswith(f"{names[deciding]}: ")
 
 
-def test_an_unclear_view_is_no_result_of_the_part(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Whatever every tile answers, a part with an unclear tile does not pass."""
+def test_a_part_with_an_unclear_view_is_no_result(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Every tile's answer is neither yes nor no."""
     folder = tmp_path / "altered"
     shutil.copytree(tiny_bundle, folder)
     manifest = read_manifest(folder)
@@ -458,7 +456,7 @@ def test_a_failing_stage_is_no_result(
     assert "finite" in verdict.reason
 
 
-def test_asking_is_about_the_view_whose_map_is_highest(
+def test_questions_are_about_the_view_with_the_highest_map_score(
     inspector: Inspector, recipes: dict[str, Path]
 ) -> None:
     inspector.use(recipes["tiles"])

@@ -95,7 +95,7 @@ def check_exact(language: LanguageModel, seeds: range) -> int:
             answer = drafted(language, seed, paths)
             assert answer.token_ids == wanted.token_ids, (seed, paths)
             assert answer.p_anomaly == pytest.approx(wanted.p_anomaly, abs=language.decoder.noise.first)
-            num_settled += answer.settled
+            num_settled += answer.redecoded
     return num_settled
 
 

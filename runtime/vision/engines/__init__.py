@@ -1,4 +1,4 @@
-"""Engines run the networks: a small interface, one file per backend, imported when first asked for."""
+"""Engines, which run the networks: a small interface and one module per backend, imported on first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Engine(Protocol):
     """One network, opened and checked."""
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Inputs by name → outputs by name, shapes and dtypes as in the manifest.
+        """Run the network on inputs by name; returns the outputs by name. Shapes and dtypes are those of the manifest.
 
         Raises:
             ValueError: an input is missing, unknown, or of another dtype or shape.
@@ -28,7 +28,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the engine holds on the device."""
+        """Free the engine's memory on the device."""
         ...
 
 
@@ -37,20 +37,22 @@ class Backend:
     """How an engine is opened.
 
     Attributes:
-        module: of this package, with ``obstacle(variant, bundle)`` and ``load(bundle, name, variant, threads)``.
-        variant: which execution provider, or which of TensorRT's packages.
-        automatic: whether it may be chosen without being asked for.
+        module: module of this package with ``unavailable_reason(variant, bundle)`` and
+            ``load(bundle, name, variant, threads)``.
+        variant: the execution provider, or the TensorRT package.
+        automatic: whether "auto" may choose it.
     """
 
     module: str
     variant: str
     automatic: bool = True
 
-    def obstacle(self, bundle: Bundle | None) -> str:
-        """Why this machine cannot run it (with this bundle's files), in one sentence; "" when it can."""
-        return import_module(f".{self.module}", __name__).obstacle(self.variant, bundle)
+    def unavailable_reason(self, bundle: Bundle | None) -> str:
+        """Why this machine cannot run the engine (with this bundle's files), in one sentence; "" if it can."""
+        return import_module(f".{self.module}", __name__).unavailable_reason(self.variant, bundle)
 
     def load(self, bundle: Bundle, name: str, threads: int) -> Engine:
+        """Open one of the bundle's networks; errors as in ``open_networks``."""
         return import_module(f".{self.module}", __name__).load(bundle, name, self.variant, threads)
 
 
@@ -58,7 +60,7 @@ class Backend:
 BACKENDS = {
     "tensorrt": Backend("tensorrt", "tensorrt"),
     "tensorrt-rtx": Backend("tensorrt", "tensorrt-rtx"),
-    # Builds its engines for minutes when it is first opened: only when asked for.
+    # Not automatic, because it builds engines for minutes when it is first opened.
     "onnxruntime-tensorrt": Backend("onnxruntime", "tensorrt", automatic=False),
     "onnxruntime-cuda": Backend("onnxruntime", "cuda"),
     "onnxruntime": Backend("onnxruntime", "cpu"),
@@ -66,34 +68,34 @@ BACKENDS = {
 
 
 def choose_engine(bundle: Bundle, wanted: str = AUTO) -> str:
-    """The best engine that this machine can run with what the bundle contains, or the one that is wanted.
+    """The best engine that can run the bundle on this machine, or ``wanted``.
 
     Raises:
-        ConfigError: the wanted engine is unknown or cannot run here, and why.
+        ConfigError: the wanted engine is unknown or cannot run on this machine; the message says why.
     """
     if wanted != AUTO:
         if wanted not in BACKENDS:
             raise ConfigError(
                 f"--engine {wanted!r} is not known: choose one of {', '.join((AUTO, *BACKENDS))}"
             )
-        if obstacle := BACKENDS[wanted].obstacle(bundle):
-            raise ConfigError(f"--engine {wanted} cannot run here: {obstacle}")
+        if reason := BACKENDS[wanted].unavailable_reason(bundle):
+            raise ConfigError(f"--engine {wanted} cannot run here: {reason}")
         return wanted
     candidates = [name for name, backend in BACKENDS.items() if backend.automatic]
     for name in candidates[:-1]:
-        if not BACKENDS[name].obstacle(bundle):
+        if not BACKENDS[name].unavailable_reason(bundle):
             return name
     return candidates[-1]
 
 
 def open_networks(bundle: Bundle, engine: str, threads: int = 1) -> dict[str, Engine]:
-    """Encoder, decoder and prompt learner, opened with one engine.
+    """Open encoder, decoder and prompt learner with one engine.
 
     Raises:
-        BundleError: a file is not the network that the manifest describes.
+        BundleError: a file's inputs or outputs differ from the manifest.
         ConfigError: the engine does not start on this machine.
     """
-    with ExitStack() as stack:  # a network that fails to open closes those before it
+    with ExitStack() as stack:  # if a network fails to open, those before it are closed
         networks = {}
         for name in NETWORKS:
             networks[name] = stack.enter_context(closing(BACKENDS[engine].load(bundle, name, threads)))
@@ -102,22 +104,25 @@ def open_networks(bundle: Bundle, engine: str, threads: int = 1) -> dict[str, En
 
 
 def open_engine(path: Path, component: Component, threads: int = 1) -> Engine:
-    """Open one graph file on the CPU, where every bundle runs.
+    """Open one graph file with onnxruntime on the CPU, which runs every bundle.
 
     Raises:
-        BundleError: the file is not the network that the manifest describes.
+        BundleError: the file is not an ONNX graph, or its inputs or outputs differ from the manifest.
     """
     if path.suffix != ".onnx":
-        raise BundleError(f"no engine runs {path.name}: re-run agpt export")
+        raise BundleError(f"no engine can run {path.name}: re-run agpt export")
     module = import_module(".onnxruntime", __name__)
     return module.open_graph(path, component, "cpu", threads)
 
 
 def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
-    """Compare inputs with the manifest before native code sees them; equal axis names must agree in size.
+    """Compare inputs with the manifest before they are passed to native code; equal axis names must agree in size.
 
     Returns:
-        The batch: the size of the axis that has a name; 1 when none has.
+        The batch size: the size of the dynamic axis; 1 if there is none.
+
+    Raises:
+        ValueError: an input is missing, unknown, or of another dtype or shape.
     """
     if inputs.keys() != {spec.name for spec in specs}:
         raise ValueError(f"inputs are {sorted(inputs)}, not {sorted(spec.name for spec in specs)}")
@@ -138,16 +143,16 @@ def check_inputs(specs: list[TensorSpec], inputs: dict[str, np.ndarray]) -> int:
 def learner_inputs(
     learner: Component, anomaly_map: np.ndarray, num_samples: int, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What a prompt learner is run on, by name: as it declares, the map alone or with more.
+    """The inputs that a prompt learner declares: the anomaly map alone, or also the number of samples and the pixels.
 
     Args:
-        learner: the prompt learner as the manifest describes it.
+        learner: the prompt learner in the manifest.
         anomaly_map: float32 [B, S, S].
-        num_samples: normal samples that the maps come from; 0: zero-shot.
-        pixels: float32 [B, 3, S, S]: what the encoder was given of the same views.
+        num_samples: number of normal samples that the maps were computed with; 0 for zero-shot maps.
+        pixels: float32 [B, 3, S, S], the encoder's input for the same views.
 
     Returns:
-        Those of ``anomaly_map``, ``num_samples``, float32 [B], and ``pixels`` that are declared.
+        The declared inputs by name: ``anomaly_map``, ``num_samples`` (float32 [B]) and ``pixels``.
     """
     counts = np.full(len(anomaly_map), num_samples, np.float32)
     given = {"anomaly_map": anomaly_map, "num_samples": counts, "pixels": pixels}

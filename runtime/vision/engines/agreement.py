@@ -1,4 +1,4 @@
-"""An engine against onnxruntime on the CPU, where every bundle's graphs are proven: same input, same result."""
+"""Comparison of an engine's results with those of onnxruntime on the CPU, for which export has verified the bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import Engine, learner_inputs, open_networks
 
 REFERENCE = "onnxruntime"
 NUM_SAMPLES = 2
-# Stage as the manifest's parity report names it, and the output that it is read from.
+# Name of each stage in the manifest's parity report, and the output that it compares.
 STAGES = (
     ("image_embedding", "image_embedding"),
     ("patch_features", "patch_features"),
@@ -23,12 +23,12 @@ STAGES = (
 def compare_with_cpu(
     bundle: Bundle, engine: str, networks: dict[str, Engine]
 ) -> list[tuple[str, float, float]]:
-    """Stage, error and limit of every stage; nothing when the engine is the CPU's.
+    """Compare all stages and return (stage, error, limit) of each; empty if the engine is onnxruntime on the CPU.
 
-    Each side runs on its own intermediate results. The limits are those the bundle was published by.
+    Each engine runs on its own intermediate results. The limits are those of the manifest's parity report.
 
     Raises:
-        BundleError: a stage is over its limit.
+        BundleError: a stage's error is over its limit.
     """
     if engine == REFERENCE:
         return []
@@ -42,9 +42,9 @@ def compare_with_cpu(
         error = difference(expected[output], found[output], tolerance["kind"])
         if not error <= tolerance["limit"]:
             raise BundleError(
-                f"{engine} does not compute what this bundle says: {stage} is {error:.2g} {tolerance['kind']} from "
-                f"onnxruntime on the CPU, allowed is {tolerance['limit']:.2g}; build its plans again, or use "
-                f"--engine {REFERENCE}"
+                f"{engine} computes other results for this bundle: {stage} differs by {error:.2g} "
+                f"({tolerance['kind']}) from onnxruntime on the CPU, over the limit of {tolerance['limit']:.2g}; "
+                f"build its plans again, or use --engine {REFERENCE}"
             )
         results.append((stage, error, tolerance["limit"]))
     return results
@@ -53,7 +53,7 @@ def compare_with_cpu(
 def run_chain(
     bundle: Bundle, networks: dict[str, Engine], pixels: np.ndarray, text_features: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Zero-shot: pixels [B, 3, S, S] and text features [2, E] → every network's outputs, and the map."""
+    """All networks' outputs and the zero-shot map, from float32 pixels [B, 3, S, S] and text features [2, E]."""
     results = networks["encoder"].run(pixels=pixels)
     features = results["patch_features"]
     results |= networks["decoder"].run(patch_features=features, text_features=text_features)
@@ -64,7 +64,7 @@ def run_chain(
 
 
 def sample_pixels(bundle: Bundle) -> np.ndarray:
-    """Noise of every scale, always the same: float32 [2, 3, S, S]."""
+    """Coarse and fine noise from a fixed seed, float32 [2, 3, S, S]."""
     size = bundle.manifest.preprocess.size
     rng = np.random.default_rng(0)
     coarse = rng.normal(size=(NUM_SAMPLES, 3, 7, 7)).repeat(-(-size // 7), 2).repeat(-(-size // 7), 3)
@@ -72,10 +72,10 @@ def sample_pixels(bundle: Bundle) -> np.ndarray:
 
 
 def published_tolerance(bundle: Bundle, stage: str) -> dict:
-    """The tolerance of a stage in the manifest's parity report, that of the encoder's precision if it has one.
+    """The tolerance of a stage in the manifest's parity report, for the encoder's precision if there is one.
 
     Raises:
-        BundleError: the report does not have the stage.
+        BundleError: the report lacks the stage.
     """
     stages = bundle.manifest.parity.get("stages", {})
     precision = bundle.manifest.components["encoder"].precision
@@ -88,7 +88,8 @@ def published_tolerance(bundle: Bundle, stage: str) -> dict:
 
 
 def difference(expected: np.ndarray, found: np.ndarray, kind: str) -> float:
-    """Largest difference, ``relative`` to the largest value or ``absolute``; or 1 − correlation."""
+    """The error by kind: "absolute" or "relative" largest difference (relative to the largest value), or
+    "decorrelation", 1 − correlation; infinite if a value is not finite."""
     if not np.isfinite(found).all():
         return float("inf")
     if kind == "decorrelation":

@@ -1,4 +1,4 @@
-"""Device memory, pinned host memory, streams and events of the first GPU, by pycuda."""
+"""Device memory, pinned host memory, streams and events of the first GPU, with pycuda."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...common.install import how_to_install
 
 
 class Device:
-    """The first GPU's primary context, which onnxruntime, TensorRT and llama.cpp use too."""
+    """The first GPU's primary context, which onnxruntime, TensorRT and llama.cpp also use."""
 
     def __init__(self, cuda: Any) -> None:
         """
@@ -28,7 +28,7 @@ class Device:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current in this thread; everything below wants that."""
+        """Make the context current in this thread, as streams, events and buffers require."""
         self._context.push()
         try:
             yield
@@ -46,7 +46,12 @@ class Device:
 
 
 class Buffer:
-    """A tensor's place on the device and its twin in pinned host memory, allocated once."""
+    """Memory for a tensor on the device and in pinned host memory, allocated once.
+
+    Attributes:
+        host: the array in pinned host memory.
+        address: the address on the device.
+    """
 
     def __init__(self, cuda: Any, shape: tuple[int, ...], dtype: str) -> None:
         self._cuda = cuda
@@ -55,25 +60,25 @@ class Buffer:
         self.address = int(self._memory)
 
     def upload(self, array: np.ndarray, stream: Any) -> None:
-        """Enqueue a copy of an array no larger than the buffer to the device."""
+        """Enqueue a copy of an array, at most as large as the buffer, to the device."""
         pinned = self._part(array.shape)
         pinned[...] = array
         self._cuda.memcpy_htod_async(self.address, pinned, stream)
 
     def download(self, shape: tuple[int, ...], stream: Any) -> np.ndarray:
-        """Enqueue a copy to the host: the array is filled when the stream has been synchronised, until the next."""
+        """Enqueue a copy to the host. The array is valid after the stream was synchronised, until the next copy."""
         pinned = self._part(shape)
         self._cuda.memcpy_dtoh_async(pinned, self.address, stream)
         return pinned
 
     def free(self) -> None:
-        """Free the device memory; harmless when called twice, as two engines may share a buffer."""
+        """Free the device memory; may be called twice, because two engines may share a buffer."""
         if self._memory is not None:
             self._memory.free()
             self._memory = None
 
     def _part(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The first elements of the pinned array, in this shape."""
+        """The first elements of the pinned array as an array of ``shape``."""
         count = int(np.prod(shape, dtype=np.int64))
         return self.host.reshape(-1)[:count].reshape(shape)
 
@@ -83,7 +88,7 @@ def open_device() -> Device:
     """The first GPU.
 
     Raises:
-        ConfigError: pycuda is not installed, or the driver refuses.
+        ConfigError: pycuda is not installed, or the driver reports an error.
     """
     try:
         cuda = import_module("pycuda.driver")

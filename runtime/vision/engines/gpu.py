@@ -1,4 +1,4 @@
-"""The NVIDIA driver, asked directly: which GPU is here, and CUDA graphs, which pycuda does not wrap.
+"""Direct calls of the NVIDIA driver: finding the GPU without pycuda, and CUDA graphs, which pycuda does not wrap.
 
 Source: CUDA driver API (cuInit, cuDeviceGet*, cuStreamBeginCapture, cuGraphInstantiateWithFlags, cuGraphLaunch).
 """
@@ -18,38 +18,38 @@ from ...common.errors import ConfigError
 
 LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 CAPABILITY_MAJOR, CAPABILITY_MINOR, INTEGRATED = 75, 76, 18  # CU_DEVICE_ATTRIBUTE_…
-CAPTURE_THREAD_LOCAL = 1  # other threads (llama.cpp's) go on allocating meanwhile
+CAPTURE_THREAD_LOCAL = 1  # other threads (llama.cpp's) may allocate memory during a capture
 NAME_BYTES = 256
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU."""
+    """Properties of the first GPU."""
 
     name: str  # "Orin", "NVIDIA GeForce RTX 4090"
     compute_capability: str  # "8.7"
-    integrated: bool  # it shares the CPU's memory, as on Jetson
+    integrated: bool  # whether it shares the CPU's memory, as on Jetson
 
 
 @functools.cache
 def find_gpu() -> Gpu | None:
-    """The first GPU that the NVIDIA driver shows to this process."""
+    """The first GPU that the NVIDIA driver offers to this process; None if there is none."""
     try:
         return query_gpu(ctypes.CDLL(LIBRARY))
     except (OSError, ConfigError):
-        return None  # no driver, no GPU, or none that this process may use
+        return None  # no driver, or no GPU that this process may use
 
 
 def missing_driver() -> str:
-    """The sentence for every engine that wants a GPU."""
+    """The message of every engine that needs a GPU."""
     return "there is no NVIDIA GPU that this process can use: install its driver (nvidia-smi must show it)"
 
 
 def query_gpu(driver: Any) -> Gpu | None:
-    """What a loaded driver library says of its first device.
+    """Properties of the first device of a loaded driver library; None if it has no device.
 
     Raises:
-        ConfigError: the driver does not answer.
+        ConfigError: the driver reports an error.
     """
     count, device = c_int(), c_int()
     call(driver, "cuInit", c_uint(0))
@@ -70,7 +70,7 @@ def query_gpu(driver: Any) -> Gpu | None:
 
 
 class Graph:
-    """Work recorded from a stream once, launched as a whole ever after."""
+    """A CUDA graph: work that is captured from a stream once and then launched as a whole."""
 
     def __init__(self, driver: Any = None) -> None:
         self._driver = driver or ctypes.CDLL(LIBRARY)
@@ -78,10 +78,10 @@ class Graph:
 
     @contextmanager
     def capture(self, stream: int) -> Iterator[None]:
-        """Record what is enqueued on ``stream`` (a handle) meanwhile, instead of running it.
+        """Within this context, capture work that is enqueued on ``stream`` (a handle) instead of running it.
 
         Raises:
-            ConfigError: something cannot be recorded; the stream is usable again.
+            ConfigError: something cannot be captured; the stream remains usable.
         """
         graph = c_void_p()
         call(self._driver, "cuStreamBeginCapture_v2", c_void_p(stream), c_int(CAPTURE_THREAD_LOCAL))
@@ -95,7 +95,7 @@ class Graph:
             call(self._driver, "cuGraphDestroy", graph)
 
     def launch(self, stream: int) -> None:
-        """Enqueue everything that was recorded."""
+        """Enqueue the captured work."""
         call(self._driver, "cuGraphLaunch", self._executable, c_void_p(stream))
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ def call(driver: Any, function: str, *arguments: object) -> None:
     """Call a driver function.
 
     Raises:
-        ConfigError: it reports an error.
+        ConfigError: the function reports an error.
     """
     status = getattr(driver, function)(*arguments)
     if status != 0:

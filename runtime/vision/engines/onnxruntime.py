@@ -1,4 +1,4 @@
-"""onnxruntime: on the CPU it runs everywhere; on NVIDIA GPUs by its CUDA and TensorRT execution providers."""
+"""The onnxruntime engines: on the CPU of every machine, and on NVIDIA GPUs with the CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ERRORS_ONLY = 3
 
 
 class CpuEngine:
-    """A session whose tensors are NumPy's own."""
+    """A session whose inputs and outputs are NumPy arrays."""
 
     def __init__(self, session: ort.InferenceSession, component: Component) -> None:
         self._session: ort.InferenceSession | None = session
@@ -47,7 +47,7 @@ class CpuEngine:
 
 
 class DeviceEngine:
-    """A session whose tensors lie on a device, in buffers that are allocated once for each batch size."""
+    """A session with tensors on a device, in buffers that are allocated once per batch size."""
 
     def __init__(self, session: ort.InferenceSession, component: Component, device: str = "cuda") -> None:
         self._session: ort.InferenceSession | None = session
@@ -88,8 +88,8 @@ class DeviceEngine:
         }
 
 
-def obstacle(variant: str, bundle: Bundle | None) -> str:
-    """See ``Backend.obstacle``: a bundle always has its graphs, so only the machine matters."""
+def unavailable_reason(variant: str, bundle: Bundle | None) -> str:
+    """See ``Backend.unavailable_reason``. It depends on the machine only, because every bundle contains the graphs."""
     if PROVIDERS[variant] not in ort.get_available_providers():
         return (
             f"this onnxruntime has no {PROVIDERS[variant]}: {how_to_install('cuda')} in place of onnxruntime"
@@ -106,7 +106,7 @@ def open_graph(path: Path, component: Component, variant: str, threads: int) -> 
     """Open a graph file with an execution provider ("cpu", "cuda", "tensorrt").
 
     Raises:
-        BundleError: the file is not the network that the manifest describes.
+        BundleError: onnxruntime cannot load the file, or its inputs or outputs differ from the manifest.
         ConfigError: the provider does not start.
     """
     session = open_session(path, variant, threads)
@@ -115,45 +115,46 @@ def open_graph(path: Path, component: Component, variant: str, threads: int) -> 
         ("outputs", component.outputs, session.get_outputs()),
     ):
         found = {node.name: (DTYPES.get(node.type, node.type), _fixed(node.shape)) for node in nodes}
-        promised = {spec.name: (spec.dtype, _fixed(spec.shape)) for spec in specs}
-        if found != promised:
-            raise BundleError(f"{path} has {kind} {found} and the manifest says {promised}: {FIX}")
+        listed = {spec.name: (spec.dtype, _fixed(spec.shape)) for spec in specs}
+        if found != listed:
+            raise BundleError(f"{path} has {kind} {found}, but the manifest has {listed}: {FIX}")
     return CpuEngine(session, component) if variant == "cpu" else DeviceEngine(session, component)
 
 
 def open_session(path: Path, variant: str, threads: int) -> ort.InferenceSession:
-    """onnxruntime's own session, as every engine here has it.
+    """Open an onnxruntime session with the options that all engines of this module use.
 
     Raises:
-        BundleError: onnxruntime does not load the file.
+        BundleError: onnxruntime cannot load the file.
         ConfigError: the provider does not start.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
-    # Threads that spin between two networks would take the cores from the language model.
+    # Threads that busy-wait between two networks would occupy the cores that the language model needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not has_vnni():
-        # x86 then adds int8 products in pairs of 16 bits, which saturate; exact ones take twice as long.
+        # Without VNNI, x86 adds pairs of int8 products in 16 bits, which saturate. This option adds them exactly and
+        # takes twice as long.
         options.add_session_config_entry("session.x64quantprecision", "1")
     if variant != "cpu" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # CUDA and cuDNN that pip installed
+        ort.preload_dlls()  # CUDA and cuDNN from pip packages
     try:
         session = ort.InferenceSession(path, options, providers=provider_options(variant))
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise BundleError(f"onnxruntime cannot load {path} ({_first_line(error)}): {FIX}") from error
     if session.get_providers()[0] != PROVIDERS[variant]:
-        # onnxruntime falls back to the CPU without a word.
+        # onnxruntime falls back to the CPU without an error.
         raise ConfigError(
-            f"onnxruntime's {PROVIDERS[variant]} does not start here: install the CUDA and cuDNN it was built "
-            "for (agpt doctor says more), or choose --engine onnxruntime"
+            f"onnxruntime's {PROVIDERS[variant]} does not start here: install the CUDA and cuDNN versions it was built "
+            "for (see agpt doctor), or choose --engine onnxruntime"
         )
     return session
 
 
 def has_vnni(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this x86 processor adds int8 products in 32 bits; False where it cannot be told."""
+    """Whether this x86 processor adds int8 products in 32 bits (VNNI); False if it is unknown."""
     try:
         return "vnni" in cpu_info.read_text()
     except OSError:  # not Linux
@@ -161,9 +162,9 @@ def has_vnni(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def provider_options(variant: str) -> list[tuple[str, dict[str, str]]]:
-    """Providers in order of preference, with options; what the first cannot run goes to the next."""
+    """Providers with options in order of preference; each runs the operators that those before it do not support."""
     cpu: list[tuple[str, dict[str, str]]] = [(PROVIDERS["cpu"], {})]
-    # The precision is in the graph: what is left in float32 there stays float32 (no TF32).
+    # The graph determines the precision: its float32 operators must not run as TF32.
     cuda = [(PROVIDERS["cuda"], {"device_id": "0", "use_tf32": "0"}), *cpu]
     if variant == "tensorrt":
         cache = str(cache_folder("onnxruntime-tensorrt"))
@@ -174,7 +175,7 @@ def provider_options(variant: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _fixed(shape: list[int | str]) -> list[int]:
-    """Sizes of a shape, −1 for a dynamic axis whatever its name."""
+    """The shape with −1 for dynamic axes, whose names may differ."""
     return [axis if isinstance(axis, int) else -1 for axis in shape]
 
 

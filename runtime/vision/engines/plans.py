@@ -1,7 +1,7 @@
-"""TensorRT's plans: which package reads them, and whether one may be loaded on this machine.
+"""TensorRT's plans: the package that reads them, and whether a plan may be loaded on this machine.
 
-A plan is native code: loading one equals running it. So everything here is decided from the manifest, whose digest
-of the plan has been checked, before TensorRT sees a byte.
+A plan is native code, so loading it means running it. Therefore all checks use the manifest, and the plan's digest has
+been compared with it, before TensorRT reads the plan.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from ...common.errors import BundleError, ConfigError
 from ...common.install import how_to_install
 from .gpu import Gpu
 
-# Engine → the package that builds and runs its plans. TensorRT-RTX's API is TensorRT's under another name.
+# Engine → the package that builds and runs its plans. TensorRT-RTX has the API of TensorRT under another name.
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PRODUCTS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-VERSION_COMPATIBLE = "version_compatible"  # runs with later TensorRTs of the same major version
-HARDWARE_COMPATIBLE = (
-    "hardware_compatible"  # runs on every GPU of the same or, from 8.0 on, a later architecture
-)
-AHEAD_OF_TIME = "ahead_of_time"  # built for compute capabilities, not on and for one GPU
-NUM_RELEASE_PARTS = 3  # of a version, "10.3.0.30"; the fourth is the build
+VERSION_COMPATIBLE = "version_compatible"  # runs with later releases of the same major version
+HARDWARE_COMPATIBLE = "hardware_compatible"  # runs on GPUs of the same or a later architecture, from 8.0 on
+AHEAD_OF_TIME = "ahead_of_time"  # built for compute capabilities instead of for one GPU model
+NUM_RELEASE_PARTS = 3  # the fourth number of a version ("10.3.0.30") is the build
 AMPERE = (8, 0)
 
 
 def this_platform() -> str:
-    """ "linux-x86_64"."""
+    """Operating system and processor, for example "linux-x86_64"."""
     return f"{platform.system()}-{platform.machine()}".lower()
 
 
@@ -41,7 +39,7 @@ def open_api(engine: str) -> Any:
     """The engine's Python package.
 
     Raises:
-        ConfigError: not installed, or it does not load.
+        ConfigError: the package is not installed or does not load.
     """
     try:
         return import_module(PACKAGES[engine])
@@ -56,7 +54,7 @@ def how_to_get(engine: str) -> str:
 
 
 def missing_plans(bundle: Bundle, engine: str) -> str:
-    """The sentence for a bundle that does not have a plan of each network; "" when it has."""
+    """The message for a bundle without a plan for each network; "" if it has them all."""
     missing = [name for name in NETWORKS if bundle.plan(name, engine) is None]
     if not missing:
         return ""
@@ -64,13 +62,17 @@ def missing_plans(bundle: Bundle, engine: str) -> str:
 
 
 def misfit(bundle: Bundle, name: str, plan: Plan, gpu: Gpu, version: str) -> str:
-    """Why a network's plan must not be loaded on this machine, in one sentence; "" when it may.
+    """Why a network's plan must not be loaded on this machine, in one sentence; "" if it may be loaded.
 
     Args:
-        version: of the TensorRT that would load it.
+        bundle: the bundle of the plan.
+        name: the network.
+        plan: its plan.
+        gpu: this machine's GPU.
+        version: version of the TensorRT that would load the plan.
     """
     reason = (
-        "its graph was changed since"
+        "its graph was changed afterwards"
         if plan.graph_sha256 != bundle.graph_sha256(name)
         else f"this is {PRODUCTS[plan.engine]} {version}"
         if not runs_with(plan, version)
@@ -83,11 +85,12 @@ def misfit(bundle: Bundle, name: str, plan: Plan, gpu: Gpu, version: str) -> str
     if not reason:
         return ""
     command = rebuild_command(bundle.folder, plan.engine)
-    return f"{plan.file} was built for {plan.built_for}, and {reason}; build it on this machine: {command}"
+    return f"{plan.file} was built for {plan.built_for}, but {reason}; build it on this machine: {command}"
 
 
 def runs_with(plan: Plan, version: str) -> bool:
-    """Whether a plan's TensorRT is this one: the same release, or a later one of the major version if it may be."""
+    """Whether a TensorRT version can load a plan: the same release, or for a version-compatible plan a later one of the
+    same major version."""
     built, here = release(plan.version), release(version)
     if VERSION_COMPATIBLE in plan.flags:
         return built[:1] == here[:1] and built <= here
@@ -95,7 +98,7 @@ def runs_with(plan: Plan, version: str) -> bool:
 
 
 def runs_on(plan: Plan, gpu: Gpu) -> bool:
-    """Whether a plan was built for this GPU: its model, or its compute capability where that is enough."""
+    """Whether a plan was built for this GPU: for its model, or where the plan allows it for its compute capability."""
     if HARDWARE_COMPATIBLE in plan.flags and not gpu.integrated:
         oldest = min(map(capability, plan.compute_capabilities))
         return capability(gpu.compute_capability) >= max(oldest, AMPERE)
@@ -104,10 +107,10 @@ def runs_on(plan: Plan, gpu: Gpu) -> bool:
 
 
 def inspect_plan(bundle: Bundle, name: str, plan: Plan) -> None:
-    """Look at a plan as far as that goes without a GPU and without loading it; its digest has been checked.
+    """Check a plan without a GPU and without loading it; its digest must have been checked before.
 
     Raises:
-        BundleError: built from another graph, or its header is not one of this TensorRT's.
+        BundleError: it was built from another graph, or TensorRT reports its header as malformed.
     """
     if plan.graph_sha256 != bundle.graph_sha256(name):
         raise BundleError(f"{plan.file} was built from another graph: {rebuild_hint(bundle.folder, plan)}")
@@ -115,29 +118,29 @@ def inspect_plan(bundle: Bundle, name: str, plan: Plan) -> None:
         return
     api = open_api(plan.engine)
     if not runs_with(plan, api.__version__) or not hasattr(api.Runtime, "get_engine_validity"):
-        return  # another release reads other headers; TensorRT 10.3 cannot tell
+        return  # the header's format depends on the release; TensorRT 10.3 cannot check it
     runtime = api.Runtime(make_log(api))
     with open(bundle.folder / plan.file, "rb") as file:
         header = file.read(runtime.engine_header_size)
     _, diagnostics = runtime.get_engine_validity(header)
     if diagnostics & int(api.EngineInvalidityDiagnostics.MALFORMED_ENGINE):
         raise BundleError(
-            f"{plan.file} is no plan of {PRODUCTS[plan.engine]}: {rebuild_hint(bundle.folder, plan)}"
+            f"{plan.file} is not a {PRODUCTS[plan.engine]} plan: {rebuild_hint(bundle.folder, plan)}"
         )
 
 
 def release(version: str) -> tuple[int, ...]:
-    """ "10.3.0.30" → (10, 3, 0)."""
+    """The release of a version: "10.3.0.30" → (10, 3, 0)."""
     return tuple(int(part) for part in version.split(".")[:NUM_RELEASE_PARTS] if part.isdigit())
 
 
 def capability(text: str) -> tuple[int, ...]:
-    """ "8.9" → (8, 9)."""
+    """A compute capability as numbers: "8.9" → (8, 9)."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def make_log(api: Any) -> Any:
-    """A TensorRT logger that keeps the errors, for one sentence, instead of printing everything."""
+    """A TensorRT logger that keeps the errors for messages instead of printing the log."""
 
     class Log(api.ILogger):
         def __init__(self) -> None:
@@ -148,8 +151,8 @@ def make_log(api: Any) -> Any:
             if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
 
-        def said(self) -> str:
-            """The first error's first line: what came later are its consequences."""
-            return self.errors[0].split("\n", 1)[0][:300] if self.errors else "it does not say why"
+        def first_error(self) -> str:
+            """The first line of the first error; later errors are its consequences."""
+            return self.errors[0].split("\n", 1)[0][:300] if self.errors else "no reason was given"
 
     return Log()

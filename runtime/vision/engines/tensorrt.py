@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: one engine over the API that both share, with buffers allocated once.
+"""The TensorRT and TensorRT-RTX engines, with the API that both share and buffers that are allocated once.
 
-Source: TensorRT's Python API (10.3 to 11: ``IExecutionContext.set_tensor_address``, ``execute_async_v3``) and
-TensorRT-RTX's (1.4 on: the same, and ``IRuntimeCache`` for the kernels that it compiles on the device).
+Source: the Python APIs of TensorRT 10.3 to 11 (``IExecutionContext.set_tensor_address``, ``execute_async_v3``) and of
+TensorRT-RTX from 1.4 on (the same, and ``IRuntimeCache`` for the kernels that it compiles on the device).
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class TensorRtEngine:
         """
         Args:
             context: TensorRT's execution context of the deserialised plan.
+            component: the network in the manifest.
+            plan: the plan in the manifest.
+            device: the GPU.
+            cache: TensorRT-RTX's cache of compiled kernels; None for TensorRT.
         """
         self._context = context
         self._component = component
@@ -79,7 +83,7 @@ class TensorRtEngine:
             self._bind(name, buffer)
 
     def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """See ``Engine.run``. A batch larger than the plan's runs in parts."""
+        """See ``Engine.run``. A batch larger than the plan's is split."""
         self._lifetime.check()
         batch = check_inputs(self._component.inputs, inputs)
         self.num_runs += 1
@@ -90,10 +94,10 @@ class TensorRtEngine:
         }
 
     def enqueue(self, batch: int, stream: Any) -> None:
-        """Run on what lies in ``buffers``; nothing is copied, nothing waits.
+        """Enqueue a run on the contents of ``buffers``, without copying and without waiting.
 
         Raises:
-            BundleError: TensorRT refuses.
+            BundleError: TensorRT reports an error.
         """
         if batch != self._batch:
             # Setting shapes has work done at the next run, which a capture would not repeat.
@@ -115,7 +119,7 @@ class TensorRtEngine:
         self._seen.add(batch)
 
     def share(self, name: str, buffer: Buffer) -> None:
-        """Take another engine's buffer for one of this one's: what lies there for that, this reads, on the device.
+        """Use another engine's buffer for an input of this one, so that its output is read on the device.
 
         Raises:
             BundleError: they declare it differently, or the other's batch is smaller.
@@ -125,7 +129,7 @@ class TensorRtEngine:
         )
         if own != other:
             raise BundleError(
-                f"{self._plan.file} takes {name} as {own}, and it comes as {other}: re-run agpt export"
+                f"{self._plan.file} takes {name} as {own}, but it is given as {other}: re-run agpt export"
             )
         if len(buffer.host) < len(self.buffers[name].host):
             raise BundleError(
@@ -166,12 +170,13 @@ class TensorRtEngine:
 
 
 class RuntimeCache:
-    """Kernels that TensorRT-RTX compiled on this device, kept in its cache folder so that the next start is quick."""
+    """Kernels that TensorRT-RTX compiled on this device, saved in the cache folder to speed up the next start."""
 
     def __init__(self, cache: Any, path: Path) -> None:
         """
         Args:
-            cache: TensorRT-RTX's ``IRuntimeCache``; it checks itself whether what it reads fits this machine.
+            cache: TensorRT-RTX's ``IRuntimeCache``, which checks that the data it reads fits this machine.
+            path: the cache file; it is read if it exists.
         """
         self._cache = cache
         self._path = path
@@ -190,8 +195,8 @@ class RuntimeCache:
             tell(f"compiled kernels are not kept, and the next start compiles them again: {error}")
 
 
-def obstacle(variant: str, bundle: Bundle | None) -> str:
-    """See ``Backend.obstacle``."""
+def unavailable_reason(variant: str, bundle: Bundle | None) -> str:
+    """See ``Backend.unavailable_reason``."""
     gpu = find_gpu()
     if gpu is None:
         return missing_driver()
@@ -205,7 +210,7 @@ def obstacle(variant: str, bundle: Bundle | None) -> str:
 
 
 def misfits(variant: str, bundle: Bundle, gpu: Gpu) -> str:
-    """The first plan that must not be loaded here, and why; "" when all may."""
+    """Why the first plan that must not be loaded on this machine must not; "" if all may be loaded."""
     version = open_api(variant).__version__
     plans = {name: plan for name in bundle.manifest.plans if (plan := bundle.plan(name, variant))}
     reasons = (misfit(bundle, name, plan, gpu, version) for name, plan in plans.items())
@@ -213,7 +218,7 @@ def misfits(variant: str, bundle: Bundle, gpu: Gpu) -> str:
 
 
 def load(bundle: Bundle, name: str, variant: str, threads: int) -> TensorRtEngine:
-    """See ``open_networks``; ``obstacle`` has found none. Threads are the GPU's own."""
+    """See ``open_networks``; ``unavailable_reason`` must have returned "". ``threads`` is not used."""
     plan = bundle.plan(name, variant)
     assert plan is not None
     data = read_plan(bundle.folder, bundle.manifest, plan)
@@ -226,19 +231,19 @@ def load(bundle: Bundle, name: str, variant: str, threads: int) -> TensorRtEngin
 
 
 def deserialise(api: Any, data: bytes, plan: Plan, folder: Path) -> Any:
-    """A checked plan's engine.
+    """Load a checked plan as an engine.
 
     Raises:
-        BundleError: TensorRT does not take it.
+        BundleError: TensorRT cannot load it.
     """
     log = make_log(api)
     runtime = api.Runtime(log)
     if VERSION_COMPATIBLE in plan.flags:
-        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime; its digest was checked
+        runtime.engine_host_code_allowed = True  # the plan contains its own runtime; its digest was checked
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        product = PRODUCTS[plan.engine]
-        raise BundleError(f"{product} cannot load {plan.file} ({log.said()}): {rebuild_hint(folder, plan)}")
+        product, reason = PRODUCTS[plan.engine], log.first_error()
+        raise BundleError(f"{product} cannot load {plan.file} ({reason}): {rebuild_hint(folder, plan)}")
     return engine
 
 
@@ -246,12 +251,12 @@ def open_context(api: Any, engine: Any, plan: Plan, data: bytes) -> tuple[Any, R
     """The execution context, with a runtime cache where the engine compiles on the device.
 
     Raises:
-        BundleError: there is no context, usually for want of memory.
+        BundleError: TensorRT cannot create the context, usually because the GPU lacks memory.
     """
     cache = None
     if plan.engine == "tensorrt-rtx":
         config = engine.create_runtime_config()
-        # Kernels for a shape are compiled when it is first seen, in the warm-up, not meanwhile.
+        # Compile the kernels for a shape at its first run, during the warm-up, instead of in the background.
         config.dynamic_shapes_kernel_specialization_strategy = (
             api.DynamicShapesKernelSpecializationStrategy.EAGER
         )
@@ -270,5 +275,5 @@ def open_context(api: Any, engine: Any, plan: Plan, data: bytes) -> tuple[Any, R
 
 
 def part(spec: TensorSpec, array: np.ndarray, start: int, batch: int) -> np.ndarray:
-    """Rows ``start`` to ``start + batch`` of a tensor with a batch axis; a tensor without one whole."""
+    """Rows ``start`` to ``start + batch`` of a tensor with a batch axis; all of a tensor without one."""
     return array[start : start + batch] if isinstance(spec.shape[0], str) else array
