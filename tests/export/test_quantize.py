@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from anomalygpt_edge.runtime.bundles.bundle import Component, Preprocess, open_b
 from anomalygpt_edge.runtime.common.errors import ConfigError
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.vision.engines import Engine, open_engine
+from anomalygpt_edge.runtime.vision.engines.onnxruntime import open_session
 
 WIDTH, TOKENS = 64, 33
 SETTINGS = Preprocess(224, "crop", [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
@@ -58,7 +58,7 @@ def batches(seed: int, count: int = 8) -> list[dict[str, np.ndarray]]:
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return open_session(path, "cpu", 1).run(None, {"x": x})[0]
 
 
 def count(path: Path, op: str) -> int:
