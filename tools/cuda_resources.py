@@ -1,4 +1,4 @@
-"""What each CUDA kernel takes of a multiprocessor on every target, for docs/cuda.md: python -m tools.cuda_resources"""
+"""Resource use of each CUDA kernel on every target, for docs/cuda.md: python -m tools.cuda_resources"""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from anomalygpt_edge.kernels.cuda import compiler
 
 
 class Resources(NamedTuple):
-    """What a kernel takes of a multiprocessor, as the assembler reports it."""
+    """The resources of a multiprocessor that a kernel uses, as the assembler reports them."""
 
     file: str
     kernel: str
     target: str
-    registers: int  # of a thread
+    registers: int  # per thread
     spilled: int  # bytes
-    shared: int  # bytes of a block
+    shared: int  # bytes per block
 
     @property
     def occupancy(self) -> float:
         """Share of the multiprocessor's threads that can be resident, 0..1."""
         threads, blocks, shared = MULTIPROCESSORS[self.target]
-        per_warp = -(-self.registers * 32 // 256) * 256  # registers are handed out 256 at a time
+        per_warp = -(-self.registers * 32 // 256) * 256  # registers are allocated in units of 256
         blocks = min(blocks, threads // THREADS, 65536 // (per_warp * THREADS // 32))
         if self.shared:
-            blocks = min(
-                blocks, shared // (self.shared + (0 if self.target == "75" else 1024))
-            )  # CUDA keeps 1 KB
+            reserved = 0 if self.target == "75" else 1024  # bytes that CUDA reserves per block
+            blocks = min(blocks, shared // (self.shared + reserved))
         return blocks * THREADS / threads
 
 
-THREADS = 256  # of every kernel's blocks
+THREADS = 256  # per block, for every kernel
 
 # Target → resident threads, resident blocks, bytes of shared memory. CUDA C++ Programming Guide, "Technical
 # Specifications per Compute Capability".
@@ -59,7 +58,7 @@ _KERNEL = re.compile(
 
 
 def read_report(file: str, report: str) -> Iterator[Resources]:
-    """Every kernel and target of the assembler's report on one file."""
+    """The resources of every kernel and target in the assembler's report on one file."""
     for found in _KERNEL.finditer(report):
         shared = re.search(r"(\d+) bytes smem", found["rest"])
         yield Resources(
@@ -69,7 +68,7 @@ def read_report(file: str, report: str) -> Iterator[Resources]:
 
 
 def compile_all(folder: Path) -> list[Resources]:
-    """Every file into a folder, as ``compiler.compile_all``; by file, kernel and target."""
+    """Compile every file into a folder as ``compiler.compile_all``; sorted by kernel and target within each file."""
     return [
         each
         for file, report in compiler.compile_all(folder).items()
@@ -78,9 +77,9 @@ def compile_all(folder: Path) -> list[Resources]:
 
 
 def resource_table(resources: Sequence[Resources]) -> str:
-    """Markdown: for each kernel "registers, occupancy" on every target.
+    """A Markdown table with "registers, occupancy" of each kernel on every target.
 
-    Kernels whose names differ by their types only are one row, with the figures of the one that takes most.
+    Kernels whose names differ only in their types share a row, with the figures of the one with most registers.
     """
     targets = [target for target in compiler.TARGETS if any(each.target == target for each in resources)]
     rows: dict[str, dict[str, Resources]] = {}

@@ -1,13 +1,13 @@
-"""``make gpu-check``: everything that can only be seen on a GPU, checked and measured; says what it skips and why.
+"""``make gpu-check``: checks and measures what needs a GPU, and prints what it skips and why.
 
     python -m tools.gpu_check [--bundle DIR] [--golden] [--results DIR]
 
-Plans are built on this machine, from a copy of the bundle; every engine that runs here is compared with onnxruntime on
-the CPU; the stages that stay on the device, zero-shot and few-shot, plain and as CUDA graphs, are compared with the
-same engines through host memory; latencies are between CUDA events; the CUDA kernels have their own part
-(``tools.gpu_kernels``); the original's golden vectors go through each engine (--golden: full size, 30 GB of disk).
-Figures go to benchmarks/results/<device>.json. The exit status is 1 when something that ran is wrong; a machine without
-a GPU skips everything, and that is no failure.
+Plans are built on this machine from a copy of the bundle. Every engine that runs here is compared with onnxruntime on
+the CPU. The resident stages (zero-shot and few-shot, on a stream and as CUDA graphs) are compared with the same engines
+through host memory. Latencies are measured between CUDA events. The CUDA kernels are checked by ``tools.gpu_kernels``.
+With --golden, every engine is compared with the golden vectors at full size (30 GB of disk). Figures are written to
+benchmarks/results/<device>.json. The exit status is 1 when a check fails; without a GPU all checks are skipped, which
+is not a failure.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ from . import gpu_kernels
 ROOT = Path(__file__).resolve().parent.parent
 CPU = "onnxruntime"
 WARM_UP, RUNS = 10, 200
-ZERO_SHOT_SAME = 1e-4  # the CUDA kernel's map is the CPU's to a few roundings
-FEW_SHOT_SAME = 2e-3  # the kernels match in float16
+ZERO_SHOT_SAME = 1e-4  # the CUDA kernel's map differs from the CPU's by a few roundings
+FEW_SHOT_SAME = 2e-3  # the kernels compute distances in float16
 NUM_NORMALS = 2
 
 
 @dataclass
 class Setting:
-    """What the checks work with."""
+    """The bundle, options and device functions that the checks use."""
 
     bundle: Bundle
     golden: bool = False
@@ -75,7 +75,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: ``skip`` says why it cannot run here ("" when it can), ``run`` gives figures or raises."""
+    """One check. ``skip`` returns why it cannot run here ("" when it can); ``run`` returns figures or raises."""
 
     name: str
     skip: Callable[[Setting], str]
@@ -84,7 +84,7 @@ class Check:
 
 @dataclass
 class Report:
-    """What came of all checks."""
+    """The results of all checks, by name."""
 
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -128,14 +128,14 @@ def needs_kernels(setting: Setting) -> str:
 
 def needs_golden(engine: str) -> Callable[[Setting], str]:
     def skip(setting: Setting) -> str:
-        wanted = "" if setting.golden else "full size was not asked for: --golden (30 GB of disk, minutes)"
+        wanted = "" if setting.golden else "needs --golden (full size: 30 GB of disk, minutes)"
         return BACKENDS[engine].unavailable_reason(None) or wanted
 
     return skip
 
 
 def agreement_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
-    """Its outputs against onnxruntime's on the CPU, by the tolerances that the bundle was published by."""
+    """Compare an engine's outputs with those of onnxruntime on the CPU, by the bundle's tolerances."""
 
     def run(setting: Setting) -> dict[str, Any]:
         results = compare_with_cpu(setting.bundle, engine, open_networks(setting.bundle, engine))
@@ -145,7 +145,7 @@ def agreement_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
 
 
 def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
-    """Milliseconds of each network from host arrays to host arrays, one image."""
+    """Measure each network on one image, in milliseconds from host arrays to host arrays."""
 
     def run(setting: Setting) -> dict[str, Any]:
         networks = open_networks(setting.bundle, engine)
@@ -166,7 +166,7 @@ def latency_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
 
 
 def build_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
-    """Plans for this machine, in the setting's bundle; wrong ones too: comparing them is the next check."""
+    """Build plans for this machine in the setting's bundle; the next check compares their results."""
 
     def run(setting: Setting) -> dict[str, Any]:
         started = time.perf_counter()
@@ -180,15 +180,15 @@ def build_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
 
 
 def check_kernels(setting: Setting) -> dict[str, Any]:
-    """The CUDA kernels' own part."""
+    """Check and time the CUDA kernels."""
     report = gpu_kernels.check_kernels()
     if not report.passed:
-        raise AgptError("a CUDA kernel is wrong: python -m tools.gpu_kernels says which")
+        raise AgptError("a CUDA kernel gives wrong results: run python -m tools.gpu_kernels to see which")
     return gpu_kernels.as_json(report)
 
 
 def resident_of(engine: str, by_bank: bool = False) -> Callable[[Setting], dict[str, Any]]:
-    """The stages that stay on the device, plain and as CUDA graphs: the host path's results, and what each takes."""
+    """Compare the resident stages, on a stream and as CUDA graphs, with the host path, and measure them."""
 
     def run(setting: Setting) -> dict[str, Any]:
         bundle, tolerance = setting.bundle, FEW_SHOT_SAME if by_bank else ZERO_SHOT_SAME
@@ -242,10 +242,10 @@ def measure_resident(
     expected: dict[str, np.ndarray],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Milliseconds on the device, from event to event without copies, and from host to host.
+    """Milliseconds on the device (between events, without copies) and from host to host.
 
     Raises:
-        AgptError: a result is not the host path's, or a stage did not run as it was to: on the device, as a graph.
+        AgptError: a result differs from the host path's, or a stage did not run on the device or not as a graph.
     """
 
     def run_frame() -> None:
@@ -265,8 +265,8 @@ def measure_resident(
 def check_results(
     found: dict[str, np.ndarray], expected: dict[str, np.ndarray], product: Product, tolerance: float
 ) -> None:
-    """Compare by the largest difference, relative to the largest value; nearest patches by their distances, as of
-    equally near ones either may be found.
+    """Compare by the largest difference, relative to the largest value. Nearest patches are compared by their
+    distances, because any of several equally near patches is correct.
 
     Raises:
         AgptError: a difference is over the tolerance.
@@ -288,11 +288,11 @@ def check_results(
 def excess_distance(
     patch_features: np.ndarray, bank: MemoryBank, expected: np.ndarray, found: np.ndarray
 ) -> float:
-    """How much farther from its patch, at most, a found row of the bank is than the expected one, as 1 - cosine.
+    """Largest excess of a found row's distance to its patch over the expected row's distance, as 1 - cosine.
 
     Args:
         patch_features: float32 [views, T, P, V].
-        expected, found: int32 [views, T, P].
+        expected, found: rows of the bank, int32 [views, T, P].
     """
     rows, features = bank.prepared[0].to_float(), normalise(patch_features)
     taps = np.arange(len(rows))[:, None]
@@ -303,12 +303,10 @@ def excess_distance(
 def check_steps(stages: ResidentStages) -> None:
     """
     Raises:
-        AgptError: a stage went through host memory, or is not a graph where graphs are wanted.
+        AgptError: a stage used host memory, or is not a graph although graphs are recorded.
     """
     if len(stages.steps) != len(NETWORKS):
-        raise AgptError(
-            f"{len(NETWORKS) - len(stages.steps)} of the resident stages went through host memory"
-        )
+        raise AgptError(f"{len(NETWORKS) - len(stages.steps)} of the resident stages used host memory")
     if stages.records:
         for step in stages.steps:
             if step.graph is None:
@@ -316,23 +314,23 @@ def check_steps(stages: ResidentStages) -> None:
 
 
 def device_clock(device: Device, stages: ResidentStages, runs: int) -> list[float]:
-    """Milliseconds between events before and behind all stages on their stream, on what lies in their buffers."""
+    """Milliseconds between events before and after all stages on their stream, with the data in their buffers."""
     times = []
     with device.current():
         for index in range(WARM_UP + runs):
-            before, behind = device.event(), device.event()
+            before, after = device.event(), device.event()
             before.record(stages.stream)
             for step in stages.steps:
                 step.run()
-            behind.record(stages.stream)
+            after.record(stages.stream)
             stages.stream.synchronize()
             if index >= WARM_UP:
-                times.append(behind.time_since(before))
+                times.append(after.time_since(before))
     return times
 
 
 def wall_clock(call: Callable[[], object], runs: int) -> list[float]:
-    """Milliseconds of a call that ends when its results are there."""
+    """Milliseconds of a call that returns when its results are complete."""
     times = []
     for index in range(WARM_UP + runs):
         started = time.perf_counter()
@@ -348,7 +346,7 @@ def percentiles(milliseconds: list[float]) -> dict[str, float]:
 
 
 def golden_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
-    """``make test-golden``'s cases through this engine, in a process of its own."""
+    """Run the cases of ``make test-golden`` with this engine, in a separate process."""
 
     def run(setting: Setting) -> dict[str, Any]:
         command = [
@@ -371,7 +369,7 @@ def golden_of(engine: str) -> Callable[[Setting], dict[str, Any]]:
 
 
 def worst_errors(printed: str) -> dict[str, float]:
-    """The largest error of each stage in what the golden tests print ("case: stage 1.2e-06, …")."""
+    """The largest error of each stage in the output of the golden tests ("case: stage 1.2e-06, …")."""
     worst: dict[str, float] = {}
     for stage, number in re.findall(r"(\w+) (\d\.\de[+-]\d\d)", printed):
         worst[stage] = max(worst.get(stage, 0.0), float(number))
@@ -379,7 +377,7 @@ def worst_errors(printed: str) -> dict[str, float]:
 
 
 def run_checks(setting: Setting, chosen: list[Check]) -> Report:
-    """Run what can run; one line each."""
+    """Run the checks that can run here, and print one line for each check."""
     report = Report()
     for check in chosen:
         try:
@@ -399,7 +397,7 @@ def run_checks(setting: Setting, chosen: list[Check]) -> Report:
 
 
 def store(report: Report, folder: Path, bundle: str) -> Path | None:
-    """Put the figures into the device's file, beside what others keep there; nothing without a GPU."""
+    """Write the figures to the device's file, keeping its other entries. None without a GPU or without figures."""
     gpu = find_gpu()
     if gpu is None or not report.figures:
         return None
@@ -420,8 +418,12 @@ def store(report: Report, folder: Path, bundle: str) -> Path | None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make gpu-check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="the shipped nano bundle when left out")
-    parser.add_argument("--golden", action="store_true", help="the golden vectors too, at full size")
+    parser.add_argument(
+        "--bundle", type=Path, help="bundle folder; default: the nano bundle that ships with the package"
+    )
+    parser.add_argument(
+        "--golden", action="store_true", help="also compare with the golden vectors at full size"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
     gpu = find_gpu()

@@ -1,16 +1,17 @@
-"""Checkpoints with random weights in the formats that an AnomalyGPT user has on disk, the same bytes everywhere.
+"""Writes checkpoints with random weights in the formats of AnomalyGPT's checkpoints, identical on every machine.
 
     python -m tools.random_checkpoints --seed 11 --out DIR [--layers 2] [--tiny]
     python -m tools.random_checkpoints --size 13b --layers 40 --distinct-layers 4 --pieces 32000 --out DIR
 
-Full size is the original's but for the language model's layers and vocabulary: 5.5 GB. The weights are no model's;
-their scales keep activations sane, so that every stage computes something and a wrong one shows. The second line is
-a 13B whose shards hold four layers' weights each, under the names of twenty: 26 GB to read, 6 GB on the disk.
+Full size has the original's dimensions except for the language model's layers and vocabulary: 5.5 GB. The weights are
+not trained; their scales keep activations in a normal range, so that an error in any stage changes the results. The
+second line writes a 13B model, each of whose shards stores the weights of four layers under the names of twenty: 26 GB
+when read, 6 GB on disk.
 
 A tensor depends only on the seed, its name and its shape: Philox4x64-10 keyed with (seed, crc32 of the name) gives
 64-bit words; a word's four 16-bit fields, summed and centred, are an integer z of standard deviation ``SIGMA``,
-nearly normal; the value is float32(z) · float32(std / SIGMA) + float32(mean). Integers and single correctly rounded
-operations only, so a value is the same on every machine.
+nearly normal; the value is float32(z) · float32(std / SIGMA) + float32(mean). Only integer operations and single,
+correctly rounded operations are used, so a value is the same on every machine.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ import sentencepiece
 import torch
 from torch import Tensor, nn
 
-SIGMA = math.sqrt(4 * (2.0**32 - 1) / 12)  # of a sum of four uniform 16-bit integers
+SIGMA = math.sqrt(4 * (2.0**32 - 1) / 12)  # standard deviation of a sum of four uniform 16-bit integers
 CENTRE = 4 * (2**16 - 1) // 2
 CHUNK_WORDS = 1 << 20
 TOKENIZER = Path(__file__).parent.parent / "tests" / "golden" / "tokenizer_v2400.model"
 MANIFEST = "manifest.json"
-STOP_ID = 2277  # where the original stops; its output row is scaled up so that random weights reach it
+STOP_ID = 2277  # the original's stop token; its output row is scaled up so that random weights generate it
 STOP_SCALE = 2.0
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LAYER = re.compile(r"layers\.(\d+)\.")
@@ -56,7 +57,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every dimension; the defaults are the original's, with two of the language model's layers."""
+    """All dimensions. The defaults are the original's, except that the language model has two layers."""
 
     vision: Tower = Tower(1280, 32, (0.04, 0.01, 0.02, 0.02))
     text: Tower = Tower(1024, 24, (0.08, 0.06, 0.02, 0.02))
@@ -97,7 +98,7 @@ LLM_SIZES = {"7b": Sizes(), "13b": Sizes(hidden=5120, intermediate=13824, heads=
 
 @dataclass(frozen=True)
 class Spec:
-    """One tensor: drawn from (std, mean), or ``value`` as it is."""
+    """One tensor: random with ``std`` and ``mean``, or ``value`` unchanged."""
 
     name: str
     shape: tuple[int, ...]
@@ -108,7 +109,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a set lies; the fields are the options of ``agpt export``."""
+    """The paths of a set of checkpoints; the fields are named as the options of ``agpt export``."""
 
     imagebind: Path
     vicuna: Path
@@ -129,7 +130,7 @@ class Files:
 
 
 def draw(seed: int, name: str, shape: tuple[int, ...], std: float, mean: float = 0.0) -> Tensor:
-    """The float32 tensor of this seed and full name."""
+    """The random float32 tensor for a seed and a full name."""
     key = np.array([seed % 2**64, zlib.crc32(name.encode())], np.uint64)
     words = np.random.Philox(key=key)
     values = np.empty(math.prod(shape), np.float32)
@@ -147,16 +148,16 @@ def draw(seed: int, name: str, shape: tuple[int, ...], std: float, mean: float =
 
 
 def crc32(tensor: Tensor) -> str:
-    """Of the tensor's bytes in memory, eight hexadecimal digits."""
+    """CRC-32 of the tensor's bytes in memory, as eight hexadecimal digits."""
     flat = tensor.detach().contiguous().reshape(-1)
     return f"{zlib.crc32(flat.view(torch.uint8).numpy().data):08x}"
 
 
-# -- which tensors -------------------------------------------------------------------------------------------
+# -- tensors of each checkpoint --------------------------------------------------------------------------------
 
 
 def imagebind_specs(sizes: Sizes) -> Iterator[Spec]:
-    """ImageBind's whole state dict in its own order: strict loading wants every modality."""
+    """ImageBind's complete state dict in its own order, as strict loading requires every modality."""
     towers = {name: getattr(sizes, name) for name in ("vision", "text", "audio", "depth", "thermal", "imu")}
     yield from preprocessor_specs(sizes)
     for name, tower in towers.items():
@@ -218,13 +219,13 @@ def trunk_specs(prefix: str, tower: Tower) -> Iterator[Spec]:
 
 
 def norm(prefix: str, width: int) -> Iterator[Spec]:
-    """A LayerNorm."""
+    """The weight and bias of a LayerNorm."""
     yield Spec(f"{prefix}.weight", (width,), 0.10, 1.0)
     yield Spec(f"{prefix}.bias", (width,), 0.05)
 
 
 def llama_specs(sizes: Sizes, vocab_size: int) -> Iterator[Spec]:
-    """Hugging Face's names and order, the rotary buffer of old conversions included."""
+    """The language model's tensors in Hugging Face's names and order, with the rotary buffer of old conversions."""
     hidden, wide = sizes.hidden, sizes.intermediate
     head_dim = hidden // sizes.heads
     frequencies = 1.0 / (10000 ** (torch.arange(0, head_dim, 2).float() / head_dim))
@@ -244,7 +245,7 @@ def llama_specs(sizes: Sizes, vocab_size: int) -> Iterator[Spec]:
 
 
 def pandagpt_specs(sizes: Sizes) -> Iterator[Spec]:
-    """LoRA of every layer under the names of peft 0.3, then the projection."""
+    """The LoRA matrices of every layer under the names of peft 0.3, then the projection."""
     hidden, rank = sizes.hidden, sizes.rank
     for index in range(sizes.layers):
         for projection in PROJECTIONS:
@@ -256,7 +257,7 @@ def pandagpt_specs(sizes: Sizes) -> Iterator[Spec]:
 
 
 def anomalygpt_specs(sizes: Sizes) -> Iterator[Spec]:
-    """Image decoder and prompt learner."""
+    """The tensors of the image decoder and the prompt learner."""
     for index in range(4):
         yield Spec(f"image_decoder.fc.{index}.weight", (sizes.embed_dim, sizes.vision.width), 0.03)
         yield Spec(f"image_decoder.fc.{index}.bias", (sizes.embed_dim,))
@@ -275,13 +276,13 @@ def anomalygpt_specs(sizes: Sizes) -> Iterator[Spec]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Draws tensors and keeps their checksums."""
+    """Generates tensors and collects their checksums."""
 
     seed: int
     checksums: dict[str, str]
 
     def tensor(self, role: str, spec: Spec, dtype: torch.dtype) -> Tensor:
-        """One tensor of a checkpoint, rounded to its dtype; given values stay as they are."""
+        """One tensor of a checkpoint, rounded to its dtype; given values are not changed."""
         if spec.value is not None:
             tensor = spec.value
         else:
@@ -301,16 +302,16 @@ def write_checkpoints(
     num_pieces: int | None = None,
     distinct_layers: int | None = None,
 ) -> Files:
-    """Write a whole set below ``folder``; a set that is there complete stays.
+    """Write a complete set below ``folder``; a complete set with the same arguments is kept.
 
     Args:
-        seed: another seed, another model.
-        folder: gets ``manifest.json`` with every tensor's crc32 last, so that a set with one is complete.
+        seed: the seed of the weights.
+        folder: ``manifest.json``, with every tensor's crc32, is written to it last and marks the set as complete.
         sizes: the original's when None.
-        tokenizer: sentencepiece model; the embedding has one row more ("[PAD]"), as Vicuna v0's.
-        num_pieces: fill the tokenizer up to so many pieces with unused ones; as it is when None.
-        distinct_layers: layers of the language model that a shard holds weights for; its others are the same
-            weights under other names. All when None.
+        tokenizer: sentencepiece model; the embedding has one more row ("[PAD]"), as in Vicuna v0.
+        num_pieces: extend the tokenizer to this many pieces with unused ones; None: leave it unchanged.
+        distinct_layers: number of the language model's layers with weights of their own in a shard; the others are
+            the same weights under other names. None: all.
     """
     sizes = sizes or Sizes()
     files = Files.below(folder)
@@ -321,7 +322,7 @@ def write_checkpoints(
         found = json.loads((folder / MANIFEST).read_text())
         if {key: found[key] for key in found if key != "crc32"} == described:
             return files
-        raise SystemExit(f"{folder} holds other checkpoints: choose another folder or empty it")
+        raise SystemExit(f"{folder} contains other checkpoints: choose another folder or empty it")
     for path in (files.imagebind, files.vicuna / "config.json", files.pandagpt, files.anomalygpt):
         path.parent.mkdir(parents=True, exist_ok=True)
     writer = Writer(seed, {})
@@ -338,10 +339,10 @@ def write_checkpoints(
 
 
 def filled_tokenizer(path: Path, num_pieces: int | None) -> bytes:
-    """A sentencepiece model with unused pieces behind its own.
+    """A sentencepiece model, extended by unused pieces.
 
-    In its format (a protocol buffer) field 1 is a piece (1 text, 3 type; 5 is unused), and what is appended to the
-    message is appended to the list.
+    In its format (a protocol buffer) field 1 is a piece (its field 1 is the text, 3 the type; type 5 is unused), and a
+    field appended to the message is appended to the list of pieces.
     """
     model = path.read_bytes()
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
@@ -353,7 +354,7 @@ def filled_tokenizer(path: Path, num_pieces: int | None) -> bytes:
 
 
 def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: bytes, distinct_layers: int) -> None:
-    """A Hugging Face folder as Vicuna v0's: two float16 shards with their index, one shard in memory at a time."""
+    """Write a Hugging Face folder like Vicuna v0's: two float16 shards and an index, one shard in memory at a time."""
     (folder / "tokenizer.model").write_bytes(tokenizer)
     num_pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer).get_piece_size()
     specs = list(llama_specs(sizes, num_pieces + 1))
@@ -399,7 +400,7 @@ def write_vicuna(writer: Writer, folder: Path, sizes: Sizes, tokenizer: bytes, d
 
 
 def draw_shard(writer: Writer, specs: Iterable[Spec], distinct_layers: int) -> OrderedDict[str, Tensor]:
-    """Name → tensor; layers beyond the distinct ones share storages with them, and torch.save writes each once."""
+    """Name → tensor. Layers beyond the distinct ones share their storages, which torch.save writes once."""
     drawn: dict[str, Tensor] = {}
     shard = OrderedDict()
     for spec in specs:
@@ -411,7 +412,7 @@ def draw_shard(writer: Writer, specs: Iterable[Spec], distinct_layers: int) -> O
 
 
 def write_delta(writer: Writer, role: str, specs: Iterable[Spec], path: Path) -> None:
-    """float16 parameters, views into one flat storage labelled cuda:0: what saving under DeepSpeed leaves."""
+    """Write float16 parameters as views into one flat storage labelled cuda:0, as DeepSpeed saves them."""
     tensors = [(spec.name, writer.tensor(role, spec, torch.float16)) for spec in specs]
     count = sum(tensor.numel() for _, tensor in tensors)
     flat = torch.zeros(count + -count % 4, dtype=torch.float16)
@@ -431,8 +432,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=LLM_SIZES, default="7b", help="the language model's width")
     parser.add_argument("--layers", type=int, default=Sizes().layers, help="7B has 32, 13B has 40")
-    parser.add_argument("--distinct-layers", type=int, help="with weights of their own in each shard; all")
-    parser.add_argument("--pieces", type=int, help="of the vocabulary, the further ones unused; 2400")
+    parser.add_argument(
+        "--distinct-layers",
+        type=int,
+        help="number of layers with weights of their own in each shard; default: all",
+    )
+    parser.add_argument(
+        "--pieces", type=int, help="size of the vocabulary, extended by unused pieces; default: 2400"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few megabytes, for tests")
     options = parser.parse_args(arguments)
     sizes = replace(TINY if options.tiny else LLM_SIZES[options.size], layers=options.layers)

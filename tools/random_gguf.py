@@ -1,12 +1,12 @@
-"""A language model with LLaMA-7B's layers and generated weights, straight as a quantised GGUF: seconds, not hours.
+"""Writes a quantised GGUF of a language model with LLaMA-7B's dimensions and random weights, within seconds.
 
     python -m tools.random_gguf OUT.gguf [--layers 2] [--vocabulary 32000] [--kind q4_k_m]
 
-Every block is random bits under one scale, so that a weight's standard deviation is that of a trained model. It
-computes what a trained model of these dimensions computes, as fast and in as much memory. One answer, as long as the
-original's "Yes, there is an anomaly …", is built in and said with a trained model's confidence: the layers change the
-residual stream little, so the last token's embedding reaches the end, and the output row of each token of the answer
-is the embedding of the token before it.
+Every block contains random bits and one scale, so that the weights have the standard deviation of a trained model. The
+model performs the operations of a trained model of these dimensions, with the same speed and memory. It generates one
+fixed answer, as long as the original's "Yes, there is an anomaly …", with a trained model's confidence: the layers
+change the residual stream little, so the last token's embedding reaches the output layer, where the row of each token
+of the answer is the embedding of the token before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .random_checkpoints import TOKENIZER
 
 WIDTH, MLP_WIDTH, HEADS, CONTEXT = 4096, 11008, 32, 2048
 WEIGHT_STD = 0.015
-QUIET = ("attn_output", "ffn_down")  # what a layer adds to the residual stream
+QUIET = ("attn_output", "ffn_down")  # the matrices whose outputs a layer adds to the residual stream
 ANSWER = prompts.answer(["center"])
 MATRICES = {
     "attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH, WIDTH), "attn_v": (WIDTH, WIDTH), "attn_output": (WIDTH, WIDTH),
@@ -33,15 +33,15 @@ MATRICES = {
 }  # fmt: skip
 Q4_K_STD = 8 * 4.61  # of (q - 7.5) · 8, q uniform in 0..15
 Q6_K_STD = 18.5  # of q - 32, q uniform in 0..63, times a scale of 1
-# What llama.cpp's mixture keeps more exactly.
+# The matrices that llama.cpp's mixture stores with higher precision.
 FINER = {"q4_k_m": ("attn_v", "ffn_down")}
 
 
 def write_random_gguf(
     path: Path, layers: int, vocabulary: int = 32000, kind: str = "q4_k_m", seed: int = 0, forced: bool = True
 ) -> None:
-    """Write the model; ``kind`` is q4_k_m or f16. Not ``forced``, its layers decide, and say something else (nonsense)
-    of every prompt."""
+    """Write the model; ``kind`` is q4_k_m or f16. With ``forced`` False there is no fixed answer: the output (nonsense)
+    depends on the prompt."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random")
@@ -67,7 +67,7 @@ def write_random_gguf(
 
     embeddings = q4_k(rng, (vocabulary, WIDTH), 1.0)
     outputs = output_rows(rng, vocabulary, embeddings, forced)
-    if kind == "f16":  # for llama.cpp's quantiser, which takes nothing that is quantised already
+    if kind == "f16":  # for llama.cpp's quantiser, which does not accept quantised tensors
         writer.add_tensor("token_embd.weight", dequantise(embeddings, "Q4_K").astype(np.float16))
         writer.add_tensor("output.weight", dequantise(outputs, "Q8_0").astype(np.float16))
     else:
@@ -91,7 +91,7 @@ def write_random_gguf(
 def output_rows(
     rng: np.random.Generator, vocabulary: int, embeddings: np.ndarray, forced: bool = True
 ) -> np.ndarray:
-    """Q8_0: random, but for the answer's tokens where that is forced."""
+    """The output layer's rows as Q8_0: random, except those of the answer's tokens when ``forced``."""
     rows = rng.integers(0, 256, (vocabulary, WIDTH // 32, 34), np.uint8)
     rows[..., :2] = np.full(1, WEIGHT_STD / 74, "<f2").view(np.uint8)  # of -128..127, uniform
     rows = rows.reshape(vocabulary, -1)
@@ -100,9 +100,7 @@ def output_rows(
     tokenizer = open_tokenizer(TOKENIZER)
     chain = tokenizer.encode(prompts.DEFAULT_QUESTION + prompts.PIECE_ASSISTANT)[-1:]
     for token in tokenizer.encode(ANSWER + prompts.STOP_STRING)[:-1]:
-        while (
-            token in chain
-        ):  # a token has one successor: where it would come again, another one stands for it
+        while token in chain:  # a token has one successor only: replace a repeated token by another one
             token -= 1
         rows[token] = gguf.quants.quantize(
             dequantise(embeddings[chain[-1:]], "Q4_K") / WIDTH**0.5, gguf.GGMLQuantizationType.Q8_0

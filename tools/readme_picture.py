@@ -1,4 +1,4 @@
-"""README's picture from the demo's own overlays: ``python -m tools.readme_picture out/demo 3 24 48 33``."""
+"""Makes the picture of README from overlays of the demo: ``python -m tools.readme_picture out/demo 3 24 48 33``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def _overlay(folder: Path, part: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="--out of agpt run")
-    parser.add_argument("parts", type=int, nargs="+", help="numbers of the parts to show, an even count")
+    parser.add_argument("folder", type=Path, help="the --out folder of agpt run")
+    parser.add_argument(
+        "parts", type=int, nargs="+", help="numbers of the parts to show; an even number of parts"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/demo.png"))
     options = parser.parse_args()
     images = [_overlay(options.folder, part) for part in options.parts]

@@ -1,10 +1,10 @@
-"""The golden vectors as they are kept in this repository: what a trace is compared with, in 8 MB.
+"""Reduces golden vectors to the 8 MB that this repository stores and compares traces with.
 
     python -m tools.reduce_golden golden_seed11.npz golden_seed11.json inputs/ tests/golden
 
-Pixels become the bytes they were made from. Maps are rounded to 1/65535. Patch features keep every 32nd row. Prompt
-embeddings lose the nine constant rows but one copy. Vectors that only depend on the image are kept once. Everything
-else that is kept stays float32; the drawn images that the cases use are copied.
+Pixels are converted back to their uint8 values. Maps are rounded to 1/65535. Every 32nd row of the patch features is
+kept. The nine constant rows of the prompt embeddings are stored once, and so are vectors that depend on the image only.
+All other values stay float32. The generated images that the cases use are copied.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def reduce_case(arrays: np.lib.npyio.NpzFile, case: str) -> dict[str, np.ndarray
 
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Normalised pixels float32 [3, S, S] → the uint8 values they were made from, exactly."""
+    """Normalised pixels float32 [3, S, S] → the uint8 values that they were computed from, exactly."""
     values = (pixels * STD + MEAN) * 255
     grey = np.round(values).astype(np.uint8)
     assert np.abs(values - grey).max() < 1e-2
@@ -54,7 +54,7 @@ def reduce(vectors: Path, index: Path, inputs: Path, folder: Path) -> None:
     """Write ``golden.npz``, ``golden.json`` and ``inputs/`` into ``folder``."""
     described = json.loads(index.read_text())
     kept: dict[str, np.ndarray] = {}
-    homes: dict[str, str] = {}  # digest → the name that an equal array is kept under
+    homes: dict[str, str] = {}  # digest → name under which an equal array is stored
     aliases: dict[str, str] = {}
     with np.load(vectors) as arrays:
         kept["base_prompts"] = arrays[f"{described['cases'][0]['id']}/prompt_learner"][:9]

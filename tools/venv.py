@@ -1,12 +1,12 @@
-"""Makes .venv, the environment behind every make target: ``python3 -m tools.venv [--extra dev]``.
+"""Makes .venv, the environment of every make target: ``python3 -m tools.venv [--extra dev]``.
 
-What it buys over ``python3 -m venv .venv && pip install -c constraints.txt -e .``: make can call it before every
-target, because a stamp tells a finished environment in a fraction of a second and an edited setup.py,
-pyproject.toml, constraints.txt or C++ kernel makes it run again. While llama.cpp compiles, which takes minutes and
-in which pip prints nothing, it shows percent and time left. The causes of failure that users meet (Python too old or
-too new, no venv module, no compiler, disk or memory full, no network) end in one sentence with the fix, and all
-that pip printed is in .venv/install.log. A run that was interrupted or failed is continued by the next one, two runs
-at once wait for each other, and the CMAKE_ARGS that llama.cpp was built with (a CUDA build) are kept.
+Its advantages over ``python3 -m venv .venv && pip install -c constraints.txt -e .``: make can call it before every
+target, because a stamp file identifies a finished environment in a fraction of a second; it runs again when setup.py,
+pyproject.toml, constraints.txt or a C++ kernel was edited. While llama.cpp compiles, which takes minutes without output
+from pip, it shows percent and time left. Common failures (Python too old or too new, no venv module, no compiler, disk
+or memory full, no network) are reported in one sentence with the fix, and pip's complete output is in
+.venv/install.log. The next run continues one that was interrupted or failed, simultaneous runs wait for each other,
+and the CMAKE_ARGS that llama.cpp was built with (for example for CUDA) are kept.
 
 Only the standard library is used, and only the syntax of Python 3.7: the system's Python runs this file and may be
 too old for the project.
@@ -39,7 +39,7 @@ PYTHON = VENV / "bin" / "python"
 SUPPORTED = ("3.10", "3.11", "3.12", "3.13")
 THIS_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
-# Only the library is needed: without these llama.cpp compiles in two thirds of the time.
+# Only the library is needed; without these parts llama.cpp compiles in two thirds of the time.
 UNUSED = (
     "LLAVA_BUILD",
     "LLAMA_BUILD_TOOLS",
@@ -76,14 +76,14 @@ FIXES = {
     ),
 }
 ERROR_LINE = re.compile(r"error\b|fatal|Errno|Killed|not found", re.IGNORECASE)
-# pip's last lines repeat that a build failed, not why.
+# Lines in which pip only repeats that a build failed, without the cause.
 PIP_SUMMARY = re.compile(
     r"subprocess-exited|did not run|[Ff]ail.*(wheel|build)|not build|originates from|'error'"
 )
 
 
 class Problem(Exception):
-    """Why the installation stopped: lines that show it, and last one line that names the fix."""
+    """Why the installation stopped: lines of output that show the cause, then one line that names the fix."""
 
 
 def explain(lines: list[str]) -> Problem:
@@ -100,7 +100,7 @@ def explain(lines: list[str]) -> Problem:
 
 
 def fingerprint() -> str:
-    """sha256 of every file that decides what is installed, and of the folder: a moved .venv has wrong paths."""
+    """sha256 of the files that determine what is installed, and of the folder: a moved .venv has wrong paths."""
     digest = hashlib.sha256(str(ROOT).encode())
     kernels = sorted(path for path in (ROOT / "kernels/cpu").glob("*") if path.suffix in (".cpp", ".h"))
     for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "constraints.txt", *kernels):
@@ -109,7 +109,7 @@ def fingerprint() -> str:
 
 
 def read_stamp() -> dict[str, str]:
-    """What .venv was made from; empty values where there is no readable stamp."""
+    """The stamp of .venv: what it was made from. Empty values where there is no readable stamp."""
     empty = {"fingerprint": "", "python": "", "extra": "", "cmake_args": ""}
     try:
         return {**empty, **json.loads(STAMP.read_text(encoding="utf-8"))}
@@ -122,18 +122,18 @@ def write_stamp(stamp: dict[str, str]) -> None:
 
 
 def install(wanted: dict[str, str], previous: dict[str, str]) -> None:
-    """Make .venv where there is none of use, install llama-cpp-python and then the rest; Problem if it fails."""
+    """Make .venv where there is no usable one, install llama-cpp-python, then the rest. Raises Problem on failure."""
     print("[1/3] virtual environment .venv", file=sys.stderr, flush=True)
     python = venv_python()
     if not (python == THIS_PYTHON if "PYTHON" in os.environ else python in SUPPORTED):
         make_venv()
         python = THIS_PYTHON
-    stamp = {**previous, "fingerprint": ""}  # not valid until all is done
+    stamp = {**previous, "fingerprint": ""}  # not valid until everything is installed
     write_stamp(stamp)
     drop_half_installed()
 
-    # pip's cache of built wheels ignores CMAKE_ARGS: a build with the user's own must neither come from it nor
-    # be put into it.
+    # pip's cache of built wheels ignores CMAKE_ARGS: with CMAKE_ARGS of the user, a wheel must neither be taken from
+    # the cache nor stored in it.
     options = ["--no-cache-dir"] if wanted["cmake_args"] else []
     if wanted["cmake_args"] != previous["cmake_args"]:
         options += ["--force-reinstall", "--no-deps"]
@@ -162,7 +162,7 @@ def venv_python() -> str:
 
 
 def make_venv() -> None:
-    """Make .venv anew with this Python. Raises Problem; a folder that is no environment is not deleted."""
+    """Create or replace .venv with this Python. Raises Problem, also for a folder that is not an environment."""
     if THIS_PYTHON not in SUPPORTED:
         others = [f"python{version}" for version in reversed(SUPPORTED) if shutil.which(f"python{version}")]
         fix = (
@@ -188,15 +188,17 @@ def drop_half_installed() -> None:
 
 
 def pip_environment(cmake_args: str) -> dict[str, str]:
-    """The user's environment, with llama.cpp's build set up and constraints.txt applied to builds as well.
+    """The user's environment, with the options of llama.cpp's build, and constraints.txt applied to builds too.
 
-    The path is relative (pip runs in ROOT): pip splits this variable at blanks.
+    The path of constraints.txt is relative (pip runs in ROOT), because pip splits the variable at spaces.
     """
     environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
     environ["PIP_CONSTRAINT"] = f"{environ.get('PIP_CONSTRAINT', '')} constraints.txt".strip()
-    environ["PIP_BUILD_CONSTRAINT"] = environ["PIP_CONSTRAINT"]  # newer pips keep the two apart
+    environ["PIP_BUILD_CONSTRAINT"] = environ[
+        "PIP_CONSTRAINT"
+    ]  # newer versions of pip use this one for builds
     unused = [f"-D{option}=OFF" for option in UNUSED]
-    environ["CMAKE_ARGS"] = " ".join([*unused, cmake_args])  # the user's come last and so win
+    environ["CMAKE_ARGS"] = " ".join([*unused, cmake_args])  # the user's come last and take precedence
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # a compiler takes up to 1 GiB
     environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(max(1, min(os.cpu_count() or 1, memory // 2**30))))
     return environ
@@ -207,7 +209,7 @@ def pip(name: str, arguments: list[str], environ: dict[str, str]) -> None:
     command = [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", *arguments]
     progress = Progress(name, sys.stderr)
     kept: collections.deque[str] = collections.deque(maxlen=2000)
-    # A session of its own, so that stop() reaches the compilers too.
+    # The process gets its own session, so that stop() can signal the compilers too.
     process = subprocess.Popen(
         command, cwd=str(ROOT), env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -240,7 +242,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 class Progress:
-    """One line for a pip run: ``name: 45 %, 2 min 10 s left``. Redrawn on a terminal; elsewhere every tenth."""
+    """One line for a pip run: ``name: 45 %, 2 min 10 s left``. Redrawn on a terminal; elsewhere one line per 10 %."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self.name, self.stream, self.is_terminal = name, stream, stream.isatty()
@@ -249,7 +251,7 @@ class Progress:
         self.write("")
 
     def read(self, line: str) -> None:
-        """Show what one line of pip's output means for the progress."""
+        """Update the progress from one line of pip's output."""
         step = NINJA_STEP.match(line)
         if step:
             done, total = int(step.group(1)), int(step.group(2))
@@ -261,7 +263,7 @@ class Progress:
             self.write(f": {line.strip()}")
 
     def time_left(self, done: int, total: int) -> str:
-        """``, 2 min 10 s left`` from the pace so far; empty at the first and at the last step."""
+        """``, 2 min 10 s left`` from the speed so far; empty at the first and at the last step."""
         assert self.begun is not None
         started, first = self.begun
         if not first < done < total:
@@ -275,7 +277,7 @@ class Progress:
         print(line, end="" if self.is_terminal else "\n", file=self.stream, flush=True)
 
     def end(self) -> None:
-        """Leave the name alone on a terminal's line."""
+        """On a terminal, end the line with the name only."""
         if self.is_terminal:
             self.write("\n")
 
@@ -302,7 +304,9 @@ def interrupt(number: int, frame: object) -> None:
 def main() -> int:
     """Exit status: 0 if .venv is ready, 2 if something has to be fixed first, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.venv", description="Make or complete .venv.")
-    parser.add_argument("--extra", choices=["dev"], default="", help="install what tests and export need too")
+    parser.add_argument(
+        "--extra", choices=["dev"], default="", help="also install the packages for tests and export"
+    )
     extra = parser.parse_args().extra
     signal.signal(signal.SIGTERM, interrupt)
     started = time.monotonic()
@@ -312,7 +316,7 @@ def main() -> int:
             previous = read_stamp()
             wanted = {
                 "fingerprint": fingerprint(),
-                # make exports PYTHON only where the user set it: otherwise .venv's own version will do.
+                # make exports PYTHON only where the user set it; otherwise the version in .venv is accepted.
                 "python": THIS_PYTHON if "PYTHON" in os.environ else previous["python"],
                 "extra": extra or previous["extra"],
                 "cmake_args": os.environ.get("CMAKE_ARGS", previous["cmake_args"]),

@@ -1,6 +1,6 @@
-"""anomalygpt-edge: AnomalyGPT beside a production line.
+"""anomalygpt-edge: a runtime that inspects parts on a production line with AnomalyGPT.
 
-``import anomalygpt_edge as agpt`` gives the public names below; each is imported when it is first used.
+``import anomalygpt_edge as agpt`` provides the public names below; each is imported when it is first used.
 """
 
 import os

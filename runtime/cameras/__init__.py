@@ -1,7 +1,7 @@
-"""Sources of frames, one file each, imported when first asked for.
+"""Sources of frames, one module each, imported when first used.
 
-``demo`` is the built-in line, a number is a camera, a folder or an image is replayed, any other file is a
-video.
+``demo`` is the built-in line, a number is a camera, the images of a folder or a single image are
+read, any other file is a video.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SOURCES = "demo, a folder of images, an image, a video file or a camera's number
 def open_camera(
     source: str, *, num_parts: int | None = None, seed: int = 0, out: Path | None = None
 ) -> Camera:
-    """Open the source a command line names.
+    """Open the source that a command line names.
 
     Args:
         source: "demo", a camera's index ("0"), a folder, an image or a video file.
-        num_parts: how many parts the demo line carries; the other sources end by themselves.
-        seed: what passes on the demo line.
-        out: the run's own output folder; what a source folder holds of it is not inspected.
+        num_parts: number of parts on the demo line; other sources end by themselves.
+        seed: seed of the parts on the demo line.
+        out: the run's own output folder; its images are not inspected when it is inside the source folder.
 
     Raises:
-        CameraError: no such source, or it cannot be opened.
+        CameraError: the source does not exist or cannot be opened.
         ImageError: the source is one image, and it does not decode.
     """
     if not source.strip():
@@ -50,7 +50,7 @@ def open_camera(
     if path.is_dir():
         return FolderCamera(path, out)
     if is_image(path):
-        read_image(path)  # a single image that does not decode is a mistake, not a part without result
+        read_image(path)  # a single image that does not decode is a user error, not a NO_RESULT part
         return FolderCamera(path)
     from .video import VideoCamera
 

@@ -1,4 +1,4 @@
-"""What every source of frames gives: ``Frame``, through ``Camera.frames()``."""
+"""The interface of every source of frames: ``Camera.frames()`` yields ``Frame``."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from ..common.printable import readable
 
 
 def utc_now() -> str:
-    """The wall clock, as RFC 3339 UTC with microseconds."""
+    """The current time as RFC 3339 UTC with microseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Moment(TypedDict):
-    """A time by both clocks, as ``Frame`` takes it."""
+    """A time on the monotonic and on the wall clock, as keyword arguments of ``Frame``."""
 
     captured_ns: int
     captured_utc: str
 
 
 def moment() -> Moment:
-    """Now."""
+    """The current time on both clocks."""
     return {"captured_ns": time.monotonic_ns(), "captured_utc": utc_now()}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One part in front of the camera.
+    """The image of one part.
 
-    Where nothing usable arrived, ``pixels`` is None and ``problem`` says why: the part still gets its record.
+    Where no usable image arrived, ``pixels`` is None and ``problem`` is the reason: the part still gets a record.
     """
 
     part_id: str
-    source: str  # where the pixels come from: a file, a place in a video, a device
+    source: str  # origin of the pixels: a file, a position in a video, a device
     pixels: np.ndarray | None  # uint8 [H, W, 3], BGR
     problem: str = ""
-    product: str = ""  # which product passes, where the source knows it
-    defects: tuple[str, ...] | None = None  # what is truly wrong with the part, where the source knows it
+    product: str = ""  # name of the product, where the source knows it
+    defects: tuple[str, ...] | None = None  # the true defects, where the source knows them
     # When the frame was exposed, or the nearest known time before it was transferred and decoded.
     captured_ns: int = field(default_factory=time.monotonic_ns)
     captured_utc: str = field(default_factory=utc_now)
@@ -53,11 +53,11 @@ class Frame:
 
 
 class Camera(Protocol):
-    """A source of frames. Opening it raises ``CameraError`` when it is absent.
+    """A source of frames. The constructor raises ``CameraError`` when it is not available.
 
     Attributes:
-        num_frames: how many frames will come; None where that is not known.
-        remark: what the user should know of the source before it starts; "" when there is nothing.
+        num_frames: number of frames that will come; None where it is unknown.
+        remark: a note for the user before the source starts; "" when there is none.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Camera(Protocol):
     remark: str = ""
 
     def frames(self) -> Iterator[Frame]:
-        """Frames until the source ends. Raises ``CameraError`` when it is lost on the way."""
+        """Frames until the source ends. Raises ``CameraError`` when the source fails before its end."""
         ...
 
     def close(self) -> None:
-        """Give the device or file back; harmless when called twice."""
+        """Release the device or file; may be called twice."""
         ...

@@ -1,17 +1,17 @@
-"""OpenCV's VideoCapture, opened without the noise its back ends print."""
+"""OpenCV's VideoCapture, with the log output of its back ends turned off."""
 
 from __future__ import annotations
 
 import os
 
-# Read by OpenCV when FFmpeg first opens something; the errors are reported by us, in a sentence.
+# OpenCV reads this when FFmpeg first opens a file. Our own error messages replace FFmpeg's.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
 
 
 def open_capture(source: int | str) -> cv2.VideoCapture | None:
-    """A capture that delivers, or None."""
+    """An open capture, or None where the source cannot be opened."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         capture = cv2.VideoCapture(source)

@@ -1,4 +1,4 @@
-"""The built-in line: drawn parts of a few products pass, some defective, and the truth is known."""
+"""The built-in line: generated parts of a few products, some of them with known defects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCTS: tuple[str, ...] = tuple(line.PRODUCTS)
 
 
 class DemoLine(Camera):
-    """Drawn parts, the same for the same seed."""
+    """Generated parts; the same seed gives the same parts."""
 
     def __init__(self, num_parts: int | None = None, seed: int = 0) -> None:
         self.name = "demo"
@@ -37,5 +37,5 @@ class DemoLine(Camera):
 
 
 def normal_samples(product: str, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Good parts of a product to enroll it with: uint8 [480, 640, 3] BGR each, none of them on the line."""
+    """Good parts for enrolling a product: uint8 [480, 640, 3] BGR each; none of them appears on the line."""
     return [line.normal_sample(product, index, seed) for index in range(count)]

@@ -12,29 +12,29 @@ from .capture import open_capture
 
 
 def present_cameras() -> list[int]:
-    """Numbers of the video devices Linux shows; not all of them need to be cameras."""
+    """Numbers of the video devices that Linux lists; some of them may not be cameras."""
     names = (path.name.removeprefix("video") for path in Path("/dev").glob("video*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 class DeviceCamera(Camera):
-    """Frames of a live camera, until it is lost."""
+    """Frames of a live camera, until it fails."""
 
     def __init__(self, index: int) -> None:
         self.name = f"camera {index}"
         if sys.platform == "linux" and index not in present_cameras():
-            raise CameraError(f"{self.name} is not there: {self._present()}; check its cable and its number")
+            raise CameraError(f"{self.name} was not found: {self._present()}; check its cable and its number")
         capture = open_capture(index)
         if capture is None:
             raise CameraError(
-                f"{self.name} does not open: close other programs that use it, or join the group 'video'"
+                f"{self.name} cannot be opened: close other programs that use it, or join the group 'video'"
             )
         self._capture = capture
 
     @staticmethod
     def _present() -> str:
         numbers = present_cameras()
-        return f"this machine shows {', '.join(map(str, numbers))}" if numbers else "this machine shows none"
+        return f"this machine has {', '.join(map(str, numbers))}" if numbers else "this machine has no camera"
 
     def frames(self) -> Iterator[Frame]:
         position = 0

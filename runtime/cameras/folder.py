@@ -1,4 +1,4 @@
-"""A folder of images, or one image, replayed in natural order of their names."""
+"""The images of a folder in natural order of their names, or a single image."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .base import Camera, Frame, moment
 
 
 class FolderCamera(Camera):
-    """Every image that ``find_images`` takes. One that does not decode becomes a frame without pixels, not a stop."""
+    """Every image that ``find_images`` selects. One that does not decode becomes a frame without pixels."""
 
     def __init__(self, path: Path, out: Path | None = None) -> None:
         """
         Args:
             path: the folder, or one image.
-            out: the run's own output folder, which is not looked into.
+            out: the run's own output folder, whose images are left out.
 
         Raises:
-            CameraError: the folder holds no image.
+            CameraError: the folder contains no image.
         """
         self.name = str(path)
         root = path.parent
@@ -33,7 +33,7 @@ class FolderCamera(Camera):
             if not paths:
                 kinds = ", ".join(SUFFIXES)
                 remark = f" ({self.remark})" if self.remark else ""
-                raise CameraError(f"{path} holds no image{remark}: put some in ({kinds})")
+                raise CameraError(f"{path} contains no image{remark}: add some ({kinds})")
         self._parts = name_parts(paths, root)
         self.num_frames = len(paths)
 
@@ -53,7 +53,7 @@ class FolderCamera(Camera):
 
 
 def name_parts(paths: Iterable[Path], root: Path) -> dict[str, Path]:
-    """Part ids: the path below ``root`` without its suffix, and with it where two would be the same."""
+    """Part id -> path. The id is the path below ``root`` without its suffix, or with it where ids would be equal."""
     names = {path.relative_to(root).as_posix(): path for path in paths}
     stems = {name: Path(name).with_suffix("").as_posix() for name in names}
     taken = Counter([*names, *stems.values()])

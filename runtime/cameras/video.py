@@ -13,7 +13,7 @@ from .capture import open_capture
 
 
 class VideoCamera(Camera):
-    """Frames of a video file, as fast as they are asked for."""
+    """Frames of a video file, as fast as they are requested."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -24,7 +24,7 @@ class VideoCamera(Camera):
                 f"{path} is neither an image nor a video OpenCV can read: convert it to MP4 (H.264)"
             )
         self._capture = capture
-        self._num_promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where not known
+        self._num_declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # 0 or less where it is unknown
 
     def frames(self) -> Iterator[Frame]:
         position = 0
@@ -37,10 +37,10 @@ class VideoCamera(Camera):
                 break
             yield Frame(f"{self._stem}-{position:06d}", f"{self.name}#{position}", pixels, **grabbed)
             position += 1
-        # Containers often count one frame that is not there.
-        if position < self._num_promised - 1:
+        # Containers often declare one frame more than they contain.
+        if position < self._num_declared - 1:
             raise CameraError(
-                f"{self.name} breaks off after {position} of {self._num_promised} frames: copy it again"
+                f"{self.name} ends after {position} of {self._num_declared} frames: the file is damaged; copy it again"
             )
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The command ``agpt``, one file a command."""
+"""The command line ``agpt``: one module for each command."""

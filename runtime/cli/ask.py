@@ -1,4 +1,4 @@
-"""``agpt ask``: questions line by line, answers line by line."""
+"""``agpt ask``: answers one question about an image, or one question per input line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..bundles.bundle import Manifest
     from ..language.dialogue import Dialogue
 
-FAREWELLS = ("quit", "exit")
+END_WORDS = ("quit", "exit")  # a line that ends a dialogue
 
 
 def ask(
@@ -35,12 +35,13 @@ def ask(
     question: Annotated[
         str | None,
         typer.Argument(
-            help='What to ask, for example "Is there a crack?"; left out, one question a line is read until the '
-            "input ends or a line is quit or exit."
+            help='The question, for example "Is there a crack?". Default: read questions from standard input, one '
+            "per line, until the input ends or a line is quit or exit."
         ),
     ] = None,
     list_questions: Annotated[
-        bool, typer.Option("--list-questions", help="List what the bundle's model was trained to answer.")
+        bool,
+        typer.Option("--list-questions", help="List questions that the model was trained on, then exit."),
     ] = False,
     bundle: BundleOption = None,
     recipe: RecipeOption = None,
@@ -49,18 +50,20 @@ def ask(
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
-    """Ask about an image: one question, or a dialogue with a question on each line."""
+    """Ask one question about an image, or hold a dialogue with one question per line."""
     if list_questions:
         from ..bundles.bundle import open_bundle
 
         print("\n".join(known_questions(open_bundle(bundle).manifest)))
         return
     if image is None:
-        raise ConfigError("agpt ask needs an image: agpt ask IMAGE, or agpt ask IMAGE QUESTION")
+        raise ConfigError("agpt ask needs an image: run agpt ask IMAGE, or agpt ask IMAGE QUESTION")
     if question is not None and not question.strip():
-        raise ConfigError("the question is empty: ask something")
+        raise ConfigError("the question is empty: write a question, or leave it out for a dialogue")
     if question is None and sys.stdin is None:
-        raise ConfigError("there is no input to read questions from: give the question after the image")
+        raise ConfigError(
+            "standard input is closed, so no question can be read: give the question after the image"
+        )
     from ..station.run import open_inspector
     from ..vision.images import read_image
 
@@ -68,37 +71,39 @@ def ask(
     with open_inspector(bundle, recipe, tuple(normal or ()), class_name, threads, engine) as inspector:
         dialogue = inspector.dialogue(frame)
         if dialogue.view:
-            print(f"about {printable(dialogue.view)}, where the map is highest", file=sys.stderr)
+            print(f"view {printable(dialogue.view)}, which has the highest anomaly score", file=sys.stderr)
         if question is not None:
             answer_lines(dialogue, [question])
             return
         if sys.stdin.isatty():
             listed = "\n".join(f"  {known}" for known in known_questions(inspector.bundle.manifest))
-            print(f"The model was trained to answer questions like these; quit ends the dialogue.\n{listed}")
+            print(f"The model was trained on questions like these. Type quit to end the dialogue.\n{listed}")
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         answer_lines(dialogue, sys.stdin)
 
 
 def known_questions(manifest: Manifest) -> list[str]:
-    """One question of each kind that the model was trained on, as far as the bundle lists them."""
+    """The default question and the questions listed in the manifest (one of each trained kind), as printable text."""
     return list(dict.fromkeys(map(printable, [manifest.prompt.question, *manifest.questions])))
 
 
 def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:
-    """Print the answer to each line until one is ``quit`` or ``exit``; empty lines are passed over. A question that
-    does not fit or is not text is reported, and the dialogue goes on.
+    """Print the answer to each line. Empty lines are skipped.
+
+    Standard input is read until a line is ``quit`` or ``exit``; a question that is not UTF-8 or does not fit into the
+    context is reported there, and the dialogue continues.
 
     Raises:
-        ConfigError: the only question does not fit into the context.
+        ConfigError: a question that does not come from standard input is not UTF-8, or does not fit.
     """
-    talking = lines is sys.stdin
-    at_terminal = talking and sys.stdin.isatty()
+    from_stdin = lines is sys.stdin
+    at_terminal = from_stdin and sys.stdin.isatty()
     num_dropped = 0
-    _invite(at_terminal)
+    _show_input_sign(at_terminal)
     for line in lines:
         question = line.strip()
-        if talking and question.lower() in FAREWELLS:
+        if from_stdin and question.lower() in END_WORDS:
             return
         if question:
             try:
@@ -106,7 +111,7 @@ def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:
                     raise ConfigError("the question is not UTF-8 text: set the terminal or the file to UTF-8")
                 answer = dialogue.ask(question)
             except ConfigError as error:
-                if not talking:
+                if not from_stdin:
                     raise
                 tell(str(error))
             else:
@@ -114,13 +119,13 @@ def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:
                 if answer.num_turns_dropped > num_dropped:
                     num_dropped = answer.num_turns_dropped
                     print(
-                        f"(the context is full: the first {num_dropped} questions are forgotten)", flush=True
+                        f"(the context is full: the first {num_dropped} questions were dropped)", flush=True
                     )
-        _invite(at_terminal)
+        _show_input_sign(at_terminal)
     if at_terminal:
         print()
 
 
-def _invite(at_terminal: bool) -> None:
+def _show_input_sign(at_terminal: bool) -> None:
     if at_terminal:
         print("> ", end="", flush=True)

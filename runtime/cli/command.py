@@ -1,5 +1,5 @@
-"""What every command of ``agpt`` does beside what typer does: it refuses arguments too many and texts that are not
-UTF-8, and reports a reader that has gone."""
+"""The base class of the ``agpt`` commands. Beyond typer's checks it rejects unexpected arguments and text that is not
+UTF-8, and reports a closed standard output."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typer.core import TyperCommand
 from ..common.errors import ConfigError, NoReaderError
 from ..common.printable import is_text, readable
 
-# What an argument too many was probably meant for, by command.
+# Command -> what the user probably meant by an unexpected argument, which is put in for {}.
 HINTS = {
     "run": "did you mean --source {}?",
     "enroll": "did you mean --normal {}?",
     "ask": "put the question in quotes",
     "doctor": "did you mean agpt verify {}?",
 }
-PATHS = {"source"}  # parameters that may name a file, whose name may be any bytes
+PATHS = {"source"}  # parameters that may be a file name, which need not be UTF-8
 
 
 class Command(TyperCommand):
-    """A command that says what to do about an argument too many and refuses text that is not UTF-8."""
+    """A command that suggests a fix for an unexpected argument and rejects text that is not UTF-8."""
 
     allow_extra_args = True
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """
         Raises:
-            ConfigError: arguments are left over, or a text is not UTF-8.
+            ConfigError: there is an unexpected argument, or a text is not UTF-8.
         """
         left = super().parse_args(ctx, args)
         if left:
@@ -46,7 +46,7 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """
         Raises:
-            NoReaderError: standard output was closed; typer would end the program without a word.
+            NoReaderError: standard output was closed; typer would exit without a message.
         """
         try:
             return super().invoke(ctx)
@@ -55,5 +55,5 @@ class Command(TyperCommand):
 
 
 def register(app: typer.Typer, name: str, function: Any) -> None:
-    """Add a command whose line in ``agpt --help`` is the whole first line of its docstring."""
+    """Add a command; ``agpt --help`` lists it with the complete first line of its docstring, unshortened."""
     app.command(name, cls=Command, short_help=(function.__doc__ or "").strip().split("\n")[0])(function)

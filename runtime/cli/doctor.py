@@ -15,10 +15,12 @@ from ..common.machine import Finding
 def doctor(
     checkpoints: Annotated[
         tuple[Path, Path, Path, Path] | None,
-        typer.Option(metavar="IMAGEBIND VICUNA PANDAGPT ANOMALYGPT", help="Check these before an export."),
+        typer.Option(
+            metavar="IMAGEBIND VICUNA PANDAGPT ANOMALYGPT", help="Check these four checkpoints instead."
+        ),
     ] = None,
 ) -> None:
-    """Say what this machine can run, what is missing, and how to get it; or what a set of checkpoints is."""
+    """Report what this machine can run, what is missing and how to install it; or check a set of checkpoints."""
     from ..station.doctor import print_report
 
     if not print_report(examine_checkpoints(checkpoints) if checkpoints else None):
@@ -26,12 +28,16 @@ def doctor(
 
 
 def examine_checkpoints(checkpoints: tuple[Path, Path, Path, Path]) -> list[Finding]:
-    """Findings about the four checkpoints (needs the extra "export")."""
+    """Findings about the four checkpoints.
+
+    Raises:
+        ConfigError: the packages of the extra "export" are not installed.
+    """
     try:
         from ...export.checkpoint_report import report_checkpoints
     except ImportError as error:
         raise ConfigError(
-            f"looking into checkpoints needs a package that is not installed ({error.name}): "
+            f"the check of checkpoints needs the package {error.name}, which is not installed: "
             f"{how_to_install('export')}"
         ) from error
     return report_checkpoints(*checkpoints)

@@ -26,31 +26,33 @@ def enroll(
         typer.Option(
             parser=path,
             metavar="PATH",
-            help="Image of a good part, or a folder of them with its subfolders; may be given several times.",
+            help="Image of a good part, or a folder of such images and its subfolders. May be given several times.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option(parser=path, help="Recipe file to write; its memory bank goes beside it.")
+        Path, typer.Option(parser=path, help="Recipe file to write; the memory bank is written beside it.")
     ],
     bundle: BundleOption = None,
     class_name: ClassOption = None,
-    description: Annotated[str, typer.Option(help="What a good part looks like, in a sentence.")] = "",
-    storage: Annotated[str, typer.Option(help="Memory bank: float32, float16 or int8.")] = "float32",
+    description: Annotated[str, typer.Option(help="One sentence on what a good part looks like.")] = "",
+    storage: Annotated[
+        str, typer.Option(help="Data type of the memory bank: float32, float16 or int8.")
+    ] = "float32",
     max_patches: Annotated[
-        int | None, typer.Option(min=1, help="Memory bank: keep at most this many patches of each layer.")
+        int | None, typer.Option(min=1, help="Largest number of patches per layer in the memory bank.")
     ] = None,
     augmentation: Annotated[
         str | None,
         typer.Option(
-            help="Memory bank: augmentation of the normal samples: moved (by half a patch), turned (by 90, 180 and "
-            "270 degrees), both or none. Default: the bundle's. The size of the bank does not change."
+            help="Augmentation of the normal samples in the memory bank: moved (by half a patch), turned (by 90, 180 "
+            "and 270 degrees), both or none. Default: the bundle's. The size of the bank does not change."
         ),
     ] = None,
     false_reject_rate: Annotated[
         float | None,
         typer.Option(
-            help="Share of good parts that may be rejected, for example 0.01. An operating point of p(anomaly) is "
-            "chosen for it and decides instead of the sentence. 0.01 needs at least 99 good parts.",
+            help="Share of good parts that may be rejected, for example 0.01, which needs at least 99 good parts. An "
+            "operating point (a limit of p(anomaly)) is chosen for it and decides the verdict instead of the answer.",
         ),
     ] = None,
     held_out: Annotated[
@@ -58,15 +60,15 @@ def enroll(
         typer.Option(
             parser=path,
             metavar="PATH",
-            help="Other good parts, or a folder of them, to choose the operating point on. Default: each --normal "
-            "is compared with the rest.",
+            help="Other good parts, or a folder of them, for choosing the operating point. Default: each --normal "
+            "image is compared with the others.",
         ),
     ] = None,
     without_verdict: Annotated[
         str,
         typer.Option(
-            help="Status of a part when its deadline leaves no time for the answer: no_result, or what the map gives "
-            "at its operating point (map)."
+            help="Status of a part when its deadline leaves no time for the answer: no_result, or map (the anomaly map "
+            "decides at its own operating point)."
         ),
     ] = "no_result",
     tiles: TilesOption = None,
@@ -74,14 +76,14 @@ def enroll(
     region: Annotated[
         list[str] | None,
         typer.Option(
-            help="Inspect only this box of the frame: NAME=x,y,width,height or NAME=x,y,width,height,angle, in pixels "
-            "and degrees clockwise. May be given several times."
+            help="Inspect only this region of the frame: NAME=x,y,width,height or NAME=x,y,width,height,angle, in "
+            "pixels and degrees clockwise. May be given several times."
         ),
     ] = None,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
-    """Make a product's recipe from pictures of good parts."""
+    """Create a product's recipe from images of good parts."""
     from ..common.terminal import tell
     from ..enrolment.enroll import check_folder, check_options
     from ..enrolment.enroll import enroll as make_recipe
@@ -98,7 +100,7 @@ def enroll(
     samples = read_samples(image_paths(normal, tell))
     others = read_samples(image_paths(held_out, tell)) if held_out else []
     for name_of_copy, name_of_first in identical_samples(samples):
-        tell(f"{name_of_copy} is the same picture as {name_of_first}: it adds nothing to the memory bank")
+        tell(f"{name_of_copy} is identical to {name_of_first}: it adds nothing to the memory bank")
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
         recipe = make_recipe(
             inspector,
@@ -120,7 +122,7 @@ def enroll(
     if point := recipe.operating_point:
         limit = rate_limit(point.false_reject_rate, point.num_normals)
         print(
-            f"FAIL above p(anomaly) {point.p_anomaly:.6g}, chosen on {point.num_normals} good parts: on average over "
-            f"such choices at most {point.false_reject_rate:.1%} of good parts are rejected; after this one, at most "
-            f"{limit:.1%} (with 95 % confidence)"
+            f"operating point: FAIL above p(anomaly) {point.p_anomaly:.6g}, chosen on {point.num_normals} good parts; "
+            f"false-reject rate: at most {point.false_reject_rate:.1%} on average over such choices, and at most "
+            f"{limit:.1%} for this one with 95 % confidence"
         )

@@ -22,14 +22,17 @@ from .options import (
 def evaluate(
     bundle: BundleArgument,
     folder: Annotated[
-        Path, typer.Argument(parser=path, help="One category or many, in MVTec-AD or VisA layout.")
+        Path,
+        typer.Argument(parser=path, help="Folder of one category or several, in MVTec-AD or VisA layout."),
     ],
-    shots: Annotated[str, typer.Option(help="Numbers of normal samples, 0 for zero-shot.")] = "0,1,2,4",
+    shots: Annotated[
+        str, typer.Option(help="Numbers of normal samples, comma-separated; 0 is zero-shot.")
+    ] = "0,1,2,4",
     json: Annotated[
-        Path | None, typer.Option(parser=path, help="Write the figures to this file too.")
+        Path | None, typer.Option(parser=path, help="Also write the figures to this JSON file.")
     ] = None,
     class_name: ClassOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which normal samples are taken.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the choice of normal samples.")] = 0,
     tiles: TilesOption = None,
     overlap: OverlapOption = DEFAULT_OVERLAP,
     threads: ThreadsOption = None,

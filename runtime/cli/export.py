@@ -1,4 +1,4 @@
-"""``agpt export``: research checkpoints to one bundle for the edge; the work is done in ``export/``."""
+"""``agpt export``: converts research checkpoints to a bundle. The code for it is in ``export/``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from .options import path
 def export(
     bundle: Annotated[
         Path | None,
-        typer.Argument(parser=path, help="With --resume: the bundle that gets the plans of --engine."),
+        typer.Argument(parser=path, help="With --resume: the bundle to build plans for."),
     ] = None,
     imagebind: Annotated[
-        Path | None, typer.Option(parser=path, help="imagebind_huge.pth, or a tower saved in its key names.")
+        Path | None,
+        typer.Option(parser=path, help="imagebind_huge.pth, or an encoder with the same key names."),
     ] = None,
     vicuna: Annotated[
         Path | None, typer.Option(parser=path, help="Hugging Face folder of the language model (Vicuna v0).")
@@ -30,63 +31,75 @@ def export(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Bundle folder to write; a bundle that is there is replaced."),
+        typer.Option(parser=path, help="Bundle folder to write; an existing bundle is replaced."),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Build plans from a bundle's own graphs, on the device: no checkpoints, no torch.",
+            help="Build plans on the device, from the graphs in a bundle; needs no checkpoints and no torch.",
         ),
     ] = False,
     text_features: Annotated[
         Path | None,
         typer.Option(
             parser=path,
-            help="npz: class name to [2, E] (normal, abnormal); computed with ImageBind's text tower when left out.",
+            help="npz file: class name to [2, E] (normal, abnormal). Default: computed with ImageBind's text tower.",
         ),
     ] = None,
     about: Annotated[
-        Path | None, typer.Option(parser=path, help="model.json: name, notices, region levels.")
+        Path | None, typer.Option(parser=path, help="model.json with name, notices and region levels.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of the networks: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Precision of the networks: fp32, fp16 or int8.")] = "fp32",
     calibration: Annotated[
         Path | None,
         typer.Option(
-            parser=path, help="Folder of normal images, for --precision int8; drawn parts when left out."
+            parser=path, help="For --precision int8: folder of normal images. Default: generated images."
         ),
     ] = None,
     llm_quant: Annotated[
-        str, typer.Option(help="Of the language model: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
+        str, typer.Option(help="Type of the language model: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")
     ] = "f16",
-    engine: Annotated[str, typer.Option(help="Comma-separated: onnx, tensorrt, tensorrt-rtx.")] = "onnx",
+    engine: Annotated[
+        str, typer.Option(help="Engines, comma-separated: onnx, tensorrt, tensorrt-rtx.")
+    ] = "onnx",
     compute_capability: Annotated[
         str,
         typer.Option(
-            help="For tensorrt-rtx, comma-separated, for example 8.9; this GPU's or the usual ones."
+            help="For tensorrt-rtx: compute capabilities, comma-separated, for example 8.9. Default: this machine's "
+            "GPU, or common ones where there is none."
         ),
     ] = "",
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of plans.")] = 4,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch size of the plans.")] = 4,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans for later TensorRTs of the major version too.")
+        bool,
+        typer.Option(
+            "--version-compatible", help="Build plans that also run on later TensorRTs of this major version."
+        ),
     ] = False,
     hardware_compatible: Annotated[
         bool,
-        typer.Option("--hardware-compatible", help="Plans for other GPUs from 8.0 on too; not on Jetson."),
+        typer.Option(
+            "--hardware-compatible",
+            help="Build plans that also run on other GPUs from 8.0 on; not for Jetson.",
+        ),
     ] = False,
     classes: Annotated[
         str,
-        typer.Option(help="Comma-separated class names, with the text tower any; all known when left out."),
+        typer.Option(help="Class names, comma-separated; any names with the text tower. Default: all known."),
     ] = "",
-    resize: Annotated[str, typer.Option(help="How frames become square: crop or stretch.")] = "crop",
+    resize: Annotated[str, typer.Option(help="How frames are made square: crop or stretch.")] = "crop",
     max_memory: Annotated[
-        str | None, typer.Option(help="Refuse at once what would take more memory, for example 8G.")
+        str | None, typer.Option(help="Stop an export that would need more memory, for example 8G.")
     ] = None,
     allow_parity_failure: Annotated[
-        bool, typer.Option("--allow-parity-failure", help="Publish, marked, what fails the comparison.")
+        bool,
+        typer.Option(
+            "--allow-parity-failure", help="Publish a bundle that fails the comparison, and mark it."
+        ),
     ] = False,
 ) -> None:
-    """Turn checkpoints into a bundle, compare it with them, and publish it whole or not at all."""
+    """Convert checkpoints to a bundle, and publish it only when its results agree with theirs."""
     from ...export.command import build_plans_of, plan_options, run_export, split
     from ...export.options import ExportOptions, parse_size
 
@@ -108,7 +121,7 @@ def export(
     if imagebind is None or vicuna is None or pandagpt is None or anomalygpt is None or out is None:
         missing = ", ".join(f"--{name}" for name, given in needed.items() if given is None)
         raise ConfigError(
-            f"agpt export needs {missing}: give it, or agpt export --resume --engine … BUNDLE for plans alone"
+            f"agpt export needs {missing}: add it, or build only plans with agpt export --resume --engine … BUNDLE"
         )
     options = ExportOptions(
         imagebind=imagebind,

@@ -1,4 +1,4 @@
-"""The command ``agpt``, put together. Heavy imports happen inside the commands: ``agpt --help`` answers at once."""
+"""Entry point of ``agpt``. The commands import heavy modules when they run, so that ``agpt --help`` is fast."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .verify import verify
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EPILOG = (
-    "Exit status: 0 when the work is done; 1 when agpt doctor misses something; 2 on an error, which is one sentence "
-    "on standard error; 130 after Ctrl-C and 143 after SIGTERM; 141 when the reader of standard output has gone. "
-    "docs/exit-codes.md has the details."
+    "Exit status: 0 on success; 1 when agpt doctor finds that something needed is missing; 2 on an error, which is "
+    "reported in one sentence on standard error; 130 after Ctrl-C; 143 after SIGTERM; 141 when the reader of standard "
+    "output has closed it. See docs/exit-codes.md."
 )
 
 app = typer.Typer(
@@ -52,17 +52,15 @@ register(app, "schema", schema)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on standard error and exit status 2."""
+    """Run ``agpt``: an error that a user can cause gives one sentence on standard error and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows "?"
+            stream.reconfigure(errors="replace")  # "?" for characters that the encoding lacks
     try:
         status = app(args=sys.argv[1:] or ["--help"], prog_name="agpt", standalone_mode=False)
         if sys.stdout is not None:
-            sys.stdout.flush()  # what the system does not take is heard of here, not at the interpreter's end
-        if (
-            status == EXIT_INTERRUPTED
-        ):  # typer's word for a KeyboardInterrupt; its earlier versions raise Abort
+            sys.stdout.flush()  # raise write errors here, not when the interpreter exits
+        if status == EXIT_INTERRUPTED:  # how typer reports a KeyboardInterrupt; earlier versions raise Abort
             tell("interrupted")
     except AgptError as error:
         tell(str(error))
@@ -74,26 +72,28 @@ def main() -> None:
         tell(str(NoReaderError()))
         status = NoReaderError.status
     except OSError as error:
-        tell(f"{_what_failed(error)} ({error.strerror or error}): check it")
+        tell(_describe(error))
         status = EXIT_ERROR
     except Exception as error:
-        # The command line's own errors (unknown option, missing value); their module moved between releases.
+        # typer's usage errors (unknown option, missing value); the module of their class differs between releases.
         if not hasattr(error, "format_message"):
             raise
         tell(error.format_message() or "see agpt --help")
         status = EXIT_ERROR
-    _end_output()
+    _flush_output()
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _what_failed(error: OSError) -> str:
-    if error.filename is not None:
-        return f"cannot use {os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename}"
-    return "the system refused to read or write"
+def _describe(error: OSError) -> str:
+    reason = error.strerror or error
+    if error.filename is None:
+        return f"a file could not be read or written ({reason}): check the disk and where the output goes"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"cannot use {name} ({reason}): check the path and its permissions"
 
 
-def _end_output() -> None:
-    """Write what is buffered, and let the interpreter not try again what standard output does not take."""
+def _flush_output() -> None:
+    """Flush standard output; if that fails, connect it to the null device, as the interpreter flushes again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):

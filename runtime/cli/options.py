@@ -1,4 +1,4 @@
-"""Options that several commands share. Imports nothing heavy: every command's file does."""
+"""Options that several commands share. Every command's module imports this one, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..common.errors import ConfigError
 
 
 def path(text: str) -> Path:
-    """A path of the command line.
+    """Convert an argument of the command line to a path.
 
     Raises:
-        ConfigError: it is empty, which would mean the current folder.
+        ConfigError: the argument is empty, which ``Path`` takes for the current folder.
     """
     if not str(text).strip():
         raise ConfigError("a path on the command line is empty: name a file or folder, or . for this folder")
@@ -29,7 +29,7 @@ BundleOption = Annotated[
 ]
 BundleArgument = Annotated[Path, typer.Argument(parser=path, help="Bundle folder.")]
 RecipeOption = Annotated[
-    Path | None, typer.Option("--recipe", parser=path, help="Product recipe made by agpt enroll.")
+    Path | None, typer.Option("--recipe", parser=path, help="Product recipe, written by agpt enroll.")
 ]
 ClassOption = Annotated[
     str | None, typer.Option("--class", help="Class of the part: one of the bundle's class names.")
@@ -40,7 +40,7 @@ NormalOption = Annotated[
         "--normal",
         parser=path,
         metavar="PATH",
-        help="Image of a good part, or a folder of them with its subfolders; may be given several times.",
+        help="Image of a good part, or a folder of such images and its subfolders. May be given several times.",
     ),
 ]
 ThreadsOption = Annotated[
@@ -50,20 +50,22 @@ EngineOption = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Engine of the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
-        "onnxruntime (CPU). auto takes the best that this machine can run.",
+        help="Inference engine of the networks: tensorrt, tensorrt-rtx, onnxruntime-tensorrt, onnxruntime-cuda or "
+        "onnxruntime (CPU). auto selects the best one that this machine can run.",
     ),
 ]
 TilesOption = Annotated[
     str | None,
     typer.Option(
         "--tiles",
-        help="Inspect tiles of the frame at their own resolution, for small defects: ROWSxCOLUMNS like 3x3, or a "
-        "tile's side in pixels like 448.",
+        help="Inspect tiles of the frame at full resolution, to find small defects: ROWSxCOLUMNS, for example 3x3, or "
+        "a tile's side in pixels, for example 448.",
     ),
 ]
 DEFAULT_OVERLAP = 0.2
 OverlapOption = Annotated[
     float,
-    typer.Option("--overlap", min=0.0, max=0.9, help="Overlap of neighbouring tiles, as a share of a tile."),
+    typer.Option(
+        "--overlap", min=0.0, max=0.9, help="Overlap of neighbouring tiles, as a fraction of a tile."
+    ),
 ]

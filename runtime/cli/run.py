@@ -22,7 +22,7 @@ def run(
     source: Annotated[
         str,
         typer.Option(
-            help="demo, a folder of images (with its subfolders), an image, a video file, or a camera's number."
+            help="demo, a folder of images (and its subfolders), an image, a video file, or a camera's number."
         ),
     ] = "demo",
     bundle: BundleOption = None,
@@ -32,21 +32,21 @@ def run(
     out: Annotated[
         Path | None, typer.Option(parser=path, help="Folder for records.jsonl and overlays/.")
     ] = None,
-    overlays: Annotated[str, typer.Option(help="Which parts get a picture: all, reject or none.")] = "all",
-    parts: Annotated[int | None, typer.Option(min=1, help="Stop after so many parts.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the parts that the demo line draws.")] = 0,
+    overlays: Annotated[str, typer.Option(help="Overlays to write: all, reject (no PASS) or none.")] = "all",
+    parts: Annotated[int | None, typer.Option(min=1, help="Stop after this many parts.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the demo line's generated parts.")] = 0,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
     budget_ms: Annotated[
         float | None,
         typer.Option(
             min=0.0,
-            help="Milliseconds for each part. When they run out, stages are skipped: first the sentence, then the "
-            "verdict.",
+            help="Time budget of each part in milliseconds. When it runs out, stages are skipped: first the sentence, "
+            "then the verdict.",
         ),
     ] = None,
 ) -> None:
-    """Inspect the frames of a source: a live table, records, overlays, and a summary."""
+    """Inspect the frames of a source; show a live table and a summary, write records and overlays."""
     from ..station.run import RunOptions, run_line
 
     run_line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def schema() -> None:
-    """Print the JSON Schema of a record, a line of records.jsonl."""
+    """Print the JSON Schema of a record (one line of records.jsonl)."""
     import msgspec
 
     from ..outputs.records import record_schema

@@ -20,18 +20,18 @@ from .options import (
 def trace(
     bundle: BundleArgument,
     image: Annotated[Path, typer.Argument(parser=path, help="The image.")],
-    out: Annotated[Path, typer.Option(parser=path, help="npz file to write.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The npz file to write.")],
     normal: NormalOption = None,
     class_name: ClassOption = None,
     resize: Annotated[
         str | None,
-        typer.Option(help="How the image becomes square: crop or stretch; the bundle's if left out."),
+        typer.Option(help="How the image is made square: crop or stretch. Default: the bundle's setting."),
     ] = None,
-    question: Annotated[str, typer.Option(help="What to ask; the bundle's own question if left out.")] = "",
+    question: Annotated[str, typer.Option(help="The question. Default: the bundle's.")] = "",
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
-    """Write every intermediate result of one inspection, to compare with another program."""
+    """Write every intermediate result of one inspection to a file, to compare with another program."""
     from ..evaluation.trace import TraceOptions, trace_image
 
     options = TraceOptions(bundle, image, tuple(normal or ()), class_name, resize, question, threads, engine)

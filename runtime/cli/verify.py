@@ -12,7 +12,8 @@ from .options import EngineOption, path
 
 def verify(
     bundle: Annotated[
-        Path | None, typer.Argument(parser=path, help="Bundle folder; the one that ships when left out.")
+        Path | None,
+        typer.Argument(parser=path, help="Bundle folder. Default: the one that ships with the package."),
     ] = None,
     engine: EngineOption = "auto",
 ) -> None:

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, environment, printable text. Imports nothing of this package."""
+"""Shared by all other folders: errors, files, environment, printable text. Imports no other folder of the package."""

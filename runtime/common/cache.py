@@ -1,4 +1,4 @@
-"""The device's own cache folder: what can be computed again, and belongs to this machine, not into a bundle."""
+"""The cache folder: files that can be computed again and are valid on this machine only, unlike those of a bundle."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ VARIABLE = "AGPT_CACHE"
 def cache_folder(purpose: str) -> Path:
     """A folder only its user can write to: ``$AGPT_CACHE``, else ``$XDG_CACHE_HOME/anomalygpt-edge``, ``~/.cache/…``.
 
-    What lies in it is run as native code: a folder that others can write to is refused.
+    Native code is loaded from it, so a folder that others can write to is refused.
 
     Raises:
-        ConfigError: it cannot be made, belongs to somebody else, or is open to others.
+        ConfigError: it cannot be created, belongs to another user, or others can write to it.
     """
     root = os.environ.get(VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "anomalygpt-edge")
     folder = Path(root).expanduser() / purpose

@@ -1,16 +1,16 @@
-"""Every error a user can cause. Each message is one sentence that names what is wrong and the fix."""
+"""The errors that a user can cause. Each message names the problem and the fix in one sentence."""
 
 import signal
 
 
 class AgptError(Exception):
-    """Base: the command line prints the message after ``agpt:`` and exits with ``status``."""
+    """Base class: the command line prints the message after ``agpt:`` and exits with ``status``."""
 
     status = 2
 
 
 class BundleError(AgptError):
-    """A bundle is missing, altered, or not one this version can open."""
+    """A bundle is missing, altered, or not supported by this version."""
 
 
 class RecipeError(AgptError):
@@ -18,19 +18,19 @@ class RecipeError(AgptError):
 
 
 class ImageError(AgptError):
-    """An image cannot be read or is not a frame the inspector takes."""
+    """An image cannot be read, or a frame has the wrong type or shape."""
 
 
 class CameraError(AgptError):
-    """A camera, video or folder gives no frames."""
+    """A camera, video or folder delivers no frames."""
 
 
 class ConfigError(AgptError):
-    """An option has a value the program cannot work with."""
+    """An option has an invalid value."""
 
 
 class Interrupted(AgptError):
-    """A signal stopped the work; the exit status is the one that shells give for it."""
+    """A signal stopped the work; the exit status is 128 + its number, as in shells."""
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -38,16 +38,16 @@ class Interrupted(AgptError):
 
 
 class NoReaderError(AgptError):
-    """The reader of standard output has gone; the exit status is the one that shells give for SIGPIPE."""
+    """The reader of standard output has closed it; the exit status is the one after SIGPIPE, as in shells."""
 
     status = 128 + 13
 
     def __init__(self) -> None:
-        super().__init__("the reader of the output has gone: what was not written is lost")
+        super().__init__("the reader of the output has closed it: the rest of the output is lost")
 
 
 class UnjudgedError(AgptError):
-    """A run ended and not one part got a verdict."""
+    """A run ended in which no part got a verdict."""
 
 
 class ClosedError(AgptError):
@@ -55,4 +55,4 @@ class ClosedError(AgptError):
 
 
 class LateError(AgptError):
-    """There was no time for a verdict before the part's deadline."""
+    """The part's deadline left no time for a verdict."""

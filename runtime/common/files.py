@@ -1,4 +1,4 @@
-"""Files that other processes see whole or not at all, and files that one process has for itself."""
+"""Atomic writing of files, and files that only one process at a time may use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ except ImportError:  # not a POSIX system: nothing is locked there
 
 
 def lock(file: IO[bytes]) -> bool:
-    """Lock an open file until it is closed or the process ends; False when another has locked it."""
+    """Lock an open file until it is closed or the process ends; False when another process has locked it."""
     if fcntl is None:
         return True
     try:
@@ -28,13 +28,13 @@ def lock(file: IO[bytes]) -> bool:
 
 
 def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
-    """Write under a hidden name beside ``path``, then rename.
+    """Write a file atomically: under a hidden name beside ``path``, which is then renamed.
 
     Args:
         flush: write through to the disk, so that the file survives a power cut.
 
     Raises:
-        AgptError: the folder or the disk does not take the file; an older file stays as it was.
+        AgptError: the file cannot be written; an older file stays unchanged.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,4 +1,4 @@
-"""Native resources: used only while they are open, and only in the process that opened them."""
+"""Checks that native resources are used only while open, and only in the process that opened them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .errors import ClosedError
 
 
 class Lifetime:
-    """Whether something native may be used.
+    """Whether a native resource may be used.
 
-    Native libraries crash when they are used after they were freed, and hang in a process that was forked after they
-    started their threads.
+    Native libraries crash when they are used after they were freed, and hang in a process that was forked after
+    their threads were started.
     """
 
     def __init__(self, name: str) -> None:
-        """``name``: what errors call it, for example "the language model"."""
+        """``name``: the resource in error messages, for example "the language model"."""
         self._name = name
         self._process = os.getpid()
         self._is_open = True
@@ -28,7 +28,7 @@ class Lifetime:
     def check(self) -> None:
         """
         Raises:
-            ClosedError: it was closed, or another process opened it.
+            ClosedError: the resource was closed, or another process opened it.
         """
         if not self._is_open:
             raise ClosedError(f"{self._name} is closed: open it again")
@@ -38,7 +38,7 @@ class Lifetime:
             )
 
     def end(self) -> bool:
-        """Mark it closed. True when the caller must free it: the first time, in the process that opened it."""
+        """Mark it as closed. True when the caller must free it: the first time, in the process that opened it."""
         frees = self._is_open and os.getpid() == self._process
         self._is_open = False
         return frees
@@ -51,8 +51,8 @@ _limiter = None
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Limit NumPy's BLAS to one thread while any such context is open: its threads spin, and what is multiplied here
-    is small. The last context to close restores the number of threads that the first one found."""
+    """Limit NumPy's BLAS to one thread while any such context is open: idle BLAS threads spin, and the products here
+    are small. The last context to close restores the number of threads that the first one found."""
     global _num_users, _limiter
     with _lock:
         if _num_users == 0:

@@ -1,4 +1,4 @@
-"""This machine: processors, memory, and the findings of a report about it."""
+"""This machine's processors and memory, and the findings of a report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def default_threads() -> int:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a report; ``fix`` says how to get what is missing, and "" that nothing is."""
+    """One line of a report; ``fix`` is how to install what is missing, "" when nothing is missing."""
 
     name: str
     found: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def memory_gib() -> float:
-    """The machine's memory in GiB; NaN where it cannot be told."""
+    """The machine's memory in GiB; NaN where it cannot be determined."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (ValueError, OSError, AttributeError):

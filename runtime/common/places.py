@@ -1,10 +1,10 @@
-"""The nine places of an image, in the words of the model's training answers (AnomalyGPT, Gu et al., AAAI 2024)."""
+"""The nine places of an image, named as in the model's training answers (AnomalyGPT, Gu et al., AAAI 2024)."""
 
 from __future__ import annotations
 
 import re
 
-# Row by row; the limits 1/3 and 2/3 belong to the upper and left cell.
+# Row by row; the boundaries 1/3 and 2/3 belong to the upper and left cell.
 PLACES = (
     "top left", "top", "top right",
     "left", "center", "right",

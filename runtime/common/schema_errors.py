@@ -1,4 +1,4 @@
-"""msgspec's validation errors in the words of someone who edits the file or types the option."""
+"""Rewrites msgspec's validation errors for a user who edits a file or types an option."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe_error(error: msgspec.ValidationError) -> str:
     found = re.fullmatch(
         r"(?P<what>.*?)(?: - at `(?P<path>[^`]*)`(?: in `(?P<outer>[^`]*)`)?)?", text, re.DOTALL
     )
-    assert found is not None  # every part may be empty
+    assert found is not None  # every group may be empty
     what, path = found["what"], found["path"] or "$"
     if found["outer"]:
         return _sentence(what, f"a name in {_place(found['outer'], 'the table')}")
@@ -44,7 +44,7 @@ def _sentence(what: str, place: str) -> str:
         return f"{place} must not be {match[1]}"
     if match := re.fullmatch(r"Expected `([^`]*)`(.*)", what, re.DOTALL):
         return f"{place} must be {_expected(match[1].split(' | '), match[2])}"
-    return what if place == "it" else f"{place}: {what}"  # a rule of ours, in our words
+    return what if place == "it" else f"{place}: {what}"  # a message of our own validation code
 
 
 def _expected(kinds: list[str], rest: str) -> str:
@@ -76,5 +76,5 @@ def _place(path: str, root: str) -> str:
 
 
 def _inner(place: str, name: str) -> str:
-    """A field that is missing or unknown in what is at ``place``."""
+    """The field ``name`` of the table at ``place``."""
     return name if place == "it" else f"{name} in {place}"

@@ -2,9 +2,9 @@
 
 MVTec-AD:  ROOT/<category>/train/good/*  test/<good or defect>/*  ground_truth/<defect>/<name>_mask.*
 VisA:      ROOT/split_csv/1cls.csv with the columns object,split,label,image,mask (paths relative to ROOT);
-           columns parted by commas or semicolons
+           columns separated by commas or semicolons
 
-Hidden files and folders are passed over.
+Hidden files and folders are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VISA_COLUMNS = {"object", "split", "label", "image", "mask"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One test image. ``mask`` is None for a normal image and where nobody drew one."""
+    """One test image. ``mask`` is None for a normal image, and for an anomalous one without a mask."""
 
     image: Path
     kind: str  # "good", or the defect's name
@@ -44,10 +44,10 @@ class Category:
 
 
 def find_categories(folder: Path) -> list[Category]:
-    """The categories under a folder that is one category, or holds several, in either layout.
+    """The categories in a folder, which is one category or contains several, in either layout.
 
     Raises:
-        ConfigError: nothing there, or neither layout is recognised.
+        ConfigError: the folder does not exist, or has neither layout.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -62,12 +62,12 @@ def find_categories(folder: Path) -> list[Category]:
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """The image files directly in a folder, by name; empty where there is no such folder."""
+    """The image files directly in a folder, sorted by name; empty where the folder does not exist."""
     return tuple(filter(is_image, _visible(folder)))
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds and is not hidden, by name; nothing where there is no such folder."""
+    """The entries of a folder that are not hidden, sorted by name; empty where the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -110,7 +110,7 @@ def _visa_rows(table: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{table} is not a readable CSV table ({error}): copy it again") from error
     if missing := VISA_COLUMNS - set(reader.fieldnames or ()):
-        raise ConfigError(f"{table} lacks the column(s) {', '.join(sorted(missing))}")
+        raise ConfigError(f"{table} lacks the column(s) {', '.join(sorted(missing))}: copy it again")
     return rows
 
 
@@ -130,8 +130,14 @@ def _visa_category(root: Path, name: str, rows: list[dict[str, str]]) -> Categor
 
 
 def _inside(root: Path, relative: str) -> Path:
-    """A table's path, refused when it would leave the root."""
+    """The absolute form of a path in the table.
+
+    Raises:
+        ConfigError: the path is outside the root.
+    """
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts:
-        raise ConfigError(f"{root / VISA_TABLE} names {relative!r}, which is outside {root}")
+        raise ConfigError(
+            f"{root / VISA_TABLE} names {relative!r}, which is outside {root}: correct the path"
+        )
     return root / path

@@ -1,4 +1,4 @@
-"""``agpt verify``: whether a bundle is whole and works on this machine."""
+"""``agpt verify``: checks that a bundle is complete and works on this machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..vision.engines.plans import inspect_plan
 def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
     """Check every digest and every plan, open the bundle and inspect one grey frame with it.
 
-    A plan of an engine that this machine cannot run is looked at as far as that goes without loading it. An engine
-    other than the CPU's is compared with that one, by the tolerances in the manifest.
+    A plan whose engine this machine cannot run is checked without loading it. If ``engine`` is not onnxruntime on the
+    CPU, its results are compared with those of onnxruntime on the CPU, by the tolerances in the manifest.
 
     Raises:
-        BundleError: altered, incomplete, or it does not work on this machine.
+        BundleError: the bundle is altered or incomplete, or does not work on this machine.
         ConfigError: the engine cannot run here.
     """
     bundle = open_bundle(folder)
@@ -50,10 +50,14 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
 
 
 def _verify_plans(bundle: Bundle) -> None:
-    """Raises BundleError for a plan that is not what the manifest says; says which would run here."""
+    """Check every plan and print whether it can run here.
+
+    Raises:
+        BundleError: a plan does not match the manifest.
+    """
     for component, plans in bundle.manifest.plans.items():
         for plan in plans:
             inspect_plan(bundle, component, plan)
             reason = BACKENDS[plan.engine].unavailable_reason(bundle)
-            verdict = f"cannot run here: {reason}" if reason else "runs here"
-            print(f"  {plan.file:<32} for {plan.built_for}: whole; {verdict}")
+            state = f"cannot run here: {reason}" if reason else "runs here"
+            print(f"  {plan.file:<32} for {plan.built_for}: intact; {state}")

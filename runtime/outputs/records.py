@@ -1,4 +1,4 @@
-"""One record per part: JSON, one line each, on its way to the disk before the next part is looked at."""
+"""Records: one line of JSON per part, handed to the operating system before the next part is inspected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..common.files import lock
 from ..common.printable import readable
 from ..inspection.verdict import Result, Verdict
 
-SCHEMA_VERSION = 2  # 2: the fields of Result under new names, sizes as width and height
+SCHEMA_VERSION = 2  # 2 renamed the fields of Result and gives sizes as width and height
 RECORDS_FILE = "records.jsonl"
 MAX_LINE_BYTES = 1 << 20  # far more than one record
 SEQUENCE = re.compile(rb'"sequence"\s*:\s*(\d{1,13})(?![\d.eE])')
@@ -25,58 +25,60 @@ UNKNOWN_PRODUCT = "unknown"
 
 
 class Identity(NamedTuple):
-    """What inspected the part; see ``Record``."""
+    """The bundle that inspected the part; see ``Record``."""
 
     bundle: str
     bundle_sha256: str
 
 
 class Record(Result, frozen=True, kw_only=True):
-    """What is kept of one part: the result of its inspection, and where it came from."""
+    """The record of one part: the result of its inspection, and its origin."""
 
     schema_version: Annotated[int, Meta(description="Version of this schema.")] = SCHEMA_VERSION
     sequence: Annotated[
-        int, Meta(ge=1, description="Number within the file; the name of the part's overlay begins with it.")
+        int,
+        Meta(ge=1, description="Number of the record in its file; the overlay's file name begins with it."),
     ]
-    part_id: Annotated[str, Meta(description="The part, as the source names it.")]
+    part_id: Annotated[str, Meta(description="Identifier of the part, given by the source.")]
     source: Annotated[
-        str, Meta(description="Where the frame came from: a file, a place in a video, a camera.")
+        str, Meta(description="Where the frame came from: a file, a position in a video, or a camera.")
     ]
     product: Annotated[
         str,
         Meta(
             min_length=1,
-            description="The product: the source's name for it, else the recipe's, else \"unknown\".",
+            description='The product\'s name: from the source, else from the recipe, else "unknown".',
         ),
     ]
     recipe: Annotated[
-        str, Meta(description='Name of the recipe that judged it; "" when none could be chosen.')
+        str, Meta(description='Name of the recipe that was used; "" when none could be chosen.')
     ]
     bundle: Annotated[str, Meta(description="Name of the bundle.")]
     bundle_sha256: Annotated[
-        str, Meta(description="Digest of the bundle's manifest, which holds the digest of every other file.")
+        str,
+        Meta(description="SHA-256 of the bundle's manifest, which contains the digest of every other file."),
     ]
     latency_ms: Annotated[
         float, Meta(description="Milliseconds from the frame's arrival at the inspector to the verdict.")
     ]
     captured_utc: Annotated[str, Meta(description="When the frame was captured, RFC 3339 UTC.")]
     captured_monotonic_ns: Annotated[
-        int, Meta(description="The same on this machine's monotonic clock, in nanoseconds.")
+        int, Meta(description="Time of capture on this machine's monotonic clock, in nanoseconds.")
     ]
-    recorded_utc: Annotated[str, Meta(description="When this record was made, RFC 3339 UTC.")]
+    recorded_utc: Annotated[str, Meta(description="When this record was created, RFC 3339 UTC.")]
     defects: Annotated[
         tuple[str, ...] | None,
-        Meta(description="What is truly wrong with the part, where the source knows it (the demo line)."),
+        Meta(description="The part's true defects, known on the demo line only; null elsewhere."),
     ]
 
 
 def make_record(
     sequence: int, frame: Frame, verdict: Verdict, latency_ms: float, recipe: str, identity: Identity
 ) -> Record:
-    """A part's record from what is known of it.
+    """Create a part's record.
 
     Raises:
-        msgspec.ValidationError: a value is out of its range, a probability of 2 for example.
+        msgspec.ValidationError: a value is out of its range, for example a probability of 2.
     """
     values = {
         **verdict.to_record(),
@@ -107,16 +109,13 @@ def record_schema() -> dict[str, Any]:
 
 
 class RecordFile:
-    """Appends to ``records.jsonl``: each record whole, and with the operating system before the next part.
-
-    One process has the file at a time.
-    """
+    """Appends complete records to ``records.jsonl``, unbuffered. Only one process at a time can have the file open."""
 
     def __init__(self, folder: Path) -> None:
-        """Continue the numbering of a file that is there.
+        """Open the file, and continue the numbering of the records that it holds.
 
         Raises:
-            AgptError: the folder or file cannot be written, or another run writes it.
+            AgptError: the folder or file cannot be written, or another run is writing it.
         """
         self.path = folder / RECORDS_FILE
         try:
@@ -133,10 +132,10 @@ class RecordFile:
             ) from error
 
     def _continue(self) -> None:
-        """Lock the file and find where its numbering goes on."""
+        """Lock the file and find the next sequence number."""
         if not lock(self._file):
             raise AgptError(
-                f"another run writes {self.path}: wait for it to end, or choose another --out folder"
+                f"another run is writing {self.path}: wait for it to end, or choose another --out folder"
             )
         self._end_last_line()
         self.next_sequence = _last_sequence(self.path) + 1
@@ -144,21 +143,25 @@ class RecordFile:
             raise AgptError(f"{self.path} has used up its sequence numbers: choose another --out folder")
 
     def put(self, record: Record) -> None:
-        """Raises AgptError when the disk does not take the record."""
+        """Append a record.
+
+        Raises:
+            AgptError: the record cannot be written completely.
+        """
         line = msgspec.json.encode(record) + b"\n"
         try:
             written = self._file.write(line)
         except OSError as error:
             raise AgptError(f"cannot write {self.path} ({error.strerror}): free some space") from error
         if written != len(line):
-            raise AgptError(f"cannot write {self.path} whole (disk full): free some space")
+            raise AgptError(f"cannot write a complete record to {self.path} (disk full): free some space")
         self.next_sequence = record.sequence + 1
 
     def close(self) -> None:
         self._file.close()
 
     def _end_last_line(self) -> None:
-        """End a torn last line where it broke off, so that the next record has a line of its own."""
+        """Add a newline to an incomplete last line, so that the next record begins on a new line."""
         with self.path.open("rb") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -167,10 +170,10 @@ class RecordFile:
 
 
 def _last_sequence(path: Path) -> int:
-    """The highest number that a run may have given a record of the file; 0 without any.
+    """The highest sequence number found in the file; 0 without any.
 
-    Lines are searched, not parsed: those that are torn or of another schema version have used their numbers too. Of
-    more than 13 digits no run has given any, and none will.
+    Lines are searched, not parsed, because incomplete lines and those of other schema versions count too. Numbers of
+    more than 13 digits are ignored: they exceed ``MAX_SEQUENCE``.
     """
     last = 0
     with path.open("rb") as file:

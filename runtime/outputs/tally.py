@@ -1,4 +1,4 @@
-"""Running figures of a line: verdicts, latency percentiles, and what was caught where the truth is known."""
+"""Running figures of a line: verdict counts, latencies, and detection counts where the true defects are known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from ..cameras.base import Frame
 from ..inspection.verdict import Status, Verdict
 
-WINDOW = 10_000  # latencies kept for the percentiles: hours of a line, and a bounded memory
+WINDOW = 10_000  # latencies kept for the percentiles, which bounds the memory
 
 
 def outcome(frame: Frame, status: Status) -> str:
-    """How a verdict compares with the truth: caught, missed, false alarm, good, or "" where unknown."""
+    """How a verdict compares with the true defects: caught, missed, false alarm, good, or "" where unknown."""
     if frame.defects is None or status == Status.NO_RESULT:
         return ""
     if frame.defects:
@@ -25,7 +25,7 @@ def outcome(frame: Frame, status: Status) -> str:
 
 @dataclass
 class Tally:
-    """Counts what passes. ``latencies_ms`` are from the frame's arrival at the inspector to its verdict."""
+    """Counts parts. ``latencies_ms``: milliseconds from a frame's arrival at the inspector to its verdict."""
 
     statuses: Counter[Status] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -34,7 +34,7 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
 
     def add(self, frame: Frame, verdict: Verdict, latency_ms: float) -> None:
-        """Count a part. The latency of one that was not inspected says nothing and is left out."""
+        """Count a part. The latency of a part that was not inspected is left out."""
         self.statuses[verdict.status] += 1
         self.outcomes[outcome(frame, verdict.status)] += 1
         self.num_defective += bool(frame.defects)
@@ -47,7 +47,7 @@ class Tally:
 
     @property
     def unjudged(self) -> bool:
-        """Whether parts came and none got a verdict."""
+        """Whether there were parts and none of them got a verdict."""
         return 0 < self.num_parts == self.statuses[Status.NO_RESULT]
 
     def percentile(self, share: float) -> float:
@@ -56,16 +56,16 @@ class Tally:
 
     @property
     def inspections_per_second(self) -> float:
-        """What the inspector could take, were there always a frame waiting; 0 before the first inspection."""
+        """Throughput of the inspector if a frame were always waiting; 0 before the first inspection."""
         return 1e3 * len(self.latencies_ms) / max(sum(self.latencies_ms), 1e-9)
 
     @property
     def parts_per_second(self) -> float:
-        """Pace of the whole line: frames are waited for (or drawn, for the demo) and results written."""
+        """Throughput of the whole line, which also waits for frames (the demo generates them) and writes results."""
         return self.num_parts / max(time.monotonic() - self.started, 1e-9)
 
     def counts(self, total: int | None = None) -> str:
-        """How many parts of each status; of how many, where ``total`` says it."""
+        """Number of parts and of each status, and the expected number where ``total`` gives it."""
         of = f" of {total}" if total else ""
         return (
             f"{self.num_parts}{of} parts: {self.statuses[Status.PASS]} PASS, {self.statuses[Status.FAIL]} FAIL, "
@@ -79,12 +79,12 @@ class Tally:
         return f"p50 {self.percentile(50):.1f} ms, p99 {self.percentile(99):.1f} ms"
 
     def pace(self) -> str:
-        """What the inspector takes and what the line took; the former only where a part was inspected."""
+        """Throughput of the inspector (once a part was inspected) and of the whole line."""
         inspections = f"{self.inspections_per_second:.1f} inspections/s, " if self.latencies_ms else ""
         return f"{inspections}whole line {self.parts_per_second:.1f} parts/s"
 
     def catches(self) -> str:
-        """One line on the truth; empty where no frame knew it."""
+        """Detection counts in one line; empty where the true defects are unknown."""
         num_good = self.outcomes["good"] + self.outcomes["false alarm"]
         if not self.num_defective and not num_good:
             return ""

@@ -1,1 +1,1 @@
-"""The line: frames from a camera through the inspector to the outputs."""
+"""The inspection line: takes frames from a camera, inspects them and delivers the results."""

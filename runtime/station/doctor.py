@@ -17,21 +17,21 @@ from ..vision.engines import BACKENDS
 from ..vision.engines.gpu import find_gpu
 
 REQUIRED = ("numpy", "opencv-python-headless", "onnxruntime", "llama-cpp-python", "msgspec", "typer", "rich")
-# Import name, what it is for, and the extra that brings it.
+# Import name, purpose, and the extra that installs it.
 OPTIONAL = (
     ("torch", "agpt export", "export"),
-    ("tensorrt_rtx", "building TensorRT-RTX plans, without a GPU too", "tensorrt-rtx"),
+    ("tensorrt_rtx", "building TensorRT-RTX plans (no GPU needed)", "tensorrt-rtx"),
     ("pycuda", "CUDA kernels and TensorRT's buffers", "cuda"),
 )
 
 
 def examine() -> list[Finding]:
-    """Everything the report says, most needed first."""
+    """All findings of the report, the most important first."""
     return [_machine(), _gpu(), *_packages(), *_engines(), _cameras(), _shipped_bundle(), *_extras()]
 
 
 def print_report(findings: list[Finding] | None = None) -> bool:
-    """Print the findings, this machine's when none are given; true when nothing needed is missing."""
+    """Print findings (default: about this machine). True when nothing needed is missing."""
     findings = findings or examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
@@ -44,7 +44,7 @@ def print_report(findings: list[Finding] | None = None) -> bool:
 def _gpu() -> Finding:
     gpu = find_gpu()
     if gpu is None:
-        fix = "install its driver; without one everything runs on the CPU"
+        fix = "install the NVIDIA driver; without a GPU everything runs on the CPU"
         return Finding("GPU", "no NVIDIA GPU that this process can use", fix=fix, needed=False)
     return Finding("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}", needed=False)
 
@@ -65,7 +65,7 @@ def _packages() -> list[Finding]:
 
 
 def _engines() -> list[Finding]:
-    """What could run a bundle's networks on this machine, and what would by itself."""
+    """Which engines can run a bundle's networks on this machine, and what the others lack."""
     findings = []
     for name, backend in BACKENDS.items():
         try:
@@ -99,8 +99,8 @@ def _extras() -> list[Finding]:
     findings = []
     for module, purpose, extra in OPTIONAL:
         if find_spec(module):
-            findings.append(Finding(module, f"there, for {purpose}", needed=False))
+            findings.append(Finding(module, f"installed, for {purpose}", needed=False))
         else:
             fix = how_to_install(extra)
-            findings.append(Finding(module, f"not there, for {purpose}", fix=fix, needed=False))
+            findings.append(Finding(module, f"not installed, for {purpose}", fix=fix, needed=False))
     return findings

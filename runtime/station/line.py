@@ -1,6 +1,6 @@
 """The run loop: frames from a camera, through the inspector, to records, overlays and the operator's screen.
 
-Every part gets exactly one record. Whatever breaks on the way makes it NO_RESULT with the reason, not a PASS.
+Every part gets exactly one record. If any step fails, the part is NO_RESULT with the reason, never PASS.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from ..outputs.tally import Tally
 from ..vision.images import check_frame
 
 
-class Inspects(Protocol):
-    """What the line needs of an inspector."""
+class FrameInspector(Protocol):
+    """The interface of an inspector that the line uses."""
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict: ...
 
 
 class Line:
-    """One camera, one inspector, and where results go.
+    """Inspects the frames of one camera and delivers the results.
 
     Attributes:
         tally: running figures.
-        lost: why the camera ended before its time; None when it did not.
-        stopped_by: the signal that ended the run before the source did; None when none did.
+        lost: the error that ended the camera; None when there was none.
+        stopped_by: number of the signal that stopped the run; None when there was none.
         num_overlays_missing: overlays that could not be drawn or written.
-        overlay_failure: why the last of them is missing.
+        overlay_failure: the reason for the last of them.
     """
 
     def __init__(
         self,
         camera: Camera,
-        inspector: Inspects,
+        inspector: FrameInspector,
         display: Display,
         identity: Identity,
         *,
@@ -59,11 +59,11 @@ class Line:
     ) -> None:
         """
         Args:
-            choose_recipe: readies the inspector for a frame's product; returns the recipe's name.
-            rejects_only: no overlay for a PASS.
-            level: the map's operating level, for the overlays' colours.
-            max_parts: stop after so many; None goes on until the source ends.
-            budget_ms: time for each part from its arrival here; what does not fit is left out.
+            choose_recipe: prepares the inspector for a frame's product; returns the recipe's name.
+            rejects_only: write no overlay for a PASS.
+            level: the map's operating level, which scales the overlays' colours.
+            max_parts: stop after this many parts; None: when the source ends.
+            budget_ms: time for each part, from its frame's arrival here; stages that do not fit are skipped.
         """
         self._camera, self._inspector, self._display, self._identity = camera, inspector, display, identity
         self._choose_recipe = choose_recipe
@@ -80,16 +80,16 @@ class Line:
         self._overlay_failed = False
 
     def run(self) -> Tally:
-        """Inspect until the source ends, or SIGINT or SIGTERM arrives; a part begun is finished.
+        """Inspect until the source ends, or SIGINT or SIGTERM arrives; the part being inspected is finished.
 
         Raises:
-            AgptError: a record cannot be kept. Going on would inspect parts that nobody hears of.
+            AgptError: a record cannot be written. The run ends, as a part without a record must not pass.
         """
         self.tally = Tally()
-        with ExitStack() as ending:
-            for part in (self._records, self._camera, self._display):
-                if part:
-                    ending.callback(part.close)
+        with ExitStack() as resources:
+            for resource in (self._records, self._camera, self._display):
+                if resource:
+                    resources.callback(resource.close)
             with stop_requests() as stopping:
                 for frame in self._frames(stopping):
                     self._handle(frame)
@@ -97,14 +97,14 @@ class Line:
         return self.tally
 
     def _frames(self, stopping: StopRequest) -> Iterator[Frame]:
-        """The camera's frames. A lost camera gives one last frame without pixels: the part that was due."""
+        """The camera's frames. If the camera fails, one frame without pixels follows, for the part that was due."""
         frames = self._camera.frames()
         while stopping.number is None and self.tally.num_parts != self._max_parts:
             try:
                 frame = next(frames)
             except StopIteration:
                 return
-            except Exception as error:  # a driver may raise anything
+            except Exception as error:  # a driver may raise any exception
                 self.lost = error if isinstance(error, CameraError) else _failed(self._camera, error)
                 yield Frame(f"after-{self.tally.num_parts}", self._camera.name, None, problem=str(self.lost))
                 return
@@ -123,7 +123,7 @@ class Line:
         self._display.put(frame, verdict, latency_ms, self.tally)
 
     def _inspect(self, frame: Frame, started: float) -> tuple[Verdict, str]:
-        """The verdict and the recipe's name. The inspector promises not to raise, and is not trusted."""
+        """The verdict and the recipe's name. An exception, which the inspector should not raise, gives NO_RESULT."""
         if frame.pixels is None:
             return no_result(frame.problem or "no frame arrived"), ""
         try:
@@ -140,26 +140,26 @@ class Line:
     def _record(
         self, records: RecordFile, frame: Frame, verdict: Verdict, latency_ms: float, recipe: str
     ) -> Verdict:
-        """Keep the part's record; a verdict that makes none (a probability of 2, say) becomes NO_RESULT."""
+        """Write the part's record. Returns its verdict: NO_RESULT if the given one is invalid (a probability of 2)."""
         try:
             record = make_record(records.next_sequence, frame, verdict, latency_ms, recipe, self._identity)
         except Exception as error:
-            verdict = no_result(f"the verdict makes no record: {error}")
+            verdict = no_result(f"the verdict is invalid: {error}")
             record = make_record(records.next_sequence, frame, verdict, latency_ms, recipe, self._identity)
         records.put(record)
         return verdict
 
     def _draw(self, sequence: int, frame: Frame, verdict: Verdict, latency_ms: float) -> None:
-        """A picture that cannot be made costs the picture, not the line."""
+        """Draw and write the part's overlay. If that fails, the failure is counted and the line continues."""
         assert self._overlays is not None
         note = "  |  ".join(filter(None, (f"part {frame.part_id}", frame.product, f"{latency_ms:.0f} ms")))
         try:
             image = draw_overlay(_drawable(frame), verdict, note, self._level)
             self._overlays.put(overlay_name(sequence, frame.part_id), image)
-        except Exception as error:  # native code may raise anything
+        except Exception as error:  # native code may raise any exception
             self.num_overlays_missing += 1
             self.overlay_failure = str(error) or type(error).__name__
-            if not self._overlay_failed:  # of many that follow each other the first is said
+            if not self._overlay_failed:  # of consecutive failures, only the first is shown
                 self._display.say(f"part {frame.part_id} has no overlay: {self.overlay_failure}")
             self._overlay_failed = True
         else:
@@ -167,7 +167,7 @@ class Line:
 
 
 def _drawable(frame: Frame) -> np.ndarray | None:
-    """The frame's pixels, if they make a picture."""
+    """The frame's pixels, or None where they are not a valid image."""
     if frame.pixels is None:
         return None
     try:
@@ -182,19 +182,21 @@ def no_result(reason: str) -> Verdict:
 
 
 def _failed(camera: Camera, error: Exception) -> CameraError:
-    return CameraError(f"{camera.name} failed ({type(error).__name__}: {error}): check it and start again")
+    return CameraError(
+        f"{camera.name} failed ({type(error).__name__}: {error}): check the source and start again"
+    )
 
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop; None until one does."""
+    """``number``: the signal that asked the run to stop; None until one arrives."""
 
     number: int | None = None
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM become a request. The second one acts as it did before: a hung part can be left."""
+    """Turn SIGINT and SIGTERM into a request. A second one has its usual effect and can end a hung inspection."""
     stopping = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # only the main thread may handle signals

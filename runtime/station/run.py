@@ -1,4 +1,4 @@
-"""``agpt run``: from options to a running line, and the summary at its end."""
+"""``agpt run``: sets up the line from the options, runs it and prints a summary."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..inspection.inspector import Inspector, Product
 
 OVERLAY_CHOICES = ("all", "reject", "none")
-DEMO_SHOTS = 4  # good parts that each of the demo line's products is enrolled with
+DEMO_SHOTS = 4  # normal samples of each product of the demo line
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunOptions:
                 f"--overlays {self.overlays!r} is not known: choose one of {', '.join(OVERLAY_CHOICES)}"
             )
         if self.recipe is not None and self.normals:
-            raise ConfigError("--recipe brings its own good parts: leave out --normal, or enroll again")
+            raise ConfigError("--recipe already contains good parts: leave out --normal, or enroll again")
 
 
 def open_inspector(
@@ -64,7 +64,7 @@ def open_inspector(
     threads: int | None,
     engine: str = AUTO,
 ) -> Inspector:
-    """An inspector from what a command line names."""
+    """Open an inspector as a command line's options describe it."""
     from ..inspection.inspector import Inspector
 
     frames = [read_image(path) for path in image_paths(normals, tell)]
@@ -74,10 +74,12 @@ def open_inspector(
 
 
 def summary(line: Line, options: RunOptions) -> list[str]:
-    """What is said when the line has ended."""
+    """The summary lines printed at the end of a run."""
     tally = line.tally
     written = (
-        f"records and overlays are in {options.out}" if options.out else "nothing was kept: give --out DIR"
+        f"records and overlays are in {options.out}"
+        if options.out
+        else "the results were not saved: give --out DIR to save them"
     )
     missing = line.num_overlays_missing
     return [
@@ -87,7 +89,7 @@ def summary(line: Line, options: RunOptions) -> list[str]:
             tally.catches(),
             "; ".join(filter(None, (tally.latency() and f"latency {tally.latency()}", tally.pace()))),
             written,
-            f"{missing} overlays are missing, the last one because: {line.overlay_failure}"
+            f"{missing} overlays are missing; reason for the last one: {line.overlay_failure}"
             if missing
             else "",
         )
@@ -104,7 +106,7 @@ def run_line(options: RunOptions) -> None:
         Interrupted: SIGINT or SIGTERM arrived.
     """
     with ExitStack() as opened:
-        # What is quick to check comes first; the model takes seconds to load.
+        # The source and the output folder are checked first, as the model takes seconds to load.
         camera = opened.enter_context(
             closing(open_camera(options.source, num_parts=options.parts, seed=options.seed, out=options.out))
         )
@@ -152,7 +154,7 @@ def run_line(options: RunOptions) -> None:
         name = signal.Signals(line.stopped_by).name
         raise Interrupted(f"stopped by {name} after {num_parts} parts", line.stopped_by)
     if not num_parts:
-        raise UnjudgedError(f"nothing was inspected: {options.source} gave no frame; check it")
+        raise UnjudgedError(f"nothing was inspected: {options.source} delivered no frame; check the source")
     if line.tally.unjudged:
         raise UnjudgedError(
             f"all {num_parts} parts are NO_RESULT: "
@@ -161,7 +163,7 @@ def run_line(options: RunOptions) -> None:
 
 
 def num_expected(camera: Camera, options: RunOptions) -> int | None:
-    """How many parts will come; None where that is not known."""
+    """Number of parts to expect; None where it is unknown."""
     known = [count for count in (camera.num_frames, options.parts) if count is not None]
     return min(known, default=None)
 
@@ -173,9 +175,9 @@ def identify(bundle: Bundle) -> Identity:
 
 
 def _recipe_chooser(inspector: Inspector, options: RunOptions) -> Callable[[Frame], str]:
-    """What readies the inspector for a frame's product and returns its recipe's name.
+    """A function that prepares the inspector for a frame's product and returns its recipe's name.
 
-    One recipe serves the whole run, but on the demo line, where several products pass, each has its own bank.
+    A run has one recipe, except on the demo line, where each of several products has its own memory bank.
     """
     if options.source != "demo" or options.recipe is not None or options.normals:
         return lambda frame: inspector.product.name
@@ -189,7 +191,7 @@ def _recipe_chooser(inspector: Inspector, options: RunOptions) -> Callable[[Fram
 
 
 def enroll_demo_products(inspector: Inspector, shots: int = DEMO_SHOTS) -> dict[str, Product]:
-    """The demo line's products by name, each with a bank of a few good parts."""
+    """The demo line's products by name, each with a memory bank of ``shots`` normal samples."""
     from ..cameras.demo import PRODUCTS, normal_samples
 
     plain = inspector.product

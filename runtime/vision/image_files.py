@@ -1,4 +1,4 @@
-"""Which image files of a folder are taken: one rule for the source of a run, good parts and calibration images."""
+"""Selects the image files of a folder, by one rule for the source of a run, good parts and calibration images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from ..common.errors import ImageError
 from .images import SUFFIXES, is_image
 
-MASK_FOLDER = "ground_truth"  # of a labelled set in MVTec-AD's layout
-RECORDS_FILE, OVERLAY_FOLDER = "records.jsonl", "overlays"  # what a run writes into its --out folder
+MASK_FOLDER = "ground_truth"  # masks of a labelled data set in MVTec-AD layout
+RECORDS_FILE, OVERLAY_FOLDER = "records.jsonl", "overlays"  # written to a run's --out folder
 
 
 @dataclass(frozen=True)
 class FoundImages:
-    """The images under a folder, in natural order, and how many other files there are, by what they are."""
+    """The images under a folder in natural order, and the numbers of other files by the reason they were left out."""
 
     paths: tuple[Path, ...]
     left_out: Counter[str]
 
     def remark(self) -> str:
-        """ "6 files left out: 3 GIF, 2 hidden, 1 TXT"; "" when none is."""
+        """ "6 files left out: 3 GIF, 2 hidden, 1 TXT"; "" when none was left out."""
         total = self.left_out.total()
         if not total:
             return ""
@@ -40,7 +40,7 @@ def find_images(folder: Path, out: Path | None = None) -> FoundImages:
     ``records.jsonl``) and everything in ``out``. Links to folders are not followed.
 
     Args:
-        folder: to look into.
+        folder: the folder to search.
         out: the run's own output folder.
     """
     out = None if out is None else out.resolve()
@@ -49,7 +49,7 @@ def find_images(folder: Path, out: Path | None = None) -> FoundImages:
         own.append(out)
     found: list[Path] = []
     left_out: Counter[str] = Counter()
-    reasons: dict[str, str] = {}  # of folders that are left out with all they hold
+    reasons: dict[str, str] = {}  # folder that is left out with its contents -> reason
 
     def unreadable(error: OSError) -> None:
         left_out["in folders that cannot be read"] += 1
@@ -60,19 +60,19 @@ def find_images(folder: Path, out: Path | None = None) -> FoundImages:
             path = Path(name, inner)
             if path.is_symlink():
                 left_out["linked folders"] += 1
-            elif why := reason or _why_folder(path, files, own):
+            elif why := reason or _folder_exclusion(path, files, own):
                 reasons[str(path)] = why
         for file in files:
             path = Path(name, file)
-            if why := reason or _why_file(path):
+            if why := reason or _file_exclusion(path):
                 left_out[why] += 1
             else:
                 found.append(path)
     return FoundImages(tuple(sorted(found, key=natural_order)), left_out)
 
 
-def _why_folder(path: Path, beside: list[str], own: list[Path]) -> str:
-    """Why a folder is left out; "" when it is not."""
+def _folder_exclusion(path: Path, beside: list[str], own: list[Path]) -> str:
+    """The reason for leaving a folder out; "" when it is searched."""
     if path.name.startswith("."):
         return "hidden"
     if path.name == MASK_FOLDER:
@@ -82,19 +82,19 @@ def _why_folder(path: Path, beside: list[str], own: list[Path]) -> str:
     return ""
 
 
-def _why_file(path: Path) -> str:
-    """Why a file is no image to take; "" when it is one."""
+def _file_exclusion(path: Path) -> str:
+    """The reason for leaving a file out; "" when it is selected."""
     if path.name.startswith("."):
         return "hidden"
     if is_image(path):
         return ""
     if path.suffix.lower() in SUFFIXES:
-        return "not regular files"  # a link to nothing, a device
+        return "not regular files"  # a broken link, a device
     return path.suffix[1:].upper() or "without suffix"
 
 
 def natural_order(path: Path) -> tuple[list[list[int | str]], Path]:
-    """A key that sorts 2 before 10; names that it takes for the same follow their characters."""
+    """A sort key that puts 2 before 10; the path itself orders names that are otherwise equal (01 and 1)."""
     parts = (*path.parent.parts, path.stem, path.suffix)
     return [[_number_or_text(piece) for piece in re.split(r"(\d+)", part.casefold())] for part in parts], path
 
@@ -104,14 +104,14 @@ def _number_or_text(piece: str) -> int | str:
 
 
 def image_paths(paths: Iterable[Path], tell: Callable[[str], None] = lambda remark: None) -> list[Path]:
-    """Image files, folders among them replaced by the images under them.
+    """The given image files, with each folder replaced by the images under it.
 
     Args:
         paths: files and folders.
-        tell: hears, for each folder, which files were left out.
+        tell: called for each folder with a remark on the files that were left out.
 
     Raises:
-        ImageError: a folder holds no image.
+        ImageError: a folder contains no image.
     """
     found: list[Path] = []
     for path in paths:
@@ -122,6 +122,6 @@ def image_paths(paths: Iterable[Path], tell: Callable[[str], None] = lambda rema
         if remark := inside.remark():
             tell(f"{path}: {remark}")
         if not inside.paths:
-            raise ImageError(f"{path} holds no image: put pictures of good parts in")
+            raise ImageError(f"{path} contains no image: add images of good parts")
         found += inside.paths
     return found

@@ -1,4 +1,4 @@
-"""Image files to frames: a short list of formats, and caps that hold before any decoder runs."""
+"""Reads image files as frames: a few formats, with size limits that are checked before a decoder runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ MAX_PIXELS = 100_000_000  # 10,000 × 10,000: 300 MB decoded
 
 
 def is_image(path: Path) -> bool:
-    """Whether a path is a file with the suffix of a format that ``read_image`` takes."""
+    """Whether a path is a file with the suffix of a format that ``read_image`` reads."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def read_image(path: Path | str) -> np.ndarray:
     """Decode a PNG, JPEG, BMP, TIFF or WebP file: uint8 [H, W, 3], BGR.
 
-    As in the original: grayscale and palettes expand, alpha is dropped without blending, and the EXIF
-    orientation is ignored.
+    As in the original AnomalyGPT code, grayscale and palette images are expanded to three channels, alpha is dropped
+    without blending, and the EXIF orientation is ignored.
 
     Raises:
-        ImageError: no such file, another format, too large, over 8 bits a channel, or it does not decode.
+        ImageError: the file is missing, too large, of another format, over 8 bits a channel, or does not decode.
     """
     path = Path(path)
     try:
@@ -41,7 +41,7 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str = "image") -> np.ndarray:
-    """``read_image`` for bytes; ``name`` is what errors call them."""
+    """``read_image`` for the bytes of a file, which error messages call ``name``."""
     width, height = _size_in_header(data, name)
     if not 0 < width * height <= MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels: give one with 1 to {MAX_PIXELS:,}")
@@ -50,7 +50,7 @@ def decode_image(data: bytes, name: str = "image") -> np.ndarray:
     except cv2.error:
         image = None
     if image is None:
-        raise ImageError(f"{name} does not decode: it is damaged; save it again")
+        raise ImageError(f"{name} does not decode because it is damaged: save it again")
     if image.dtype != np.uint8:
         raise ImageError(f"{name} has {image.dtype} pixels: convert it to 8 bits a channel")
     if image.ndim == 2:
@@ -59,13 +59,15 @@ def decode_image(data: bytes, name: str = "image") -> np.ndarray:
 
 
 def check_frame(frame: np.ndarray) -> np.ndarray:
-    """A frame as a camera gives it: uint8 [H, W, 3], BGR, not empty; returned unchanged.
+    """Check that a frame is uint8 [H, W, 3], BGR and not empty; returns it unchanged.
 
     Raises:
-        ImageError: anything else, with the conversion that mends it.
+        ImageError: it is not; the message names the conversion that it needs.
     """
     if not isinstance(frame, np.ndarray):
-        raise ImageError(f"a frame is a NumPy array uint8 [H, W, 3], not {type(frame).__name__}")
+        raise ImageError(
+            f"the frame is a {type(frame).__name__}: convert it to a NumPy array uint8 [H, W, 3]"
+        )
     if frame.size == 0:
         raise ImageError(f"the frame is empty {list(frame.shape)}: check the camera")
     if frame.dtype != np.uint8:
@@ -78,13 +80,15 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
 
 
 def _size_in_header(data: bytes, name: str) -> tuple[int, int]:
-    """Width and height that the file claims, read without a decoder."""
+    """Width and height given in the file's header, read without a decoder."""
     for magic, at, read_size in _FORMATS:
         if data[at : at + len(magic)] == magic:
             try:
                 return read_size(data)
             except (struct.error, IndexError, ValueError) as error:
-                raise ImageError(f"{name} does not decode: its header is damaged; save it again") from error
+                raise ImageError(
+                    f"{name} does not decode because its header is damaged: save it again"
+                ) from error
     raise ImageError(f"{name} is not a PNG, JPEG, BMP, TIFF or WebP image: convert it to one of these")
 
 
@@ -123,11 +127,11 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             return width, height
         position += struct.unpack_from(">H", data, position)[0]
         if data[position] != 0xFF:
-            raise ValueError("no marker where one must be")
+            raise ValueError("no marker after a segment")
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Tags 256 and 257 of the first directory."""
+    """Tags 256 (width) and 257 (height) of the first directory."""
     order = "<" if data[:2] == b"II" else ">"
     (directory,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, directory)
@@ -141,7 +145,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     return found[256], found[257]
 
 
-# Magic bytes, where they stand, and how the size is read.
+# Magic bytes, their offset, and the function that reads the size.
 _FORMATS: list[tuple[bytes, int, Callable[[bytes], tuple[int, int]]]] = [
     (b"\x89PNG\r\n\x1a\n", 0, _png_size),
     (b"\xff\xd8\xff", 0, _jpeg_size),

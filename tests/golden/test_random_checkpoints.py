@@ -82,7 +82,7 @@ def test_a_set_is_kept_and_another_seed_is_another_set(tiny_set, tmp_path):
     before = tiny_set.imagebind.stat().st_mtime_ns
     assert generator.write_checkpoints(5, folder, generator.TINY) == tiny_set
     assert tiny_set.imagebind.stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="holds other checkpoints"):
+    with pytest.raises(SystemExit, match="contains other checkpoints"):
         generator.write_checkpoints(6, folder, generator.TINY)
     other = generator.write_checkpoints(6, tmp_path, generator.TINY)
     first, second = (torch.load(files.anomalygpt, map_location="cpu") for files in (tiny_set, other))

@@ -70,7 +70,7 @@ def test_figures_are_shares_of_ceilings_of_the_same_run() -> None:
 @pytest.mark.parametrize(
     ("sanitizer", "graph", "passed"),
     [
-        ({}, "the same figures", True),
+        ({}, "the same results", True),
         ({"memcheck": "clean", "racecheck": "skipped: not here"}, "", True),
         ({"memcheck": "Invalid __global__ read"}, "", False),
         ({}, "wrong: differs", False),

@@ -81,7 +81,7 @@ def test_cut_video_is_an_error_after_its_frames(tmp_path):
     path.write_bytes(data[: len(data) * 2 // 3])
     camera = open_camera(str(path))
     read = []
-    with pytest.raises(CameraError, match=r"breaks off after \d+ of 20 frames"):
+    with pytest.raises(CameraError, match=r"ends after \d+ of 20 frames"):
         read.extend(frame.part_id for frame in camera.frames())
     assert 0 < len(read) < 20
 
@@ -98,7 +98,7 @@ def test_a_number_that_is_a_file_is_the_file(tmp_path, monkeypatch):
     [
         ("absent-source", "no source 'absent-source'"),
         pytest.param(
-            "87", "camera 87 is not there", marks=pytest.mark.skipif(sys.platform != "linux", reason="V4L2")
+            "87", "camera 87 was not found", marks=pytest.mark.skipif(sys.platform != "linux", reason="V4L2")
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_absent_sources_are_named(source, said):
 
 
 def test_empty_folder_and_unreadable_video_are_named(tmp_path):
-    with pytest.raises(CameraError, match="holds no image"):
+    with pytest.raises(CameraError, match="contains no image"):
         open_camera(str(tmp_path))
     (tmp_path / "x.mp4").write_bytes(b"this is not a video")
     with pytest.raises(CameraError, match="neither an image nor a video"):

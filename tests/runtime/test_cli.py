@@ -124,7 +124,7 @@ def test_absent_sources_bundles_and_images(call, tmp_path, parts):
     (tmp_path / "zero.png").write_bytes(b"")
     for arguments, said in [
         (["run", "--source", tmp_path / "absent"], "no source"),
-        (["run", "--source", empty], "holds no image"),
+        (["run", "--source", empty], "contains no image"),
         (["run", "--source", parts / "b.png"], "b.png"),
         (["run", "--source", sixteen_bit], "8 bits"),
         (["run", "--source", tmp_path / "zero.png"], "zero.png"),
@@ -135,7 +135,7 @@ def test_absent_sources_bundles_and_images(call, tmp_path, parts):
         (["ask", parts / "a.png", " "], "question is empty"),
         (["eval", tmp_path / "absent", parts / "a.png"], "not a folder"),
         (["eval", tmp_path / "absent", empty], "neither layout"),
-        (["enroll", "--name", "x", "--normal", empty, "--out", tmp_path / "r.toml"], "holds no image"),
+        (["enroll", "--name", "x", "--normal", empty, "--out", tmp_path / "r.toml"], "contains no image"),
         (
             ["enroll", "--name", "x", "--out", "x.toml", "--normal", parts / "a.png", "--tiles", "3y"],
             "like 3x3",
@@ -156,7 +156,7 @@ def test_absent_sources_bundles_and_images(call, tmp_path, parts):
 def test_a_camera_that_is_not_there(call):
     result = call("run", "--source", "93")
     assert is_one_sentence(*result)
-    assert "camera 93 is not there" in result[2]
+    assert "camera 93 was not found" in result[2]
 
 
 def test_a_folder_is_inspected_and_the_broken_file_gets_its_record(tiny_bundle, parts, tmp_path):
@@ -305,7 +305,7 @@ def test_output_into_a_closed_pipe_is_no_success(tiny_bundle, parts, tmp_path, c
     )
     process.stdout.close()
     complaint = process.stderr.read()
-    assert complaint == "agpt: the reader of the output has gone: what was not written is lost\n"
+    assert complaint == "agpt: the reader of the output has closed it: the rest of the output is lost\n"
     assert process.wait(60) == 141
 
 
@@ -319,7 +319,7 @@ def test_output_into_a_full_disk_is_said(tiny_bundle):
             text=True,
         )
     assert result.returncode == 2
-    assert result.stderr.startswith("agpt: the system refused to read or write (No space left on device)")
+    assert result.stderr.startswith("agpt: a file could not be read or written (No space left on device)")
     assert result.stderr.count("\n") == 1
 
 
@@ -350,7 +350,7 @@ def test_help_cuts_nothing_and_has_a_short_option(call):
         status, said, _ = call(*arguments)
         assert status == 0
         assert "..." not in said.replace("[ARGS]...", "")
-        assert "or what a set of checkpoints is." in " ".join(said.split())
+        assert "or check a set of checkpoints." in " ".join(said.split())
         assert "130 after Ctrl-C" in " ".join(said.split())
     for command in ("run", "enroll", "ask", "trace", "eval", "export", "verify", "doctor", "schema"):
         status, said, _ = call(command, "-h")
@@ -484,7 +484,7 @@ def test_a_source_that_ends_before_its_first_part_is_an_error(call, tiny_bundle,
     monkeypatch.setattr("anomalygpt_edge.runtime.station.run.open_camera", lambda *_, **__: Empty())
     status, _, err = call("run", "--source", "x", "--bundle", tiny_bundle)
     assert status == 2
-    assert err == "agpt: nothing was inspected: x gave no frame; check it\n"
+    assert err == "agpt: nothing was inspected: x delivered no frame; check the source\n"
 
 
 def test_a_run_says_what_it_leaves_out_and_how_far_it_is(call, tiny_bundle, parts, tmp_path):

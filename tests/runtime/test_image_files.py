@@ -102,7 +102,7 @@ def test_good_parts_follow_the_same_rule(tmp_path):
     assert [path.name for path in found] == ["2.png", "10.png", "1.png", "10.png"]
     assert said == [f"{tmp_path}: 1 file left out: 1 hidden"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="holds no image"):
+    with pytest.raises(ImageError, match="contains no image"):
         image_paths([tmp_path / "empty"])
 
 
@@ -115,7 +115,7 @@ def test_a_folder_camera_counts_and_remarks(tmp_path):
     assert [frame.part_id for frame in camera.frames()] == ["a.jpg", "a.png"]
     (tmp_path / "a.png").unlink()
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(CameraError, match=r"holds no image \(1 file left out: 1 GIF\)"):
+    with pytest.raises(CameraError, match=r"contains no image \(1 file left out: 1 GIF\)"):
         open_camera(str(tmp_path))
 
 

@@ -159,7 +159,7 @@ def test_a_file_that_has_used_up_its_numbers_is_refused(tmp_path):
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     first = RecordFile(tmp_path)
     with pytest.raises(
-        AgptError, match=r"another run writes .*records\.jsonl: wait for it to end, or choose another"
+        AgptError, match=r"another run is writing .*records\.jsonl: wait for it to end, or choose another"
     ):
         RecordFile(tmp_path)
     program = (
@@ -168,7 +168,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
         "RecordFile(pathlib.Path(sys.argv[1]))\n"
     )
     other = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
-    assert "another run writes" in other.stderr
+    assert "another run is writing" in other.stderr
     first.put(make_record(1, frame(), verdict(), 1.0, "", IDENTITY))
     first.close()
     assert put_one(tmp_path) == 2

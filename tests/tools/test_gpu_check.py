@@ -169,7 +169,7 @@ def test_another_nearest_patch_passes_only_where_it_is_as_near(
 def test_what_goes_through_the_host_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResidentStages, "prompt", Stages.prompt)
     report = run_checks(setting, chosen(ZERO_SHOT))
-    assert "1 of the resident stages went through host memory" in report.failed[ZERO_SHOT]
+    assert "1 of the resident stages used host memory" in report.failed[ZERO_SHOT]
 
 
 def test_what_cannot_be_recorded_is_a_failure(setting: Setting, fakes, gpu_machine) -> None:

@@ -1,16 +1,16 @@
-"""kernels/cuda/*.cu on a CPU: compiled with g++ against ``host_shim.h``, run by a process that acts as the device.
+"""Runs kernels/cuda/*.cu on a CPU: compiled with g++ and ``host_shim.h``, in a process that acts as the device.
 
-What it catches (``tests/kernels/test_cuda_shim.py`` plants each mistake):
+What it detects (``tests/kernels/test_cuda_shim.py`` has a faulty kernel for each):
 
-- accesses outside a buffer or a ``__shared__`` array, to the byte up to AddressSanitizer's red zones (16 bytes and
-  more on each side), use after free, undefined arithmetic ("address"); 16-byte copies and ldmatrix
-  rows that are not aligned;
-- data races in shared and global memory, a missing barrier among them, whatever the order of threads ("thread");
-- barriers and warp operations that some threads never reach; reads of shared memory that nobody wrote, or that an
-  asynchronous copy has not been waited for (as NaN or -1); results that depend on the order of threads (``seed``).
+- accesses outside a buffer or a ``__shared__`` array, byte-exact within AddressSanitizer's red zones (at least 16
+  bytes on each side), use after free, undefined arithmetic ("address"); unaligned 16-byte copies and ldmatrix rows;
+- data races in shared and global memory, such as a missing barrier, in any order of threads ("thread");
+- barriers and warp operations that some threads never reach; reads of shared memory that was not written, or whose
+  asynchronous copy was not waited for (as NaN or -1); results that depend on the order of threads (``seed``).
 
-It does not see: races between blocks (they run one after another; ``seed`` 1 reverses them), a fence left out
-beside an atomic (atomics order everything here), the rounding of tensor cores' sums, or anything about speed.
+It does not detect races between blocks (they run one after another; ``seed`` 1 reverses their order) or a missing
+fence beside an atomic (atomics order all accesses here), and does not reproduce the rounding of tensor cores' sums
+or the speed of a GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FLAGS = (
 )
 SANITIZERS = {
     "none": (),
-    "ucontext": (),  # switches fibres as on processors other than x86-64
+    "ucontext": (),  # switches fibres in the way used on processors other than x86-64
     "address": (
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
@@ -58,7 +58,7 @@ _ENTRY = re.compile(r'extern "C" __global__ void\s+(\w+)\s*\(')
 
 
 class DeviceError(RuntimeError):
-    """A launch that failed, or the sanitizer's report of the process that died of it."""
+    """A launch failed, or the device process ended with a sanitizer's report."""
 
 
 @lru_cache
@@ -71,7 +71,7 @@ def entry_points(source: Path) -> list[str]:
 
 @lru_cache
 def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
-    """The server program, compiled once for the same sources and flags."""
+    """The path of the server program, which is compiled once for the same sources and sanitizer."""
     sources = sources or tuple(sorted(KERNELS.glob("*.cu")))
     parts = [*sources, *sorted(KERNELS.glob("*.cuh")), *sorted(SHIM.glob("*.*"))]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts))
@@ -108,9 +108,9 @@ def build(sanitizer: str = "none", sources: tuple[Path, ...] = ()) -> Path:
 
 
 class ShimDriver:
-    """See ``anomalygpt_edge.kernels.cuda.driver.Driver``."""
+    """``anomalygpt_edge.kernels.cuda.driver.Driver`` on the CPU."""
 
-    num_multiprocessors = 4  # few, so that small inputs are split as large ones are on a GPU
+    num_multiprocessors = 4  # few, so that small inputs are split as large inputs are on a GPU
 
     def __init__(self, sanitizer: str = "none", seed: int = 0, sources: tuple[Path, ...] = ()) -> None:
         self.seed = seed
@@ -178,16 +178,16 @@ class ShimDriver:
             self._process.stdin.write(data)
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._died()
+            self._raise_ended()
 
     def _receive(self, length: int) -> bytes:
         assert self._process.stdout
         data = self._process.stdout.read(length)
         if len(data) < length:
-            self._died()
+            self._raise_ended()
         return data
 
-    def _died(self) -> None:
+    def _raise_ended(self) -> None:
         report = self._process.communicate()[1].decode()
         raise DeviceError(report or f"the device's process ended with {self._process.returncode}")
 

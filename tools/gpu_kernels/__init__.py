@@ -1,9 +1,9 @@
-"""The CUDA kernels on a real GPU: right, clean under compute-sanitizer, and how near to what the GPU can do.
+"""Checks the CUDA kernels on a GPU: results, compute-sanitizer, and speed relative to the GPU's ceilings.
 
     python -m tools.gpu_kernels [--json FILE]
 
-Ceilings (copying memory, tensor cores) are measured in the same run, times by events with a cold L2. Without a GPU
-it says so and ends with 0; a wrong result ends it with 1. ``check_kernels`` is what ``make gpu-check`` calls.
+The ceilings (memory copies, tensor cores) are measured in the same run; times are measured by events with a cold L2
+cache. The exit status is 1 when a result is wrong, and 0 without a GPU. ``make gpu-check`` calls ``check_kernels``.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from anomalygpt_edge.kernels.geometry import placements
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_SECONDS = 600
 REPEATS, WARM_UP = 50, 5
-FLUSH_BYTES = 256 << 20  # at least twice the L2, and long enough to fill that launches run ahead of the GPU
+FLUSH_BYTES = 256 << 20  # at least twice the L2; filling it takes longer than queueing the launches
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One stage with inputs, and what it must give.
+    """One stage with its inputs and expected outputs.
 
     Attributes:
-        arrays: on the device, as the stage takes them.
-        outputs: of the stage, in the order of ``expected``.
+        arrays: the stage's arguments, on the device.
+        outputs: the stage's outputs on the device, in the order of ``expected``.
         tolerance: largest absolute error.
-        num_bytes: read and written at least; operations: multiplications and additions (0: memory alone counts).
-        ceiling: whose operations they are, "f16" or "i8".
+        num_bytes: least number of bytes read and written.
+        operations: multiplications and additions; 0 where only memory traffic is rated.
+        ceiling: the tensor cores' type for these operations, "f16" or "i8".
     """
 
     name: str
@@ -58,7 +59,7 @@ class Case:
 
 @dataclass
 class Result:
-    """What was found of one case; times in microseconds, None where nothing was timed."""
+    """The result of one case; times in microseconds, None where it was not timed."""
 
     name: str
     error: float
@@ -72,7 +73,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return self.error <= self.tolerance  # NaN does not
+        return self.error <= self.tolerance  # False for NaN
 
 
 @dataclass
@@ -93,9 +94,9 @@ class Report:
 
 
 def check_kernels(say: Callable[[str], None] = print) -> Report:
-    """Everything; ``say`` gets a line whenever something is known."""
+    """Run all checks; ``say`` is called with a line for each result."""
     if not cuda.runs_here():
-        say("kernels: skipped, there is no NVIDIA GPU with its driver and pycuda here")
+        say("kernels: skipped, because there is no NVIDIA GPU with its driver and pycuda")
         return Report(skipped="no NVIDIA GPU, driver or pycuda")
     driver = open_device()
     with driver.current():
@@ -105,7 +106,7 @@ def check_kernels(say: Callable[[str], None] = print) -> Report:
     reached = ", ".join(f"{value:.0f} {units[kind]}" for kind, value in report.ceilings.items())
     say(f"kernels on {report.device}: at most {reached}")
     if "f16" not in report.ceilings:
-        say("there is no nvcc here: tensor cores' ceilings are not measured")
+        say("the tensor cores' ceilings are not measured, because there is no nvcc")
     for case in cases(driver):
         result = check(driver, case)
         add_times(result, case, time_cold(driver, case), report.ceilings)
@@ -120,18 +121,20 @@ def check_kernels(say: Callable[[str], None] = print) -> Report:
 
 
 def check(driver: Driver, case: Case) -> Result:
-    """Run a case once and compare."""
+    """Run a case once and compare its outputs."""
     case.stage(*case.arrays)
     error = 0.0
     for output, expected in zip(case.outputs, case.expected, strict=True):
         found = get(driver, output).astype(np.float64)
         both = np.isnan(found) & np.isnan(expected)
-        error = float(np.maximum(error, np.where(both, 0, np.abs(found - expected)).max()))  # NaN stays
+        error = float(
+            np.maximum(error, np.where(both, 0, np.abs(found - expected)).max())
+        )  # np.maximum keeps NaN
     return Result(case.name, error, case.tolerance)
 
 
 def cases(driver: Driver, *, small: bool = False) -> Iterator[Case]:
-    """Every stage at the sizes of docs/cuda.md, or at sizes that a sanitizer gets through quickly."""
+    """Every stage at the sizes of docs/cuda.md, or at small sizes for a sanitizer."""
     yield from _preprocess_cases(driver, (270, 480) if small else (1080, 1920), 56 if small else 224)
     yield from _match_cases(driver, (1, 2, 64, 128) if small else (1, 4, 256, 1280), 300 if small else 1024)
     if not small:
@@ -160,7 +163,7 @@ def _preprocess_cases(driver: Driver, frame_size: tuple[int, int], size: int) ->
             expected = kernels.preprocess(
                 frame, size, "crop", MEAN, STD, format=format, boxes=boxes, dtype=np.float16
             )
-        share = height / width if boxes is None else 1 / 6  # of the frame that is read
+        share = height / width if boxes is None else 1 / 6  # share of the frame that is read
         yield Case(
             f"preprocess {format} {width}x{height}{' rotated' if boxes else ''}", stage, (put(driver, frame),),
             (stage.out,), (expected.astype(np.float64),), 0.0, int(frame.nbytes * share) + expected.nbytes,
@@ -171,9 +174,8 @@ def _match_cases(driver: Driver, shape: tuple[int, int, int, int], num_rows: int
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(shape[1], num_rows, shape[3])).astype(np.float32)
     picks = rng.integers(0, num_rows, shape[:1] + shape[2:3])
-    near = raw[:, picks].transpose(
-        1, 0, 2, 3
-    )  # queries look like rows of the bank, as patches of good parts do
+    # Queries resemble rows of the bank, as patches of good parts do.
+    near = raw[:, picks].transpose(1, 0, 2, 3)
     features = (near + rng.normal(size=shape)).astype(np.float16)
     operations = 2 * shape[0] * shape[2] * shape[1] * num_rows * shape[3]
     for dtype, tolerance in ((np.float16, 1e-3), (np.int8, 5e-3)):
@@ -243,7 +245,7 @@ def _region_cases(driver: Driver, shape: tuple[int, int]) -> Iterator[Case]:
         cells = kernels.cell_peaks(values, 3)
         found = kernels.components(values, 0.8)
     _, labels = cv2.connectedComponents((values >= np.float32(0.8)).astype(np.uint8), connectivity=8)
-    first = np.sort(np.unique(labels, return_index=True)[1][1:])  # of label 0 there is no region
+    first = np.sort(np.unique(labels, return_index=True)[1][1:])  # label 0 is the background
     x, y, width, height, area, peak = map(np.array, zip(*found, strict=True))
     bits = (peak.astype(np.float32).view(np.uint32) | 0x80000000).view(np.int32)  # peaks are positive
     expected = np.stack([first, x, x + width, y + height, area, bits], axis=1)
@@ -275,9 +277,8 @@ def _prompt_cases(driver: Driver, length: int, width: int) -> Iterator[Case]:
     rng = np.random.default_rng(0)
     injected = rng.normal(size=(length // 2, width)).astype(np.float32)
     for type, (values, block_bytes) in BLOCKS.items():
-        table = rng.integers(
-            0, 60, (1000, width // values * block_bytes), dtype=np.uint8
-        )  # no NaN in any scale
+        # Bytes below 60 give no scale that is NaN.
+        table = rng.integers(0, 60, (1000, width // values * block_bytes), dtype=np.uint8)
         ids = np.where(np.arange(length) % 2, -1, rng.integers(0, len(table), length))
         stage = stages.PackPrompt(driver, put(driver, table), type, ids)
         with kernels.using("reference"):
@@ -289,7 +290,7 @@ def _prompt_cases(driver: Driver, length: int, width: int) -> Iterator[Case]:
 
 
 def _distance(features: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """float64: 1 − max cosine similarity, mean over taps."""
+    """1 − largest cosine similarity, mean over taps, in float64."""
     queries = features.astype(np.float64)
     queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
     rows = raw.astype(np.float64)
@@ -305,9 +306,9 @@ def _upsample(patches: np.ndarray, size: int) -> np.ndarray:
 
 
 def measure_ceilings(driver: PycudaDriver) -> dict[str, float]:
-    """What copies and tensor cores reach here, now: {"copy": GB/s read and written, "f16": TFLOP/s, "i8": TOP/s}.
+    """Measured throughput of copies and tensor cores: {"copy": GB/s read and written, "f16": TFLOP/s, "i8": TOP/s}.
 
-    Without nvcc there is only "copy": the tensor cores' kernel is compiled for the device.
+    Without nvcc there is only "copy", because the tensor cores' kernel is compiled for the device.
     """
     source, target = (driver.allocate(FLUSH_BYTES) for _ in range(2))
     copies = _events(
@@ -330,7 +331,7 @@ def measure_ceilings(driver: PycudaDriver) -> dict[str, float]:
 
 
 def time_cold(driver: PycudaDriver, case: Case) -> np.ndarray:
-    """Microseconds of every repetition, the L2 filled with something else before each."""
+    """Microseconds of every repetition; before each, the L2 is filled with other data."""
     flush = driver.allocate(FLUSH_BYTES)
     words = FLUSH_BYTES // 4
     times = _events(
@@ -366,7 +367,7 @@ def add_times(result: Result, case: Case, times_us: np.ndarray, ceilings: dict[s
 
 
 def check_graph(driver: PycudaDriver) -> str:
-    """A frame's stages captured in one CUDA graph: the same figures as launch by launch, and both times."""
+    """Compare a frame's stages captured in one CUDA graph with single launches; returns the outcome and both times."""
     from anomalygpt_edge.runtime.vision.engines.gpu import Graph
 
     parts = list(_preprocess_cases(driver, (1080, 1920), 224))[:1] + list(
@@ -396,14 +397,14 @@ def check_graph(driver: PycudaDriver) -> str:
         graph.close()
     if not all(np.array_equal(*pair, equal_nan=True) for pair in zip(one_by_one, captured, strict=True)):
         return "wrong: a captured frame differs from one launched kernel by kernel"
-    return f"the same figures; {times[0]:.0f} us launched one by one, {times[1]:.0f} us as a graph"
+    return f"the same results; {times[0]:.0f} us launched one by one, {times[1]:.0f} us as a graph"
 
 
 def run_sanitizer(tool: str) -> str:
-    """All cases, small, in a process under compute-sanitizer."""
+    """Run all cases at small sizes in a process under compute-sanitizer; returns "clean" or why not."""
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None:
-        return "skipped: compute-sanitizer is not here (it comes with the CUDA toolkit)"
+        return "skipped: compute-sanitizer was not found (the CUDA toolkit contains it)"
     command = [
         program,
         "--tool",

@@ -1,4 +1,4 @@
-"""``python -m tools.gpu_kernels``: see the package."""
+"""Entry point of ``python -m tools.gpu_kernels``; see the package's docstring."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from anomalygpt_edge.kernels.cuda.driver import open_device
 from . import as_json, cases, check, check_kernels, line
 
 parser = argparse.ArgumentParser(description="check and time the CUDA kernels on this machine's GPU")
-parser.add_argument("--json", type=Path, help="write the figures here")
-parser.add_argument("--small", action="store_true", help="small sizes, once, no times: for compute-sanitizer")
+parser.add_argument("--json", type=Path, help="write the figures to this file")
+parser.add_argument(
+    "--small", action="store_true", help="small sizes, one run each, no timing: for compute-sanitizer"
+)
 arguments = parser.parse_args()
 if arguments.small:
     driver = open_device()
