@@ -85,12 +85,12 @@ def test_without_a_gpu_it_says_so_and_ends_well() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tools.gpu_kernels"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "skipped, there is no NVIDIA GPU" in done.stdout
+    assert "skipped, because there is no NVIDIA GPU" in done.stdout
 
 
 def test_without_compute_sanitizer_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert gpu_kernels.run_sanitizer("memcheck").startswith("skipped: compute-sanitizer is not here")
+    assert gpu_kernels.run_sanitizer("memcheck").startswith("skipped: compute-sanitizer was not found")
 
 
 @pytest.mark.skipif(not cuda.runs_here(), reason="there is no NVIDIA GPU with its driver and pycuda here")

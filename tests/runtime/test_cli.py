@@ -411,7 +411,7 @@ def test_a_dialogue_reads_a_question_a_line(call, tiny_bundle, parts, monkeypatc
     assert complaint.count("\n") == 1, "the long question is refused, the dialogue goes on"
     assert "ask a shorter question" in complaint
     assert len([line for line in answers if not line.startswith("(the context is full")]) == 31
-    assert any("questions are forgotten" in line for line in answers)
+    assert any("questions were dropped" in line for line in answers)
 
 
 class Terminal(io.StringIO):
@@ -445,7 +445,7 @@ def test_a_dialogue_without_an_input_is_an_error(call, parts, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     result = call("ask", parts / "a.png")
     assert is_one_sentence(*result)
-    assert "no input to read questions from" in result[2]
+    assert "no question can be read" in result[2]
 
 
 def test_the_questions_of_a_bundle_are_listed(call, tiny_bundle, tmp_path):
