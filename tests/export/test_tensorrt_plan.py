@@ -116,7 +116,7 @@ def test_verify_looks_at_plans_without_a_gpu(planned: Path, capsys: pytest.Captu
     verify_bundle(planned)
     printed = capsys.readouterr().out
     assert printed.count("compute capability 8.9, TensorRT-RTX") == 3
-    assert printed.count("whole; cannot run here: there is no NVIDIA GPU") == 3
+    assert printed.count("intact; cannot run here: there is no NVIDIA GPU") == 3
     assert "one inspection by onnxruntime " in printed
 
 
