@@ -28,10 +28,10 @@ class LiteVisionConfig:
     """
 
     image_size: int = 448
-    tap_blocks: tuple[int, ...] = (7, 10, 14)
+    tap_blocks: tuple[int, ...] = (4, 7, 10, 14)
     grid: int = 28
     neighbourhood: int = 3
-    width: int = 128
+    width: int = 64
     embed_dim: int = 64
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
@@ -23,7 +24,8 @@ from ...runtime.synthetic.data import (
     num_defects,
 )
 from ...runtime.synthetic.products import GENERATOR_VERSION, TRAINED_KINDS, Family
-from .features import Extractor, Features, save_whole, tap_name
+from .encoder import LiteEncoder
+from .features import Extractor, save_whole, tap_name
 
 NORMALS = 4  # good parts of a group; the queries behind them: two defective ones and a good one
 QUERIES = 3
@@ -136,7 +138,8 @@ def _shard_file(folder: Path, shard: int) -> Path:
 class Pool:
     """A finished pool, in memory; the parts of group g are rows g · GROUP and following."""
 
-    features: Features
+    gathered: list[NDArray[np.float16]]  # of each tap [N, grid², C]
+    summaries: NDArray[np.float32]  # [N, C], means of the last tap
     coverage: NDArray[np.float16]  # [N, grid²]
     kinds: NDArray[np.str_]  # [groups]
 
@@ -145,13 +148,19 @@ class Pool:
         return len(self.kinds)
 
 
-def load_pool(folder: Path, num_groups: int, taps: tuple[int, ...]) -> Pool:
-    """The first ``num_groups`` groups (rounded up to whole shards) with these taps."""
-    names = [tap_name(block) for block in taps]
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "coverage", "kinds")}
-    for shard in range(-(-num_groups // SHARD_GROUPS)):
+@torch.no_grad()
+def load_pool(folder: Path, num_groups: int, encoder: LiteEncoder) -> Pool:
+    """The first ``num_groups`` groups (rounded up to whole shards), as the encoder's projections take them."""
+    names = [tap_name(block) for block in encoder.config.tap_blocks]
+    shards = range(-(-num_groups // SHARD_GROUPS))
+    gathered: list[list[np.ndarray]] = [[] for _ in names]
+    others: dict[str, list[np.ndarray]] = {"summaries": [], "coverage": [], "kinds": []}
+    for shard in shards:
         with np.load(_shard_file(folder, shard), allow_pickle=False) as file:
-            for name, column in columns.items():
-                column.append(file[name])
-    joined = {name: np.concatenate(column) for name, column in columns.items()}
-    return Pool({name: joined[name] for name in names}, joined["coverage"], joined["kinds"])
+            for column, name in zip(gathered, names, strict=True):
+                column.append(encoder.gather(torch.from_numpy(file[name]).float()).half().numpy())
+            others["summaries"].append(file[names[-1]].mean(axis=(2, 3), dtype=np.float32))
+            others["coverage"].append(file["coverage"])
+            others["kinds"].append(file["kinds"])
+    joined = {name: np.concatenate(column) for name, column in others.items()}
+    return Pool([np.concatenate(column) for column in gathered], **joined)

@@ -76,7 +76,7 @@ def augment(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     def lit(gain: float, source: NDArray[np.uint8] = image) -> NDArray[np.uint8]:
         return np.clip(np.rint(source.astype(np.float32) * gain), 0, 255).astype(np.uint8)
 
-    soft = np.asarray(cv2.GaussianBlur(image, (0, 0), size / 448), np.uint8)
+    soft = np.asarray(cv2.GaussianBlur(image, (0, 0), 1.0), np.uint8)
     noise = default_rng(0).normal(0, 4, (size, size, 1))
     noisy = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
     return np.stack(

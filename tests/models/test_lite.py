@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalygpt_edge.models.lite import backbone as backbone_module
+from anomalygpt_edge.models.lite import evaluate as evaluate_module
+from anomalygpt_edge.models.lite import train as train_module
+from anomalygpt_edge.models.lite import train_vision as train_vision_module
 from anomalygpt_edge.models.lite.backbone import (
     BATCH_NORM_EPS,
     BLOCK_WIDTHS,
@@ -18,7 +26,41 @@ from anomalygpt_edge.models.lite.backbone import (
     fold_into,
     load_pretrained,
 )
+from anomalygpt_edge.models.lite.encoder import LiteEncoder, LiteVisionConfig
+from anomalygpt_edge.models.lite.evaluate import (
+    Trial,
+    Units,
+    balanced_accuracy,
+    describer,
+    figures,
+    match,
+    try_draw,
+)
+from anomalygpt_edge.models.lite.features import Extractor, pixels_of
+from anomalygpt_edge.models.lite.groups import (
+    GROUP,
+    NORMALS,
+    Pool,
+    build_pool,
+    cell_coverage,
+    draw_group,
+    load_pool,
+)
+from anomalygpt_edge.models.lite.save import load_encoder, save_encoder
+from anomalygpt_edge.models.lite.sets import LabelledSet, augment, encode_family, load_set
+from anomalygpt_edge.models.lite.train_vision import (
+    Matching,
+    Recipe,
+    defective_patches,
+    few_shot_loss,
+    start_projections,
+    train_vision,
+)
 from anomalygpt_edge.runtime.common.errors import ConfigError
+from anomalygpt_edge.runtime.synthetic.data import validation_families
+
+TINY = LiteVisionConfig(image_size=64, tap_blocks=(1, 2, 4), grid=16, width=16, embed_dim=8)
+RECIPE = Recipe(pool_groups=10, steps=4, groups_per_step=2, warmup_steps=1, log_every=1, save_every=2, vision=TINY)
 
 # Of each block: input channels, output channels, kernel, stride, expansion (Google's description, written out).
 TABLE = (
@@ -145,3 +187,237 @@ def test_folding_is_the_batch_normalisation() -> None:
 def test_same_convolution_keeps_the_size_rule(side: int, kernel: int, stride: int) -> None:
     output = SameConv(2, 4, kernel, stride)(torch.zeros(1, 2, side, side))
     assert output.shape == (1, 4, -(-side // stride), -(-side // stride))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> LiteEncoder:
+    ours = LiteEncoder(TINY).eval()
+    fold_into(ours.backbone, chance_state())
+    return ours
+
+
+@pytest.fixture(scope="module")
+def extractor(encoder: LiteEncoder) -> Extractor:
+    return Extractor(encoder.backbone, TINY.tap_blocks, TINY.image_size)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, encoder: LiteEncoder, extractor: Extractor) -> Pool:
+    folder = tmp_path_factory.mktemp("pool")
+    build_pool(folder, RECIPE.seed, RECIPE.pool_groups, extractor, TINY.grid)
+    with pytest.raises(ValueError, match="another recipe"):
+        build_pool(folder, RECIPE.seed + 1, RECIPE.pool_groups, extractor, TINY.grid)
+    return load_pool(folder, RECIPE.pool_groups, encoder)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory, extractor: Extractor) -> LabelledSet:
+    path = tmp_path_factory.mktemp("sets") / "product.npz"
+    encode_family(validation_families(1)[0], extractor, path, coarse=True, num_queries=2)
+    return load_set(path, TINY.tap_blocks)
+
+
+def test_encoder_gives_unit_embedding_and_patches_of_every_tap(encoder: LiteEncoder) -> None:
+    with torch.no_grad():
+        embedding, patches = encoder(torch.randn(2, 3, 64, 64))
+    assert embedding.shape == (2, 8)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+    assert patches.shape == (2, 3, 256, 16)
+    torch.testing.assert_close(patches[..., -1], encoder.constants[None, :, None].expand(2, 3, 256))
+
+
+def test_an_even_tap_stays_even_up_to_the_border(encoder: LiteEncoder) -> None:
+    """The mean at the border is over fewer patches, not over zeros."""
+    for side in (32, 16, 8):
+        gathered = encoder.gather(torch.full((1, 2, side, side), 3.0))
+        torch.testing.assert_close(gathered, torch.full((1, 256, 2), 3.0))
+
+
+def test_features_that_were_kept_give_what_the_encoder_gives(encoder: LiteEncoder, extractor: Extractor) -> None:
+    images = draw_group(1, 0, 64).pixels[:2]
+    with torch.no_grad():
+        _, expected = encoder(torch.from_numpy(pixels_of(images)))
+    torch.testing.assert_close(describer(encoder)(extractor(images)), expected, atol=0.02, rtol=0.01)
+
+
+def test_a_group_depends_on_its_number_alone() -> None:
+    first, again, other = (draw_group(1, index, 64) for index in (3, 3, 4))
+    np.testing.assert_array_equal(first.pixels, again.pixels)
+    assert first.pixels.shape == (GROUP, 64, 64, 3)
+    assert not np.array_equal(first.pixels, other.pixels)
+    assert [bool(mask.any()) for mask in first.masks] == [False] * NORMALS + [True, True, False]
+
+
+def test_coverage_is_the_share_of_each_cell() -> None:
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, :2, :4] = True
+    mask[0, 4, 4] = True
+    np.testing.assert_allclose(cell_coverage(mask, 4)[0].reshape(4, 4)[[0, 2], [1, 2]], [1.0, 0.25])
+
+
+def test_projections_start_centred_and_of_unit_length(pool: Pool, encoder: LiteEncoder) -> None:
+    gathered = [torch.from_numpy(column) for column in pool.gathered]
+    start_projections(encoder, gathered)
+    with torch.no_grad():
+        vectors = encoder.project([tap.float() for tap in gathered])[..., :-1]
+    torch.testing.assert_close(vectors.norm(dim=-1).mean(dim=(0, 2)), torch.ones(3), atol=0.02, rtol=0)
+    assert vectors.mean(dim=(0, 2)).abs().max() < 0.02
+
+
+def test_matching_finds_the_nearest_of_the_bank_alone() -> None:
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(2, GROUP, 2, 5, 6), dim=-1)
+    found = Matching(vectors).distance(5, [1, 3])
+    bank = torch.cat([vectors[:, 1], vectors[:, 3]], dim=2)
+    torch.testing.assert_close(found, 1 - (vectors[:, 5] @ bank.transpose(-1, -2)).amax(dim=-1))
+
+
+def test_loss_falls_where_defects_stand_out() -> None:
+    torch.manual_seed(0)
+    normal = torch.randn(1, 1, 1, 25, 8).expand(2, GROUP, 1, 25, 8)
+    vectors = normal + 0.05 * torch.randn(2, GROUP, 1, 25, 8)
+    coverage = torch.zeros(2, GROUP, 25)
+    coverage[:, NORMALS, 3] = 1.0
+    raised = vectors.clone()
+    raised[:, NORMALS, :, 3] = torch.randn(8)
+    torch.manual_seed(1)
+    hidden = few_shot_loss(vectors, coverage, RECIPE)
+    torch.manual_seed(1)
+    assert few_shot_loss(raised, coverage, RECIPE) < hidden / 2
+
+
+def test_the_patch_that_holds_most_of_a_small_defect_counts() -> None:
+    coverage = torch.tensor([[0.0, 0.01, 0.03], [0.0, 0.0, 0.0], [0.5, 0.04, 0.07]])
+    expected = torch.tensor([[False, False, True], [False, False, False], [True, False, True]])
+    assert torch.equal(defective_patches(coverage), expected)
+
+
+def test_interrupted_training_ends_where_uninterrupted_does(
+    tmp_path: Path, pool: Pool, encoder: LiteEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = few_shot_loss, itertools.count(1)
+
+    def dying(*args: object) -> Tensor:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    expected = {k: v.clone() for k, v in train_vision(RECIPE, encoder, pool, tmp_path / "whole").state_dict().items()}
+    monkeypatch.setattr(train_vision_module, "few_shot_loss", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train_vision(RECIPE, encoder, pool, tmp_path / "parts")
+    monkeypatch.setattr(train_vision_module, "few_shot_loss", loss)
+    resumed = train_vision(RECIPE, encoder, pool, tmp_path / "parts").state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(resumed[name], tensor, msg=name)
+
+
+def test_training_moves_half_of_the_way(tmp_path: Path, pool: Pool, encoder: LiteEncoder) -> None:
+    """Of ``kept_share`` = 1 the start is left, of 0.5 half of what 0 changes."""
+    weights = []
+    for kept in (1.0, 0.5, 0.0):
+        (tmp_path / str(kept)).mkdir()
+        recipe = dataclasses.replace(RECIPE, kept_share=kept)
+        trained = train_vision(recipe, encoder, pool, tmp_path / str(kept))
+        weights.append(trained.projections[0].weight.detach().clone())
+    assert not torch.equal(weights[0], weights[2])
+    torch.testing.assert_close(weights[1], (weights[0] + weights[2]) / 2)
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path, encoder: LiteEncoder) -> None:
+    path = tmp_path / "vision.safetensors"
+    save_encoder(encoder, path)
+    again = load_encoder(path)
+    assert again.config == TINY
+    for name, tensor in encoder.state_dict().items():
+        kept = tensor.half().float() if name.startswith("backbone.") else tensor
+        assert torch.equal(again.state_dict()[name], kept), name
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="not a checkpoint"):
+        load_encoder(path)
+
+
+def test_augmented_versions_are_the_same_part() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[20:40, 24:44] = 200
+    versions = augment(image)
+    assert versions.shape == (8, 64, 64, 3)
+    for version in versions:
+        assert not np.array_equal(version, image)
+        assert np.corrcoef(version.ravel(), image.ravel())[0, 1] > 0.8
+
+
+def test_figures_of_a_set(family: LabelledSet, encoder: LiteEncoder) -> None:
+    records = list(figures([family], describer(encoder), (1, 3), num_draws=2))
+    assert [(record["set"], record["normals"]) for record in records] == [
+        ("product", 1), ("product", 3), ("mean", 1), ("mean", 3),
+    ]  # fmt: skip
+    for record in records:
+        assert 0 <= record["image_auroc"] <= 1
+        assert 0 <= record["pixel_auroc"] <= 1
+    assert records[2]["image_auroc"] == records[0]["image_auroc"]
+    assert 0.5 <= records[3]["balanced_accuracy"] <= 1
+
+
+def test_a_normal_left_out_scores_one_in_the_mean(family: LabelledSet, encoder: LiteEncoder) -> None:
+    """The unit of a map is what the normals score among themselves, at every number of them."""
+    matched = match(family, describer(encoder), 3, 1)
+    for count in (1, 3):
+        units = Units(matched, matched.draws[0, :count])
+        if count == 1:
+            seen = units._maps((matched.versions[matched.draws[0, 0]] / units._units).mean(axis=1))
+        else:
+            order = matched.draws[0, :3]
+            rows = [units._patches(matched.normals[n], matched.normal_nearest[n], leave_out=n) for n in order]
+            seen = units._maps(np.stack(rows))
+        assert evaluate_module.scores(seen / units.level).mean() == pytest.approx(1.0, rel=1e-5)
+        assert np.isfinite(try_draw(family, units).scores).all()
+
+
+def test_local_units_quiet_what_varies_among_normals(family: LabelledSet, encoder: LiteEncoder) -> None:
+    matched = match(family, describer(encoder), 3, 1)
+    plain, local = (Units(matched, matched.draws[0], share) for share in (0.0, 1.0))
+    loud = plain._units.mean() < local._units  # places where the normals differ more than in the mean
+    assert 0 < loud.mean() < 1
+    assert np.ptp(plain._units, axis=(0, 2)).max() == 0
+
+
+def test_one_limit_is_chosen_by_the_other_sets() -> None:
+    defective = np.array([False, False, True, True])
+
+    def trial(*scores: float) -> list[Trial]:
+        return [Trial(np.array(scores, np.float32), defective, 1.0, 1.0)]
+
+    apart = balanced_accuracy([trial(1, 1.1, 2, 3), trial(0.9, 1.2, 1.9, 4)])
+    assert apart == [1.0, 1.0]
+    foreign = balanced_accuracy([trial(1, 1.1, 2, 3), trial(10, 11, 20, 30)])
+    assert foreign == [0.5, 0.5]
+
+
+def test_whole_recipe_writes_a_checkpoint_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: LiteEncoder
+) -> None:
+    """From folders of images to figures, without the pretrained package."""
+    monkeypatch.setattr(train_vision_module, "load_pretrained", lambda backbone: fold_into(backbone, chance_state()))
+    checkpoint = tmp_path / "checkpoint" / "vision.safetensors"
+    train_module.train(RECIPE, tmp_path / "run", checkpoint)
+    with pytest.raises(SystemExit, match="another recipe"):
+        train_module.train(dataclasses.replace(RECIPE, seed=9), tmp_path / "run", checkpoint)
+    group = draw_group(1, 0, 64)
+    for index in range(NORMALS):
+        write(tmp_path / "data" / "product" / "train" / "good" / f"{index}.png", group.pixels[index])
+    write(tmp_path / "data" / "product" / "test" / "good" / "0.png", group.pixels[-1])
+    write(tmp_path / "data" / "product" / "test" / "defect" / "0.png", group.pixels[NORMALS])
+    mask = group.masks[NORMALS].astype(np.uint8) * 255
+    write(tmp_path / "data" / "product" / "ground_truth" / "defect" / "0_mask.png", mask)
+    train_module.evaluate(checkpoint, tmp_path / "run", tmp_path / "data", (1, 3))
+    logged = (tmp_path / "run" / "figures.jsonl").read_text()
+    assert logged.count("balanced_product") == 2
+    assert "few_shot" in (tmp_path / "run" / "vision.jsonl").read_text()
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
