@@ -25,6 +25,7 @@ class LiteVisionConfig:
         neighbourhood: side of the window that each tap is averaged over, 1 for none; at the border it holds fewer.
         width: V, channels of a patch feature; the last one is constant.
         embed_dim: E, of the image embedding.
+        tap_weights: of each tap's distances in a map.
     """
 
     image_size: int = 448
@@ -33,6 +34,11 @@ class LiteVisionConfig:
     neighbourhood: int = 3
     width: int = 64
     embed_dim: int = 64
+    tap_weights: tuple[float, ...] = (2.0, 1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if len(self.tap_weights) != len(self.tap_blocks):
+            raise ValueError(f"{len(self.tap_weights)} weights for {len(self.tap_blocks)} taps")
 
     @property
     def tap_widths(self) -> tuple[int, ...]:

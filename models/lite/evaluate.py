@@ -26,6 +26,7 @@ from .sets import DRAWS, LabelledSet
 MAP_SCALE = 2  # pixels of the image per pixel of a map, a side
 TOP_SHARE = 0.01  # of a map's pixels, whose mean is the part's score
 LOCAL_SHARE = 0.3  # of a patch's unit: the matched normal patch's own; the rest is the mean over all
+SOFTNESS = -4.0  # exponent of the mean of what normals score among themselves: one odd sample hardly raises it
 LOCAL_SIDE = 3  # patches a side over which the units of normal patches are averaged
 Describe = Callable[[Features], Tensor]  # cached features → patch features [N, T, P, V]
 
@@ -52,6 +53,7 @@ class Matched:
         query_nearest, normal_nearest: the patch of that normal image that was nearest, int16, of the same shapes.
         versions: float32 [N, A, T, P], augmented versions of the first normal of each draw to it; others NaN.
         map_size: side of the maps in pixels.
+        weights: of the taps, summing to one, float32 [T].
     """
 
     draws: NDArray[np.int64]
@@ -61,11 +63,13 @@ class Matched:
     normal_nearest: NDArray[np.int16]
     versions: NDArray[np.float32]
     map_size: int
+    weights: NDArray[np.float32]
 
 
 @torch.no_grad()
-def match(found: LabelledSet, describe: Describe, most_normals: int, num_draws: int = DRAWS) -> Matched:
+def match(found: LabelledSet, encoder: LiteEncoder, most_normals: int, num_draws: int = DRAWS) -> Matched:
     """Match a set with the normals of its first draws, cut to ``most_normals``."""
+    describe = describer(encoder)
     order = found.draws[:num_draws, :most_normals]
     used = np.unique(order)
     draws = np.searchsorted(used, order)
@@ -89,7 +93,9 @@ def match(found: LabelledSet, describe: Describe, most_normals: int, num_draws: 
     for normal in np.unique(draws[:, 0]):
         rows = F.normalize(describe(_rows(found.augmented, found.augmented_of == used[normal])), dim=-1)
         versions[normal] = 1 - (rows @ bank[normal].transpose(-1, -2)).amax(dim=-1).numpy()
-    return Matched(draws, *queries, *normals, versions, found.masks.shape[-1] // MAP_SCALE)
+    weights = np.array(encoder.config.tap_weights, np.float32)
+    size = found.masks.shape[-1] // MAP_SCALE
+    return Matched(draws, *queries, *normals, versions, size, weights / weights.sum())
 
 
 def _rows(features: Features, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> Features:
@@ -112,9 +118,10 @@ class Units:
         self._units = local_share * _smooth(variation) + (1 - local_share) * mean
         if len(self._normals) > 1:
             among = np.stack([self._patches(*self._of_normal(n), leave_out=n) for n in self._normals])
+            self.level = float((scores(self._maps(among)) ** SOFTNESS).mean() ** (1 / SOFTNESS))
         else:
-            among = (matched.versions[self._normals[0]] / self._units).mean(axis=1)
-        self.level = float(scores(self._maps(among)).mean())
+            versions = matched.versions[self._normals[0]] / self._units  # [A, T, P]
+            self.level = float(scores(self._maps(np.einsum("atp,t->ap", versions, matched.weights))).mean())
 
     def maps(self) -> NDArray[np.float32]:
         """Maps of the queries, 1.0 = what good parts score, float32 [Q, S, S]."""
@@ -135,14 +142,14 @@ class Units:
     def _patches(
         self, distance: NDArray[np.float32], nearest: NDArray[np.int16], leave_out: int | None = None
     ) -> NDArray[np.float32]:
-        """One image's distances to all normals [N, T, P] → in units, mean over the taps, [P]."""
+        """One image's distances to all normals [N, T, P] → in units, weighted mean of the taps, [P]."""
         places = [place for place, normal in enumerate(self._normals) if normal != leave_out]
         rows = [self._normals[place] for place in places]
         best = distance[rows].argmin(axis=0)[None]  # [1, T, P]
         patch = np.take_along_axis(nearest[rows], best, axis=0)[0]
         taps = np.arange(patch.shape[0])[:, None]
         units = self._units[np.array(places)[best[0]], taps, patch]
-        return (np.take_along_axis(distance[rows], best, axis=0)[0] / units).mean(axis=0)
+        return self._matched.weights @ (np.take_along_axis(distance[rows], best, axis=0)[0] / units)
 
     def _maps(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         return upsample(np.ascontiguousarray(patches, np.float32), self._matched.map_size)
@@ -197,7 +204,7 @@ def try_draw(found: LabelledSet, units: Units) -> Trial:
 
 def figures(
     sets: Iterable[LabelledSet],
-    describe: Describe,
+    encoder: LiteEncoder,
     shots: Sequence[int],
     num_draws: int = DRAWS,
     local_share: float = LOCAL_SHARE,
@@ -208,7 +215,7 @@ def figures(
     """
     trials: dict[int, dict[str, list[Trial]]] = {shot: {} for shot in shots}
     for found in sets:
-        matched = match(found, describe, max(shots), num_draws)
+        matched = match(found, encoder, max(shots), num_draws)
         for shot in shots:
             drawn = [Units(matched, order[:shot], local_share) for order in matched.draws]
             trials[shot][found.name] = [try_draw(found, units) for units in drawn]

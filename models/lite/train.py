@@ -17,7 +17,7 @@ import torch
 
 from ...runtime.evaluation.datasets import find_categories
 from ...runtime.synthetic.data import validation_families
-from .evaluate import describer, figures
+from .evaluate import figures
 from .features import Extractor
 from .groups import build_pool, load_pool
 from .save import load_encoder, save_encoder
@@ -81,7 +81,7 @@ def evaluate(checkpoint: Path, folder: Path, data: Path | None, shots: tuple[int
                 encode_category(category, extractor, paths[-1])
     sets = (load_set(path, vision.tap_blocks) for path in paths)
     with open(folder / "figures.jsonl", "a", encoding="utf-8") as log:
-        for record in figures(sets, describer(encoder), shots):
+        for record in figures(sets, encoder, shots):
             log_record(log, {"data": "generated" if data is None else "real", **record})
 
 
