@@ -149,7 +149,8 @@ class Units:
         patch = np.take_along_axis(nearest[rows], best, axis=0)[0]
         taps = np.arange(patch.shape[0])[:, None]
         units = self._units[np.array(places)[best[0]], taps, patch]
-        return self._matched.weights @ (np.take_along_axis(distance[rows], best, axis=0)[0] / units)
+        scaled = np.take_along_axis(distance[rows], best, axis=0)[0] / units
+        return np.einsum("tp,t->p", scaled, self._matched.weights)
 
     def _maps(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
         return upsample(np.ascontiguousarray(patches, np.float32), self._matched.map_size)
@@ -161,7 +162,7 @@ def _smooth(variation: NDArray[np.float32]) -> NDArray[np.float32]:
     planes = variation.reshape(-1, grid, grid)
     window = (LOCAL_SIDE, LOCAL_SIDE)
     smoothed = [cv2.blur(plane, window, borderType=cv2.BORDER_REFLECT_101) for plane in planes]
-    return np.stack(smoothed).reshape(variation.shape)
+    return np.asarray(smoothed, np.float32).reshape(variation.shape)
 
 
 def scores(maps: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ The backbone runs in ONNX Runtime, which is twice to four times as fast as torch
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +49,15 @@ class Extractor:
 
     def __init__(self, backbone: Backbone, taps: tuple[int, ...], size: int, threads: int = 1) -> None:
         self.taps, self.size = taps, size
-        buffer = io.BytesIO()
         program = torch.onnx.export(
             _Taps(backbone, taps).eval(), (torch.zeros(1, 3, size, size),), dynamo=True, verbose=False
         )
-        program.save(buffer)
+        if program is None:
+            raise RuntimeError("torch.onnx gave no program")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
+        model = program.model_proto.SerializeToString()
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: NDArray[np.uint8]) -> Features:
@@ -77,5 +77,5 @@ def save_whole(path: Path, **arrays: np.ndarray) -> None:
     """``np.savez`` to a temporary name, then rename: a file that exists is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
     temporary.replace(path)

@@ -37,7 +37,8 @@ def load_encoder(path: Path) -> LiteEncoder:
         with safe_open(path, "pt") as file:
             settings = json.loads(file.metadata()[CONFIG])
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        config = LiteVisionConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        config = LiteVisionConfig(**settings)
         encoder = LiteEncoder(config)
         encoder.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -83,12 +83,12 @@ def start_projections(encoder: LiteEncoder, gathered: Sequence[Tensor], rows: in
         mean = sample.mean(dim=0)
         centred = sample - mean
         components = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
-        components = components[:, : projection.out_features]
+        components = components[:, : encoder.config.width - 1]
         weight = (components / (centred @ components).norm(dim=1).mean()).T
-        projection.weight.zero_()
-        projection.weight[: len(weight)] = weight
-        projection.bias.zero_()
-        projection.bias[: len(weight)] = -weight @ mean
+        spare = encoder.config.width - 1 - len(weight)  # a tap with fewer channels leaves rows of zeros
+        projection.load_state_dict(
+            {"weight": F.pad(weight, (0, 0, 0, spare)), "bias": F.pad(-weight @ mean, (0, spare))}
+        )
     encoder.constants.fill_(1.0)
 
 
