@@ -28,7 +28,9 @@ FLOORS = {
 # What a package may import of the others: a package, or a room of runtime/.
 ALLOWED = {
     "kernels": set(),
-    "models": {"runtime.common", "runtime.bundles", "runtime.synthetic", "runtime.vision"},
+    "models": {
+        "kernels", "runtime.common", "runtime.bundles", "runtime.synthetic", "runtime.vision", "runtime.evaluation",
+    },
     "export": {
         "kernels", "models", "runtime.common", "runtime.bundles", "runtime.synthetic", "runtime.vision",
         "runtime.language",
