@@ -76,7 +76,9 @@ def build_plans_of(
         ConfigError: the options do not fit together, or an engine cannot build here.
     """
     if bundle is None or not resume:
-        raise ConfigError("--resume builds plans of a bundle: agpt export --resume --engine tensorrt BUNDLE")
+        raise ConfigError(
+            "building plans needs both --resume and a bundle: agpt export --resume --engine tensorrt BUNDLE"
+        )
     if checkpoints:
         raise ConfigError(f"--resume needs the bundle alone: leave out --{checkpoints[0]}")
     if not plans:
