@@ -49,9 +49,9 @@ def draw_group(seed: int, index: int, size: int) -> Group:
     rng = default_rng([GENERATOR_VERSION, seed, index])
     family = Family(str(rng.choice(TRAINED_KINDS)), int(rng.integers(*TRAINING_FAMILY_SEEDS)))
     counts = [0] * NORMALS + [num_defects(rng), num_defects(rng), 0]
-    unrest = CALM if rng.random() < CALM_SHARE else 1.0
+    variation = CALM if rng.random() < CALM_SHARE else 1.0
     side = COARSE_SIZE if rng.random() < 0.5 else size
-    samples = [draw(family, rng, count, (side, side), unrest) for count in counts]
+    samples = [draw(family, rng, count, (side, side), variation) for count in counts]
     pixels, masks = fit(samples, size)
     return Group(*_vary(pixels, masks, rng), family.kind)
 
