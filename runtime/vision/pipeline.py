@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal, Protocol
 
 import numpy as np
@@ -57,7 +57,11 @@ class VisionPipeline:
             ConfigError: the engine does not start on this machine.
         """
         networks = open_networks(bundle, engine, threads)
-        stages = open_resident_stages(bundle, networks, threads) or Stages(bundle, networks, threads)
+        with ExitStack() as stack:  # stages that fail to open free the networks
+            for network in networks.values():
+                stack.callback(network.close)
+            stages = open_resident_stages(bundle, networks, threads) or Stages(bundle, networks, threads)
+            stack.pop_all()
         return cls(bundle, engine, stages, threads)
 
     @property
@@ -140,7 +144,9 @@ class EncoderCache:
         found = self._entries.get(key)
         if found is None:
             made = encode(pixels)
-            found = Encoded(made.image_embeddings.copy(), made.patch_features.copy())
+            found = Encoded(
+                made.image_embeddings, made.patch_features
+            )  # engines return new arrays every time
             self._keep(key, found)
         return found
 

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 
 import anomalygpt_edge as agpt
 from anomalygpt_edge.runtime.bundles.bundle import default_bundle, read_manifest, seal
+from anomalygpt_edge.runtime.vision import pipeline
 
 
 def frame(seed: int = 0) -> np.ndarray:
@@ -95,6 +96,24 @@ def test_a_failed_open_frees_everything(unusable: Path) -> None:
             reference = resident_megabytes()
     assert resident_megabytes() - reference < 25, "one language model is 7 MB"
     assert blas_threads() == before
+
+
+def test_stages_that_fail_to_open_free_the_networks(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def refuse(_: object, networks: dict, __: int) -> None:
+        opened.extend(networks.values())
+        raise agpt.BundleError("the plans do not fit each other: build them again")
+
+    monkeypatch.setattr(pipeline, "open_resident_stages", refuse)
+    with pytest.raises(agpt.BundleError, match="do not fit each other"):
+        agpt.Inspector.open(tiny_bundle, threads=1)
+    assert len(opened) == 3
+    for network in opened:
+        with pytest.raises(agpt.ClosedError):
+            network.run()
 
 
 def test_a_failed_enrolment_at_opening_frees_everything(tiny_bundle: Path) -> None:
