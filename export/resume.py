@@ -7,7 +7,6 @@ are deleted too.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from ..runtime.bundles.bundle import FileRecord, digest_file
+from ..runtime.common.files import flush
 
 Note = TypeVar("Note")
 
@@ -125,12 +125,3 @@ def is_whole(folder: Path, stage: Stage) -> bool:
         and digest_file(folder / name) == record
         for name, record in stage.files.items()
     )
-
-
-def flush(path: Path) -> None:
-    """fsync a file, so that a stage is never listed as finished before its files are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

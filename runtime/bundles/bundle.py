@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Meta
 
 from ..common.errors import BundleError, ConfigError
+from ..common.files import flush
 from ..common.schema_errors import describe_error
 
 SCHEMA_VERSION = 3  # 3: "copies" is "augmentation"; 2: the decoder ends in logits, the runtime makes the map
@@ -392,8 +393,8 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     sealed = msgspec.structs.replace(manifest, files={name: digest_file(folder / name) for name in names})
     (folder / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
     for entry in folder.iterdir():
-        _flush(entry)
-    _flush(folder)
+        flush(entry)
+    flush(folder)
     return open_bundle(folder).manifest
 
 
@@ -413,7 +414,7 @@ def publish(staging: Path, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)  # now the old bundle
     else:
         staging.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -473,12 +474,3 @@ def _check_file(path: Path, record: FileRecord, fix: str) -> None:
 
 def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

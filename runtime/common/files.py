@@ -49,3 +49,12 @@ def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
         raise AgptError(
             f"cannot write {path} ({error.strerror}): free some space, or choose a folder you can write to"
         ) from error
+
+
+def flush(path: Path) -> None:
+    """Write a file or a folder's entries through to the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
