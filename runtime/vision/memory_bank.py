@@ -24,7 +24,7 @@ from .views import WHOLE, Layout
 Storage = Literal["float32", "float16", "int8"]
 
 
-class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A recipe's reference to its memory bank: the file beside the recipe, its digest, the encoder's digest, and the
     variation of the normal samples."""
 
