@@ -82,6 +82,7 @@ class Findings:
 
     frame: FrameSize | None
     seen: SeenFrame | None = None
+    parts: list[Part] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     decision: Decision | None = None
     rung: Rung = "none"

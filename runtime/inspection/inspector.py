@@ -21,6 +21,7 @@ from ..language.model import LanguageModel
 from ..recipes.recipe import Recipe
 from ..vision.bank_builder import build_bank
 from ..vision.engines import AUTO, choose_engine
+from ..vision.images import check_frame
 from ..vision.memory_bank import MemoryBank, Storage
 from ..vision.pipeline import VisionPipeline
 from ..vision.views import FrameSize
@@ -191,16 +192,20 @@ class Inspector:
         Raises:
             ClosedError: the inspector was closed, or opened before a fork.
         """
+        return self._run(frame, deadline)[1]
+
+    def _run(self, frame: np.ndarray, deadline: float | None = None) -> tuple[Findings, Verdict]:
+        """Inspect a frame; see ``inspect``."""
         with self._working():
             costs = self.costs
             timer = StageTimer(self.clock, costs)
             found = Findings(frame_size_of(frame))
             try:
                 self._inspect(frame, found, timer, Budget(costs, self.clock, deadline))
-                return self._assemble(found, timer)
+                return found, self._assemble(found, timer)
             except Exception as error:
                 found.decision = Decision(Status.NO_RESULT, reason_of(error))
-                return self._assemble(found, timer)
+                return found, self._assemble(found, timer)
 
     def _inspect(self, frame: np.ndarray, found: Findings, timer: StageTimer, budget: Budget) -> None:
         """Run the stages as far as the budget allows and put their results into ``found``.
@@ -227,8 +232,8 @@ class Inspector:
         with timer.stage("prompt"):
             prompts = vision.prompt(localised.prompt_maps, pixels, product)
         with timer.stage("judge"):
-            parts = make_parts(encoded, prompts, seen, product)
-            answers = judge(self.language, parts, product.question, budget, self.costs, self.clock)
+            found.parts = make_parts(encoded, prompts, seen, product)
+            answers = judge(self.language, found.parts, product.question, budget, self.costs, self.clock)
         with timer.stage("decide"):
             names = [view.name for view in views]
             words = self.bundle.manifest.prompt
@@ -258,13 +263,15 @@ class Inspector:
             ImageError: it is not a frame.
             ClosedError: the inspector was closed.
         """
-        question = self.product.question
-        with self._working(), self.vision.encoder_cache():
-            part = self.part(frame)
-            verdict = self.inspect(frame)
-        dialogue = Dialogue(self.language, part.image_embedding, part.prompt_embeddings, part.reading)
-        dialogue.view = part.view
-        return Conversation(verdict, dialogue, self.product, question)
+        check_frame(frame)
+        with self._working():
+            found, verdict = self._run(frame)
+            dialogue = None
+            if found.seen is not None and found.parts:
+                part = found.parts[found.seen.highest]
+                dialogue = Dialogue(self.language, part.image_embedding, part.prompt_embeddings, part.reading)
+                dialogue.view = part.view
+            return Conversation(verdict, dialogue, self.product, self.product.question)
 
     def part(self, frame: np.ndarray) -> Part:
         """The language model's input for the view with the highest map score, with the product's question.

@@ -66,7 +66,7 @@ class MemoryBank:
         origins: int32 [M, T, N], the patch of the samples that each row shows. Patches are numbered over all samples,
             the views of each sample that share this bank, and the patches of each view. None: row n shows patch n.
         units: float32 [M, T, N], the unit of each row, see ``variation``; None: maps have no units.
-        variation: level, spread and limit of the normal samples' scores; None without ``units``.
+        variation: levels, spread and limit of the normal samples' scores; None without ``units``.
         weights: of the taps in maps in units of normal variation; empty: equal.
     """
 
@@ -92,7 +92,8 @@ class MemoryBank:
         if self.units is None or self.variation is None:
             return None
         shares = tap_shares(self.weights, self.features.shape[1])[:, None]
-        return np.ascontiguousarray(shares / (self.units * self.variation.level), np.float32)
+        levels = np.array(self.variation.levels)[:, None, None]
+        return np.ascontiguousarray(shares / (self.units * levels), np.float32)
 
     def match(
         self, patch_features: np.ndarray, threads: int
@@ -310,6 +311,8 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
         raise RecipeError(f"{path} has no valid patch numbers (origins): {again}")
     if units is None or record.variation is None:
         raise RecipeError(f"{path} was made by a version that did not measure the normal variation: {again}")
+    if len(record.variation.levels) != num_banks:
+        raise RecipeError(f"the recipe has {len(record.variation.levels)} levels for {num_banks} banks: {again}")
     if units.shape != features.shape[:3] or units.dtype != np.float32 or not (np.isfinite(units) & (units > 0)).all():
         raise RecipeError(f"{path} has units that do not fit its features: {again}")
     return MemoryBank(

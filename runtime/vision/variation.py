@@ -31,20 +31,22 @@ class Variation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What good parts of a product score, in the recipe.
 
     Attributes:
-        level: their score in units of the patches; maps are divided by it.
+        levels: their score in units of the patches, of each region that has its own patches; maps are divided by it.
         spread: standard deviation of the logarithm of their scores.
         limit: map score, in multiples of the level, that no good part exceeds.
         num_samples: number of different samples it was measured on.
     """
 
-    level: float
+    levels: tuple[float, ...]
     spread: float
     limit: float
     num_samples: int
 
     def __post_init__(self) -> None:
-        if not (0 < self.level < np.inf and 0 <= self.spread < np.inf and 0 < self.limit < np.inf):
-            raise ValueError("level and limit must be positive, and the spread not negative")
+        if not self.levels or not all(0 < value < np.inf for value in (*self.levels, self.limit)):
+            raise ValueError("levels and limit must be positive")
+        if not 0 <= self.spread < np.inf:
+            raise ValueError("the spread must not be negative")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Measured:
         units: float32 [samples, views, T, P], the unit of each patch.
         scores: the score of each sample against the others, in multiples of the level; of a single sample those of
             its augmented versions.
-        variation: level, spread and limit.
+        variation: levels, spread and limit.
     """
 
     units: np.ndarray
@@ -93,25 +95,25 @@ def measure_variation(
             for version, sample in zip(versions, known, strict=True)
         ]
         distances = np.mean([found.distance for found in comparisons], axis=0)  # of the one sample's patches
-        units = np.repeat(_units(distances[None]), len(features), axis=0)
+        units = np.repeat(_units(distances[None], per_view), len(features), axis=0)
         different = []
     else:
         kept = [found for found in comparisons if found is not None]
-        own = _units(np.stack([found.distance for found in kept]))
+        own = _units(np.stack([found.distance for found in kept]), per_view)
         units = np.empty((len(features), *own.shape[1:]), np.float32)
         units[:] = own.mean(axis=0)  # a copy of another sample
         units[different] = own
         comparisons = kept
-    scores = np.array([_score(found, units, shares, map_size, threads) for found in comparisons])
-    scores = np.maximum(scores, LEAST)
+    by_view = np.array([_scores(found, units, shares, map_size, threads) for found in comparisons])
     single = not different
-    level = float(scores.mean() if single else (scores**SOFTNESS).mean() ** (1 / SOFTNESS))
+    if not per_view:
+        by_view = by_view.max(axis=1, keepdims=True)
+    levels = by_view.mean(axis=0) if single else (by_view**SOFTNESS).mean(axis=0) ** (1 / SOFTNESS)
+    scores = (by_view / levels).max(axis=1)
     spread = float(np.log(scores).std(ddof=1)) if len(scores) > 1 else 0.0
-    relative = scores / level
-    limit = overrule_limit(relative, spread, single)
-    return Measured(
-        units, tuple(map(float, relative)), Variation(level, spread, limit, max(1, len(different)))
-    )
+    limit = overrule_limit(scores, spread, single)
+    variation = Variation(tuple(map(float, levels)), spread, limit, max(1, len(different)))
+    return Measured(units, tuple(map(float, scores)), variation)
 
 
 def tap_shares(weights: Sequence[float], num_taps: int) -> np.ndarray:
@@ -190,23 +192,23 @@ def _compare(
     return _Comparison(np.maximum(distance, 0), np.asarray(numbers)[other], view, patch)
 
 
-def _units(distances: np.ndarray) -> np.ndarray:
+def _units(distances: np.ndarray, per_view: bool) -> np.ndarray:
     """Units of patches [samples, views, T, P] from their distances to the others."""
     grid = round(distances.shape[-1] ** 0.5)
     planes = distances.reshape(-1, grid, grid).astype(np.float32)
     window = (LOCAL_SIDE, LOCAL_SIDE)
     smooth = np.stack([cv2.blur(plane, window, borderType=cv2.BORDER_REFLECT_101) for plane in planes])
-    mean = distances.mean(axis=(0, 1, 3), keepdims=True)
+    mean = distances.mean(axis=(0, 3) if per_view else (0, 1, 3), keepdims=True)
     units = LOCAL_SHARE * smooth.reshape(distances.shape) + (1 - LOCAL_SHARE) * mean
     return np.maximum(units, LEAST).astype(np.float32)
 
 
-def _score(
+def _scores(
     found: _Comparison, units: np.ndarray, shares: np.ndarray, map_size: int, threads: int
-) -> float:
-    """The highest score of a sample's views, in units of the patches."""
+) -> list[float]:
+    """The score of each view of a sample, in units of the patches."""
     taps = np.arange(len(shares))[:, None]
     scaled = found.distance / units[found.sample, found.view, taps, found.patch]
     patches = np.ascontiguousarray(np.einsum("vtp,t->vp", scaled, shares), np.float32)
     maps = upsample(patches, map_size, threads=threads)
-    return max(summarise(each).top_mean for each in maps)
+    return [max(summarise(each).top_mean, LEAST) for each in maps]

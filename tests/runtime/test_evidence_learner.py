@@ -86,8 +86,8 @@ def test_the_prompts_of_a_view_depend_on_its_map_its_pixels_and_the_number_of_sa
     inspector: Inspector, seeing_model: AnomalyGPT, layout: str, few_shot: bool
 ) -> None:
     use_layout(inspector, layout, few_shot)
-    verdict = inspector.inspect(frame())
-    maps = verdict.maps
+    vision, product = inspector.vision, inspector.product
+    maps = vision.localise(vision.encode_frame(frame(), product), product).prompt_maps
     parts = inspector.parts(frame())
     assert len(parts) == LAYOUTS[layout].num_views
     right, wrong = (2, 0) if few_shot else (0, 2)

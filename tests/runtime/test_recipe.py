@@ -33,7 +33,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=6
         resize=st.sampled_from([None, "crop", "stretch"]),
         memory_bank=st.none()
         | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST))
-        | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST, Variation(1.5, 0.2, 2.5, 4))),
+        | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST, Variation((1.5,), 0.2, 2.5, 4))),
         created=TEXT,
     )
 )

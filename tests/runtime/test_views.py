@@ -180,19 +180,6 @@ def test_a_recipe_with_invalid_views_is_refused(tmp_path: Path, text: str, compl
         load_recipe(tmp_path / "r.toml")
 
 
-def test_a_recipe_from_before_regions_and_tiles_still_opens(
-    inspector: Inspector, recipes: dict[str, Path], tmp_path: Path
-) -> None:
-    inspector.use(None)
-    bank = inspector.make_bank([frame(1)])
-    bank = MemoryBank(bank.features[0], 1, bank.encoder_sha256)  # the earlier shape [T, N, V]
-    recipe = Recipe(name="old", memory_bank=bank.save(tmp_path / "old.bank.npz"))
-    save_recipe(recipe, tmp_path / "old.toml")
-    assert "frame" not in (tmp_path / "old.toml").read_text()
-    inspector.use(tmp_path / "old.toml")
-    assert inspector.inspect(frame(1)).peak == pytest.approx(0, abs=1e-4)
-
-
 def test_a_bank_of_other_views_is_refused(inspector: Inspector, recipes: dict[str, Path]) -> None:
     tiles, regions = (load_recipe(path) for path in recipes.values())
     with pytest.raises(RecipeError, match="enroll again"):
@@ -207,6 +194,14 @@ def test_a_bank_of_other_views_is_refused(inspector: Inspector, recipes: dict[st
 
 
 # -- inspection --------------------------------------------------------------------------------------------------------
+
+
+def only_region(bank: MemoryBank, index: int) -> MemoryBank:
+    """The bank of one region alone."""
+    one = slice(index, index + 1)
+    variation = msgspec.structs.replace(bank.variation, levels=bank.variation.levels[one])
+    origins = None if bank.origins is None else bank.origins[one]
+    return replace(bank, features=bank.features[one], units=bank.units[one], origins=origins, variation=variation)
 
 
 @pytest.mark.parametrize("kind", ["tiles", "regions"])
@@ -224,11 +219,7 @@ def test_every_view_is_judged_like_a_frame_of_its_own(
             continue  # it cannot be cropped from the frame
         x, y, width, height = (int(value) for value in view.box[:4])
         bank = product.bank
-        own = (
-            bank
-            if len(bank.features) == 1
-            else MemoryBank(bank.features[index : index + 1], 2, bank.encoder_sha256)
-        )
+        own = bank if len(bank.features) == 1 else only_region(bank, index)
         inspector.use(replace(product, bank=own, layout=Layout()))
         alone = inspector.inspect(frame()[y : y + height, x : x + width])
         np.testing.assert_allclose(verdict.maps[index], alone.anomaly_map, atol=1e-5)
