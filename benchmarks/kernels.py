@@ -211,6 +211,8 @@ def matching(threads: int) -> dict[str, float]:
     for name in ("float32", "float16", "int8"):
         prepared = kernels.prepare_bank(bank, name)
         work[f"match {name}"] = lambda prepared=prepared: kernels.match(features, prepared, threads=threads)
+    gains = rng.random((TAPS, BANK), np.float32)
+    work["match_scaled int8"] = lambda: kernels.match_scaled(features, prepared, gains, threads=threads)
     return take_turns(work)
 
 

@@ -79,24 +79,71 @@ def match(
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
-    check_host("match", patch_features)
-    if not isinstance(bank, Bank):
-        bank = prepare_bank(bank)
-    taps, _, width = bank.rows.shape
-    if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
-        raise ValueError(
-            f"match takes features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
-            f"not {list(patch_features.shape)} and {list(bank.rows.shape)}"
-        )
-    if patch_features.dtype != np.float32:
-        raise ValueError(f"match takes float32 features, not {patch_features.dtype}: convert them")
+    bank = _check_match("match", patch_features, bank)
     chosen = implementation()
-    batch, patches = patch_features.shape[0], patch_features.shape[2]
+    batch, taps, patches, _ = patch_features.shape
     distance = np.empty((batch, patches), np.float32)
     nearest = np.empty((batch, taps, patches), np.int32) if indices else None
     features = aligned(patch_features)
     chosen.match(features, bank.packed_for(chosen), distance, nearest, threads)
     return distance if nearest is None else (distance, nearest)
+
+
+def match_scaled(
+    patch_features: np.ndarray, bank: Bank | np.ndarray, gains: np.ndarray, *, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``match``, and the distances once more in the units of the rows that are nearest.
+
+    Normal parts vary more at some places than at others. With ``gains[t, n]`` = weight of tap t / distance that is
+    usual for normal patches like row n, a value of 1 means: as far from the bank as a normal part.
+
+    Args:
+        patch_features, bank, threads: as in ``match``.
+        gains: float32 [T, N], finite: the factor of each row of the bank. The values are not checked.
+
+    Returns:
+        distance: float32 [B, P], exactly as ``match`` returns it.
+        scaled: float32 [B, P], the sum over the taps of ``gains[t, nearest[b, t, p]] * max(0, 1 - similarity)``; NaN
+            where a feature is not finite.
+        nearest: int32 [B, T, P], exactly as ``match`` returns it.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    bank = _check_match("match_scaled", patch_features, bank)
+    check_host("match_scaled", gains)
+    if gains.shape != bank.scales.shape or gains.dtype != np.float32:
+        raise ValueError(
+            f"match_scaled takes float32 gains {list(bank.scales.shape)}, one for each tap and row of the bank, "
+            f"not {gains.dtype} {list(gains.shape)}"
+        )
+    chosen = implementation()
+    batch, taps, patches, _ = patch_features.shape
+    distance, scaled = np.empty((2, batch, patches), np.float32)
+    nearest = np.empty((batch, taps, patches), np.int32)
+    features = aligned(patch_features)
+    chosen.match(features, bank.packed_for(chosen), distance, nearest, threads, aligned(gains), scaled)
+    return distance, scaled, nearest
+
+
+def _check_match(name: str, patch_features: np.ndarray, bank: Bank | np.ndarray) -> Bank:
+    """The bank, prepared, if the features fit it; ``name`` is the function that was called, for the message.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    check_host(name, patch_features)
+    if not isinstance(bank, Bank):
+        bank = prepare_bank(bank)
+    taps, _, width = bank.rows.shape
+    if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
+        raise ValueError(
+            f"{name} takes features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
+            f"not {list(patch_features.shape)} and {list(bank.rows.shape)}"
+        )
+    if patch_features.dtype != np.float32:
+        raise ValueError(f"{name} takes float32 features, not {patch_features.dtype}: convert them")
+    return bank
 
 
 def nearest_row(nearest: np.ndarray) -> int:

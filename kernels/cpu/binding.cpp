@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -322,7 +323,7 @@ class PackedBank {
 constexpr int32_t kMostQueries = 128;  // of one task: with a panel they stay in the second-level cache
 
 void match(const PackedBank& bank, const py::array& features, py::array& distance, const py::object& nearest,
-           int32_t threads) {
+           int32_t threads, const py::object& gains, const py::object& scaled) {
   const int32_t batch = size32(features.shape(0)), taps = size32(features.shape(1));
   const int32_t patches = size32(features.shape(2)), width = size32(features.shape(3));
   const float* queries = data<float>(features);
@@ -332,6 +333,13 @@ void match(const PackedBank& bank, const py::array& features, py::array& distanc
   if (!nearest.is_none()) {
     index_array = nearest.cast<py::array>();
     indices = mutable_data<int32_t>(index_array);
+  }
+  py::array gain_array, scaled_array;
+  const float* gain = nullptr;  // of each tap and row
+  float* scaled_out = nullptr;
+  if (!gains.is_none()) {
+    gain_array = gains.cast<py::array>(), scaled_array = scaled.cast<py::array>();
+    gain = data<float>(gain_array), scaled_out = mutable_data<float>(scaled_array);
   }
   py::gil_scoped_release release;
   threads = std::max(threads, 1);
@@ -361,6 +369,19 @@ void match(const PackedBank& bank, const py::array& features, py::array& distanc
       float sum = 0;
       for (int32_t tap = 0; tap < taps; ++tap) sum += similarity[((int64_t)image * taps + tap) * patches + patch];
       out[(int64_t)image * patches + patch] = 1 - sum / (float)taps;
+    }
+  if (!gain) return;
+  for (int32_t image = 0; image < batch; ++image)
+    for (int32_t patch = 0; patch < patches; ++patch) {
+      float sum = 0;
+      for (int32_t tap = 0; tap < taps; ++tap) {
+        const int64_t at = ((int64_t)image * taps + tap) * patches + patch;
+        if (indices[at] < 0)
+          sum = NAN;
+        else
+          sum += gain[(int64_t)tap * bank.tap(tap).rows + indices[at]] * std::max(1 - similarity[at], 0.0f);
+      }
+      scaled_out[(int64_t)image * patches + patch] = sum;
     }
 }
 

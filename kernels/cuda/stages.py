@@ -183,13 +183,21 @@ class Match:
         bank: ``DeviceBank.of``.
         shape: (B, T, P, V) of the features.
         dtype: float16 or float32 of the features.
+        gains: float32 [T, N] on the host, as in ``kernels.match_scaled``; each call then writes ``scaled``, float32
+            [B, P], too.
 
     Raises:
-        ValueError: features that do not fit the bank.
+        ValueError: features or gains that do not fit the bank.
     """
 
     def __init__(
-        self, driver: Driver, bank: DeviceBank, shape: tuple[int, ...], dtype: Any = np.float16
+        self,
+        driver: Driver,
+        bank: DeviceBank,
+        shape: tuple[int, ...],
+        dtype: Any = np.float16,
+        *,
+        gains: np.ndarray | None = None,
     ) -> None:
         dtype = np.dtype(dtype)
         fits = len(shape) == 4 and (shape[1], shape[3]) == (bank.rows.shape[0], bank.width)
@@ -208,6 +216,14 @@ class Match:
         self.shape, self.dtype, self.bank = tuple(shape), dtype, bank
         self.distance = empty(driver, (batch, patches), np.float32)
         self.nearest = empty(driver, (batch, taps, patches), np.int32)
+        self.gains = self.scaled = None
+        if gains is not None:
+            if gains.shape != (taps, bank.num_rows) or gains.dtype != np.float32:
+                raise ValueError(
+                    f"gains are float32 {[taps, bank.num_rows]}, not {gains.dtype} {list(gains.shape)}"
+                )
+            self.gains = put(driver, gains)
+            self.scaled = empty(driver, (batch, patches), np.float32)
         self._rows = empty(driver, (taps, padded, row_bytes), np.uint8)
         self._inverse = empty(driver, (taps, padded), np.float32)
         self._best = empty(driver, (taps, padded), np.uint64)
@@ -215,7 +231,7 @@ class Match:
         short = "i8" if bank.dtype == np.int8 else "f16"
         self._unit_rows = driver.kernel("unit_rows", f"unit_rows_{_SHORT[dtype]}_{short}", "PPPPiiiiii")
         self._match = driver.kernel("match", f"match_{short}", "PPPPiiiii")
-        self._distance = driver.kernel("match", "match_distance", "PPPPiiii")
+        self._distance = driver.kernel("match", "match_distance", "PPPPPPiiiii")
         query_tiles, bank_tiles = padded // TILE, padded_rows // TILE
         self._tiles = split_bank(query_tiles * taps, bank_tiles, driver.num_multiprocessors)
         self._grid = (query_tiles, -(-bank_tiles // self._tiles), taps)
@@ -242,7 +258,9 @@ class Match:
         )  # fmt: skip
         self._driver.launch(
             self._distance, (-(-batch * patches // THREADS), 1, 1), (THREADS, 1, 1), self._best.address,
-            self._inverse.address, self.distance.address, self.nearest.address, batch * patches, patches, taps, padded,
+            self._inverse.address, self.distance.address, self.nearest.address,
+            0 if self.gains is None else self.gains.address, 0 if self.scaled is None else self.scaled.address,
+            batch * patches, patches, taps, padded, bank.num_rows,
         )  # fmt: skip
         return self.distance
 

@@ -16,14 +16,24 @@ def pack_bank(bank: Bank) -> Bank:
 
 
 def match(
-    features: np.ndarray, bank: Bank, distance: np.ndarray, nearest: np.ndarray | None, threads: int
+    features: np.ndarray,
+    bank: Bank,
+    distance: np.ndarray,
+    nearest: np.ndarray | None,
+    threads: int,
+    gains: np.ndarray | None = None,
+    scaled: np.ndarray | None = None,
 ) -> None:
     total = np.zeros(distance.shape, np.float32)
+    if scaled is not None:
+        scaled[:] = 0
     for tap, (rows, scales) in enumerate(zip(bank.rows, bank.scales, strict=True)):
         best, index = _best(features[:, tap], rows, scales)
         total += best
         if nearest is not None:
             nearest[:, tap] = np.where(np.isnan(best), -1, index)
+        if gains is not None and scaled is not None:
+            scaled += gains[tap, index] * np.maximum(1 - best, 0)  # maximum keeps NaN
     distance[:] = 1 - total / np.float32(len(bank.rows))
 
 

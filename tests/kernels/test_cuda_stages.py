@@ -77,6 +77,15 @@ def every_stage(driver: Any) -> list[tuple[Any, tuple[Any, ...]]]:
             stages.Match(driver, stages.DeviceBank.of(driver, bank), (1, 4, 256, 40)),
             (device_array((1, 4, 256, 40), np.float16),),
         ),
+        (
+            stages.Match(
+                driver,
+                stages.DeviceBank.of(driver, bank),
+                (1, 4, 256, 40),
+                gains=np.ones((4, 1000), np.float32),
+            ),
+            (device_array((1, 4, 256, 40), np.float16),),
+        ),
         (stages.Localise(driver, (1, 4, 16, 2), 28), (device_array((1, 4, 16, 2), np.float16),)),
         (stages.Upsample(driver, (1, 16), 28), (device_array((1, 16), np.float32),)),
         (
@@ -183,6 +192,9 @@ def test_match_refuses_what_does_not_fit_the_bank() -> None:
     for shape, dtype in (((1, 3, 4, 8), np.float16), ((1, 2, 4, 9), np.float16), ((1, 2, 4, 8), np.float64)):
         with pytest.raises(ValueError, match="same T and V"):
             stages.Match(driver, bank, shape, dtype)
+    for gains in (np.ones((2, 4), np.float32), np.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"gains are float32 \[2, 3\]"):
+            stages.Match(driver, bank, (1, 2, 4, 8), gains=gains)
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (128, 1), (1024, 4), (100_000, 4)])

@@ -23,6 +23,7 @@ from anomalygpt_edge.kernels import (
     coreset,
     localise,
     match,
+    match_scaled,
     nearest_row,
     normalise,
     pack_prompt,
@@ -312,6 +313,47 @@ def test_match_names_the_nearest_row() -> None:
     )  # the lowest of equals
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 2e-5), (np.float16, 4e-3), (np.int8, 8e-2)])
+def test_match_scaled_multiplies_by_the_gain_of_the_nearest_row(dtype: type, limit: float) -> None:
+    rng = np.random.default_rng(0)
+    bank = normalise(rng.normal(size=(3, 50, 24)).astype(np.float32))
+    rows = rng.integers(0, 50, (2, 3, 16))
+    query = np.take_along_axis(bank[None], rows[..., None], axis=2) * 3
+    query = (query + rng.normal(size=query.shape) * 0.2).astype(np.float32)
+    gains = (rng.random((3, 50)) * 2).astype(np.float32)
+    prepared = prepare_bank(bank, dtype)
+    distance, scaled, nearest = match_scaled(query, prepared, gains, threads=2)
+    plain, plain_nearest = match(query, prepared, indices=True)
+    np.testing.assert_array_equal(distance, plain)
+    np.testing.assert_array_equal(nearest, plain_nearest)
+    np.testing.assert_array_equal(nearest, rows)
+    expected = sum(gains[tap, rows[:, tap]] * true_distance(query[:, [tap]], bank[[tap]]) for tap in range(3))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, expected, atol=limit)
+    _, equal, _ = match_scaled(query, prepared, np.full((3, 50), 1 / 3, np.float32))
+    np.testing.assert_allclose(equal, distance, atol=1e-6)
+
+
+def test_match_scaled_is_never_negative() -> None:
+    """The similarity of a row with itself is rounded, sometimes to more than 1."""
+    bank = np.random.default_rng(0).normal(size=(2, 300, 64)).astype(np.float32)
+    distance, scaled, _ = match_scaled(bank[None], bank, np.full((2, 300), 1e6, np.float32))
+    assert distance.min() < 0
+    assert scaled.min() == 0
+    assert scaled.max() < 1
+
+
+def test_match_scaled_refuses_gains_that_do_not_fit_the_bank() -> None:
+    query, bank = np.ones((1, 2, 4, 8), np.float32), prepare_bank(np.ones((2, 3, 8), np.float32))
+    for gains in (np.ones((2, 4), np.float32), np.ones(3, np.float32), np.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"gains \[2, 3\]"):
+            match_scaled(query, bank, gains)
+    with pytest.raises(ValueError, match="match_scaled takes features"):
+        match_scaled(query[:, :1], bank, np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="match_scaled takes float32 features"):
+        match_scaled(query.astype(np.float64), bank, np.ones((2, 3), np.float32))
+
+
 def test_nearest_row_is_the_row_that_most_taps_name() -> None:
     assert nearest_row(np.array([3, 5, 5, 9])) == 5
     assert nearest_row(np.array([3, 5, 7, 9])) == 9
@@ -324,8 +366,11 @@ def test_what_is_not_finite_stays_visible(dtype: type) -> None:
     query[0, 0, 1, 3], query[0, 1, 2, 4], query[0, 0, 3, 5] = np.nan, np.inf, -np.inf
     query[0, :, 4] = 0
     query[0, :, 5] = 3e38  # its square overflows float32
-    distance, nearest = match(query, prepare_bank(np.ones((2, 5, 16), np.float32), dtype), indices=True)
+    bank, gains = prepare_bank(np.ones((2, 5, 16), np.float32), dtype), np.ones((2, 5), np.float32)
+    distance, scaled, nearest = match_scaled(query, bank, gains)
     assert np.isnan(distance[0, 1:4]).all()
+    np.testing.assert_array_equal(np.isnan(scaled), np.isnan(distance))
+    assert scaled[0, 4] == 2
     assert (nearest[0, 0, [1, 3]] == -1).all()
     assert nearest[0, 1, 2] == -1
     assert distance[0, 4] == 1
@@ -547,6 +592,8 @@ BANK = prepare_bank(np.ones((2, 3, 8), np.float32))
         lambda: preprocess(noise(8, 8), 8, "crop", MEAN, STD, out=OnDevice(1, 3, 8, 8)),
         lambda: match(OnDevice(1, 2, 4, 8), BANK),
         lambda: match(np.ones((1, 2, 4, 8), np.float32), OnDevice(2, 3, 8)),
+        lambda: match_scaled(OnDevice(1, 2, 4, 8), BANK, np.ones((2, 3), np.float32)),
+        lambda: match_scaled(np.ones((1, 2, 4, 8), np.float32), BANK, OnDevice(2, 3)),
         lambda: prepare_bank(OnDevice(2, 3, 8)),
         lambda: coreset(OnDevice(2, 3, 8), 2),
         lambda: localise(OnDevice(1, 2, 4, 2), 8),

@@ -186,6 +186,17 @@ def _match_cases(driver: Driver, shape: tuple[int, int, int, int], num_rows: int
             (_distance(features, raw),), tolerance, bank.rows.nbytes + 3 * features.nbytes, operations,
             "i8" if dtype == np.int8 else "f16",
         )  # fmt: skip
+    # Each query has one row that is much nearer than the others, so that the gains are known.
+    gains = rng.random((shape[1], num_rows), np.float32)
+    bank = prepare_bank(raw, np.int8)
+    scaled = stages.Match(driver, stages.DeviceBank.of(driver, bank), shape, gains=gains)
+    assert scaled.scaled is not None
+    expected = sum(gains[tap, picks] * _distance(features[:, [tap]], raw[[tap]]) for tap in range(shape[1]))
+    yield Case(
+        f"match in units, {num_rows:,} rows", scaled, (put(driver, features),), (scaled.distance, scaled.scaled),
+        (_distance(features, raw), expected), 5e-3 * shape[1], bank.rows.nbytes + 3 * features.nbytes, operations,
+        "i8",
+    )  # fmt: skip
 
 
 def _map_cases(driver: Driver, size: int, frame_size: tuple[int, int]) -> Iterator[Case]:
