@@ -50,6 +50,12 @@ class Implementation(Protocol):
         With ``gains`` float32 [T, N] also ``scaled`` float32 [B, P]; then ``nearest`` is never None.
         """
 
+    def match_places(
+        self, features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+    ) -> None:
+        """``features`` float32 [B, T, G * G, V], ``reference`` float32 [K, T, G * G, V] → ``out`` float32
+        [B, K, T, G * G]."""
+
     def coreset(self, features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
         """``features`` float32 [T, N, V] → ``chosen`` int32 [T, M]."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -124,6 +125,51 @@ def match_scaled(
     features = aligned(patch_features)
     chosen.match(features, bank.packed_for(chosen), distance, nearest, threads, aligned(gains), scaled)
     return distance, scaled, nearest
+
+
+def match_places(
+    patch_features: np.ndarray, reference: np.ndarray, radius: int, *, threads: int = 1
+) -> np.ndarray:
+    """The reverse of ``match``: is what normal images show at a place found near that place of the part?
+
+    ``match`` compares each patch of the part with all normal patches, so it does not notice that something is
+    missing if what is there instead is normal elsewhere.
+
+    Args:
+        patch_features: float32 [B, T, P, V], raw taps of the part; the P = G * G patches form a square grid.
+        reference: float32 [K, T, P, V], patch features of K normal images of unit length (``normalise``); the values
+            are not checked.
+        radius: of the square window of (2 * radius + 1)² patches around each place, at least 0. The window ends at
+            the border of the grid.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [B, K, T, P]: 1 − largest cosine similarity of the reference's patch with the part's patches in the
+        window around the same place; 0 = one of them is identical. NaN where a feature in the window is not finite.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other, patches that form no square, or a negative radius.
+    """
+    check_host("match_places", patch_features, reference)
+    shape = patch_features.shape
+    if patch_features.ndim != 4 or reference.ndim != 4 or shape[1:] != reference.shape[1:] or 0 in shape:
+        raise ValueError(
+            f"match_places takes features [B, T, P, V] and a reference [K, T, P, V] of the same T, P and V, "
+            f"not {list(shape)} and {list(reference.shape)}"
+        )
+    if patch_features.dtype != np.float32 or reference.dtype != np.float32 or len(reference) == 0:
+        raise ValueError(
+            f"match_places takes float32 features and at least one float32 reference, "
+            f"not {patch_features.dtype} and {len(reference)} of {reference.dtype}"
+        )
+    if math.isqrt(shape[2]) ** 2 != shape[2] or radius < 0:
+        raise ValueError(
+            f"match_places takes the patches of a square grid and a radius of at least 0, not {shape[2]} patches "
+            f"and {radius}"
+        )
+    out = np.empty((shape[0], len(reference), *shape[1:3]), np.float32)
+    implementation().match_places(aligned(patch_features), aligned(reference), int(radius), out, threads)
+    return out
 
 
 def _check_match(name: str, patch_features: np.ndarray, bank: Bank | np.ndarray) -> Bank:

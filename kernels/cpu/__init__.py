@@ -60,6 +60,11 @@ class Level:
     ) -> None:
         _native.match(bank, features, distance, nearest, threads, gains, scaled)
 
+    def match_places(
+        self, features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+    ) -> None:
+        _native.match_places(self.name, features, reference, radius, out, threads)
+
     def coreset(self, features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
         _native.coreset(self.name, features, chosen, threads)
 

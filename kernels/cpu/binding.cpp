@@ -385,6 +385,43 @@ void match(const PackedBank& bank, const py::array& features, py::array& distanc
     }
 }
 
+void match_places(const std::string& name, const py::array& features, const py::array& reference, int32_t radius,
+                  py::array& out, int32_t threads) {
+  const Kernels& kernels = level(name);
+  const int32_t batch = size32(features.shape(0)), taps = size32(features.shape(1));
+  const int32_t patches = size32(features.shape(2)), width = size32(features.shape(3));
+  const int32_t count = size32(reference.shape(0)), side = (int32_t)std::lround(std::sqrt((double)patches));
+  const float *queries = data<float>(features), *normals = data<float>(reference);
+  float* to = mutable_data<float>(out);
+  py::gil_scoped_release release;
+  threads = std::max(threads, 1);
+  radius = std::min(radius, side - 1);
+  const int32_t planes = batch * taps, stride = kernels.places_stride(side, radius);
+  const size_t row_floats = (size_t)width * stride;
+  float* packed = (float*)scratch().get(padded((size_t)planes * side * row_floats * 4) + (size_t)planes * patches);
+  uint8_t* finite = (uint8_t*)packed + padded((size_t)planes * side * row_floats * 4);
+  parallel(planes * side, threads, [&](int32_t row, int32_t) {
+    kernels.pack_places(queries + (size_t)row * side * width, side, width, radius, packed + row * row_floats,
+                        finite + (size_t)row * side);
+  });
+  parallel(planes * side, threads, [&](int32_t task, int32_t) {
+    const int32_t plane = task / side, y = task % side, image = plane / taps, tap = plane % taps;
+    const int32_t top = std::max(y - radius, 0), bottom = std::min(y + radius + 1, side);
+    const float* from = normals + ((size_t)tap * patches + (size_t)y * side) * width;
+    float* rows_out = to + ((size_t)image * count * taps + tap) * patches + (size_t)y * side;
+    const ptrdiff_t step = (ptrdiff_t)taps * patches;
+    kernels.match_places({packed + ((size_t)plane * side + top) * row_floats, bottom - top, side, width, radius, stride,
+                          from, step * width, count, rows_out, step});
+    for (int32_t row = top; row < bottom; ++row)
+      for (int32_t x = 0; x < side; ++x) {
+        if (finite[((size_t)plane * side + row) * side + x]) continue;
+        for (int32_t index = 0; index < count; ++index)
+          std::fill(rows_out + index * step + std::max(x - radius, 0),
+                    rows_out + index * step + std::min(x + radius + 1, side), NAN);
+      }
+  });
+}
+
 constexpr int32_t kRowsPerDots = 256;
 
 void coreset(const std::string& name, const py::array& features, py::array& chosen, int32_t threads) {
@@ -567,6 +604,7 @@ PYBIND11_MODULE(_native, module) {
   py::class_<PackedBank>(module, "Bank").def(py::init<const std::string&, const py::array&, const py::array&>());
   module.def("preprocess", &preprocess);
   module.def("match", &match);
+  module.def("match_places", &match_places);
   module.def("coreset", &coreset);
   module.def("upsample", &upsample);
   module.def("localise", &localise);

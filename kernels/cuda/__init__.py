@@ -97,6 +97,18 @@ def match(
             get_into(scaled, stage.scaled)
 
 
+def match_places(
+    features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+) -> None:
+    with _lock:
+        stage = _kept(
+            ("match_places", features.shape, reference.shape, radius),
+            lambda driver: stages.MatchPlaces(driver, reference, features.shape, radius, features.dtype),
+        )
+        _device().upload(stage.reference.address, reference)  # the stage may have been built with another
+        get_into(out, stage(put(_device(), features)))
+
+
 def localise(logits: np.ndarray, out: np.ndarray, threads: int) -> None:
     with _lock:
         stage = _kept(

@@ -228,6 +228,38 @@ def test_match_scaled(device: ShimDriver, dtype: Any) -> None:
         assert np.isnan(scaled).sum() == spoil
 
 
+@pytest.mark.parametrize(
+    ("batch", "count", "taps", "side", "width", "radius"),
+    [(1, 1, 1, 1, 1, 0), (2, 3, 2, 5, 40, 1), (1, 2, 1, 7, 64, 3), (1, 1, 2, 3, 9, 8)],
+)
+def test_match_places(
+    device: ShimDriver, batch: int, count: int, taps: int, side: int, width: int, radius: int
+) -> None:
+    rng = np.random.default_rng(0)
+    reference = kernels.normalise(rng.normal(size=(count, taps, side**2, width)).astype(np.float32))
+    # The second call gives another reference to the stage that is there already.
+    for spoil, normals in ((False, reference), (True, reference[:, :, ::-1])):
+        features = rng.normal(size=(batch, taps, side**2, width)).astype(np.float32) * 1e20
+        features[0, 0, 0] = 0
+        if spoil:
+            features[-1, -1, -1, 0], features[-1, 0, side // 2, -1] = np.inf, np.nan
+        found, expected = on_both(
+            lambda features=features, normals=normals: kernels.match_places(features, normals, radius)
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.isnan(found).any() == spoil
+
+
+def test_match_places_takes_float16_features(device: ShimDriver) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1, 2, 9, 24)).astype(np.float16)
+    reference = kernels.normalise(rng.normal(size=(3, 2, 9, 24)).astype(np.float32))
+    stage = stages.MatchPlaces(device, reference, features.shape, 1)
+    found = stages.get(device, stage(put(device, features)))
+    expected = kernels.match_places(features.astype(np.float32), reference, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_match_takes_float16_features(device: ShimDriver) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1, 2, 20, 24)).astype(np.float16)
