@@ -16,6 +16,9 @@ operations per cycle and core), with the measurements in brackets:
   ports hide the loads, so it reaches the rate of the product unit, like the BLAS. int8 computes four times as many
   products per instruction but has to round the queries: 3 to 3.5 times as fast as float32. (Measured: 1.13 times the
   BLAS's rate, which also writes the similarities; int8 3.3 and 3.2 times.)
+- match_places, 4 normal images, 2 taps of 28 × 28 patches × 64, radius 2: a vector of products for each of 4 × 2 × 784
+  patches, 5 rows and 64 values, 2 million; at two a cycle 0.4 ms on one core, half of it on two, plus 0.1 ms to
+  transpose the part's patches. (Measured on a busy machine with AVX2: 0.9 to 1.0 ms on one core.)
 - localise, 4 taps: 200,000 sigmoids of about 25 vector operations over 16 lanes: 0.15 ms. The composition of standard
   operations computes full-size planes of two classes × four taps and two exponentials per value: over 2 ms.
 - localise, second version, from 0.14 ms: an exponential of 9 vector operations instead of 17, one division for four
@@ -211,6 +214,11 @@ def matching(threads: int) -> dict[str, float]:
     for name in ("float32", "float16", "int8"):
         prepared = kernels.prepare_bank(bank, name)
         work[f"match {name}"] = lambda prepared=prepared: kernels.match(features, prepared, threads=threads)
+    gains = rng.random((TAPS, BANK), np.float32)
+    work["match_scaled int8"] = lambda: kernels.match_scaled(features, prepared, gains, threads=threads)
+    normals = kernels.normalise(rng.normal(size=(4, 2, 784, 64)).astype(np.float32))  # lite: 28 x 28 patches
+    part = rng.normal(size=(1, 2, 784, 64)).astype(np.float32)
+    work["match_places"] = lambda: kernels.match_places(part, normals, 2, threads=threads)
     return take_turns(work)
 
 

@@ -11,7 +11,7 @@ imports the implementations; the public operations (``maps``, ``matching``, ``pi
 from .choice import active, available, using
 from .geometry import Box, Window, resize_window, split_grid, tile_grid
 from .maps import Component, Summary, cell_peaks, components, localise, project, summarise, upsample
-from .matching import coreset, match, nearest_row, normalise, prepare_bank
+from .matching import coreset, match, match_places, match_scaled, nearest_row, normalise, prepare_bank
 from .pixels import preprocess
 from .prompts import INJECTED, pack_prompt
 from .types import FORMATS, Bank, PixelFormat, frame_size
@@ -33,6 +33,8 @@ __all__ = [
     "frame_size",
     "localise",
     "match",
+    "match_places",
+    "match_scaled",
     "nearest_row",
     "normalise",
     "pack_prompt",

@@ -36,9 +36,25 @@ class Implementation(Protocol):
         """The bank's rows in the layout that ``match`` of this implementation takes."""
 
     def match(
-        self, features: np.ndarray, bank: Any, distance: np.ndarray, nearest: np.ndarray | None, threads: int
+        self,
+        features: np.ndarray,
+        bank: Any,
+        distance: np.ndarray,
+        nearest: np.ndarray | None,
+        threads: int,
+        gains: np.ndarray | None = None,
+        scaled: np.ndarray | None = None,
     ) -> None:
-        """``features`` float32 [B, T, P, V] → ``distance`` float32 [B, P], ``nearest`` int32 [B, T, P]."""
+        """``features`` float32 [B, T, P, V] → ``distance`` float32 [B, P], ``nearest`` int32 [B, T, P].
+
+        With ``gains`` float32 [T, N] also ``scaled`` float32 [B, P]; then ``nearest`` is never None.
+        """
+
+    def match_places(
+        self, features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+    ) -> None:
+        """``features`` float32 [B, T, G * G, V], ``reference`` float32 [K, T, G * G, V] → ``out`` float32
+        [B, K, T, G * G]."""
 
     def coreset(self, features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
         """``features`` float32 [T, N, V] → ``chosen`` int32 [T, M]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -79,24 +80,116 @@ def match(
     Raises:
         ValueError: shapes or types that do not fit each other.
     """
-    check_host("match", patch_features)
-    if not isinstance(bank, Bank):
-        bank = prepare_bank(bank)
-    taps, _, width = bank.rows.shape
-    if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
-        raise ValueError(
-            f"match takes features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
-            f"not {list(patch_features.shape)} and {list(bank.rows.shape)}"
-        )
-    if patch_features.dtype != np.float32:
-        raise ValueError(f"match takes float32 features, not {patch_features.dtype}: convert them")
+    bank = _check_match("match", patch_features, bank)
     chosen = implementation()
-    batch, patches = patch_features.shape[0], patch_features.shape[2]
+    batch, taps, patches, _ = patch_features.shape
     distance = np.empty((batch, patches), np.float32)
     nearest = np.empty((batch, taps, patches), np.int32) if indices else None
     features = aligned(patch_features)
     chosen.match(features, bank.packed_for(chosen), distance, nearest, threads)
     return distance if nearest is None else (distance, nearest)
+
+
+def match_scaled(
+    patch_features: np.ndarray, bank: Bank | np.ndarray, gains: np.ndarray, *, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``match``, and the distances once more in the units of the rows that are nearest.
+
+    Normal parts vary more at some places than at others. With ``gains[t, n]`` = weight of tap t / distance that is
+    usual for normal patches like row n, a value of 1 means: as far from the bank as a normal part.
+
+    Args:
+        patch_features, bank, threads: as in ``match``.
+        gains: float32 [T, N], finite: the factor of each row of the bank. The values are not checked.
+
+    Returns:
+        distance: float32 [B, P], exactly as ``match`` returns it.
+        scaled: float32 [B, P], the sum over the taps of ``gains[t, nearest[b, t, p]] * max(0, 1 - similarity)``; NaN
+            where a feature is not finite.
+        nearest: int32 [B, T, P], exactly as ``match`` returns it.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    bank = _check_match("match_scaled", patch_features, bank)
+    check_host("match_scaled", gains)
+    if gains.shape != bank.scales.shape or gains.dtype != np.float32:
+        raise ValueError(
+            f"match_scaled takes float32 gains {list(bank.scales.shape)}, one for each tap and row of the bank, "
+            f"not {gains.dtype} {list(gains.shape)}"
+        )
+    chosen = implementation()
+    batch, taps, patches, _ = patch_features.shape
+    distance, scaled = np.empty((2, batch, patches), np.float32)
+    nearest = np.empty((batch, taps, patches), np.int32)
+    features = aligned(patch_features)
+    chosen.match(features, bank.packed_for(chosen), distance, nearest, threads, aligned(gains), scaled)
+    return distance, scaled, nearest
+
+
+def match_places(
+    patch_features: np.ndarray, reference: np.ndarray, radius: int, *, threads: int = 1
+) -> np.ndarray:
+    """The reverse of ``match``: is what normal images show at a place found near that place of the part?
+
+    ``match`` compares each patch of the part with all normal patches, so it does not notice that something is
+    missing if what is there instead is normal elsewhere.
+
+    Args:
+        patch_features: float32 [B, T, P, V], raw taps of the part; the P = G * G patches form a square grid.
+        reference: float32 [K, T, P, V], patch features of K normal images of unit length (``normalise``); the values
+            are not checked.
+        radius: of the square window of (2 * radius + 1)² patches around each place, at least 0. The window ends at
+            the border of the grid.
+        threads: at most this many CPU threads work on it.
+
+    Returns:
+        float32 [B, K, T, P]: 1 − largest cosine similarity of the reference's patch with the part's patches in the
+        window around the same place; 0 = one of them is identical. NaN where a feature in the window is not finite.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other, patches that form no square, or a negative radius.
+    """
+    check_host("match_places", patch_features, reference)
+    shape = patch_features.shape
+    if patch_features.ndim != 4 or reference.ndim != 4 or shape[1:] != reference.shape[1:] or 0 in shape:
+        raise ValueError(
+            f"match_places takes features [B, T, P, V] and a reference [K, T, P, V] of the same T, P and V, "
+            f"not {list(shape)} and {list(reference.shape)}"
+        )
+    if patch_features.dtype != np.float32 or reference.dtype != np.float32 or len(reference) == 0:
+        raise ValueError(
+            f"match_places takes float32 features and at least one float32 reference, "
+            f"not {patch_features.dtype} and {len(reference)} of {reference.dtype}"
+        )
+    if math.isqrt(shape[2]) ** 2 != shape[2] or radius < 0:
+        raise ValueError(
+            f"match_places takes the patches of a square grid and a radius of at least 0, not {shape[2]} patches "
+            f"and {radius}"
+        )
+    out = np.empty((shape[0], len(reference), *shape[1:3]), np.float32)
+    implementation().match_places(aligned(patch_features), aligned(reference), int(radius), out, threads)
+    return out
+
+
+def _check_match(name: str, patch_features: np.ndarray, bank: Bank | np.ndarray) -> Bank:
+    """The bank, prepared, if the features fit it; ``name`` is the function that was called, for the message.
+
+    Raises:
+        ValueError: shapes or types that do not fit each other.
+    """
+    check_host(name, patch_features)
+    if not isinstance(bank, Bank):
+        bank = prepare_bank(bank)
+    taps, _, width = bank.rows.shape
+    if patch_features.ndim != 4 or patch_features.shape[1::2] != (taps, width) or 0 in patch_features.shape:
+        raise ValueError(
+            f"{name} takes features [B, T, P, V] and a bank [T, N, V] of the same T and V, "
+            f"not {list(patch_features.shape)} and {list(bank.rows.shape)}"
+        )
+    if patch_features.dtype != np.float32:
+        raise ValueError(f"{name} takes float32 features, not {patch_features.dtype}: convert them")
+    return bank
 
 
 def nearest_row(nearest: np.ndarray) -> int:

@@ -247,7 +247,7 @@ class KernelsOnShim:
 
     def launch(self, kernel: tuple[str, str], grid, block, *arguments) -> None:
         def work() -> None:
-            pointers = {a for a, kind in zip(arguments, kernel[1], strict=True) if kind == "P"}
+            pointers = {a for a, kind in zip(arguments, kernel[1], strict=True) if kind == "P" and a}
             there = {pointer: self._shim.allocate(self._cuda.memory[pointer].nbytes) for pointer in pointers}
             for pointer, address in there.items():
                 self._shim.upload(address, self._cuda.memory[pointer])

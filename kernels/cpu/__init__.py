@@ -49,9 +49,21 @@ class Level:
         return _native.Bank(self.name, bank.rows, bank.scales)
 
     def match(
-        self, features: np.ndarray, bank: Any, distance: np.ndarray, nearest: np.ndarray | None, threads: int
+        self,
+        features: np.ndarray,
+        bank: Any,
+        distance: np.ndarray,
+        nearest: np.ndarray | None,
+        threads: int,
+        gains: np.ndarray | None = None,
+        scaled: np.ndarray | None = None,
     ) -> None:
-        _native.match(bank, features, distance, nearest, threads)
+        _native.match(bank, features, distance, nearest, threads, gains, scaled)
+
+    def match_places(
+        self, features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+    ) -> None:
+        _native.match_places(self.name, features, reference, radius, out, threads)
 
     def coreset(self, features: np.ndarray, chosen: np.ndarray, threads: int) -> None:
         _native.coreset(self.name, features, chosen, threads)

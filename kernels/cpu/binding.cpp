@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -322,7 +323,7 @@ class PackedBank {
 constexpr int32_t kMostQueries = 128;  // of one task: with a panel they stay in the second-level cache
 
 void match(const PackedBank& bank, const py::array& features, py::array& distance, const py::object& nearest,
-           int32_t threads) {
+           int32_t threads, const py::object& gains, const py::object& scaled) {
   const int32_t batch = size32(features.shape(0)), taps = size32(features.shape(1));
   const int32_t patches = size32(features.shape(2)), width = size32(features.shape(3));
   const float* queries = data<float>(features);
@@ -332,6 +333,13 @@ void match(const PackedBank& bank, const py::array& features, py::array& distanc
   if (!nearest.is_none()) {
     index_array = nearest.cast<py::array>();
     indices = mutable_data<int32_t>(index_array);
+  }
+  py::array gain_array, scaled_array;
+  const float* gain = nullptr;  // of each tap and row
+  float* scaled_out = nullptr;
+  if (!gains.is_none()) {
+    gain_array = gains.cast<py::array>(), scaled_array = scaled.cast<py::array>();
+    gain = data<float>(gain_array), scaled_out = mutable_data<float>(scaled_array);
   }
   py::gil_scoped_release release;
   threads = std::max(threads, 1);
@@ -362,6 +370,56 @@ void match(const PackedBank& bank, const py::array& features, py::array& distanc
       for (int32_t tap = 0; tap < taps; ++tap) sum += similarity[((int64_t)image * taps + tap) * patches + patch];
       out[(int64_t)image * patches + patch] = 1 - sum / (float)taps;
     }
+  if (!gain) return;
+  for (int32_t image = 0; image < batch; ++image)
+    for (int32_t patch = 0; patch < patches; ++patch) {
+      float sum = 0;
+      for (int32_t tap = 0; tap < taps; ++tap) {
+        const int64_t at = ((int64_t)image * taps + tap) * patches + patch;
+        if (indices[at] < 0)
+          sum = NAN;
+        else
+          sum += gain[(int64_t)tap * bank.tap(tap).rows + indices[at]] * std::max(1 - similarity[at], 0.0f);
+      }
+      scaled_out[(int64_t)image * patches + patch] = sum;
+    }
+}
+
+void match_places(const std::string& name, const py::array& features, const py::array& reference, int32_t radius,
+                  py::array& out, int32_t threads) {
+  const Kernels& kernels = level(name);
+  const int32_t batch = size32(features.shape(0)), taps = size32(features.shape(1));
+  const int32_t patches = size32(features.shape(2)), width = size32(features.shape(3));
+  const int32_t count = size32(reference.shape(0)), side = (int32_t)std::lround(std::sqrt((double)patches));
+  const float *queries = data<float>(features), *normals = data<float>(reference);
+  float* to = mutable_data<float>(out);
+  py::gil_scoped_release release;
+  threads = std::max(threads, 1);
+  radius = std::min(radius, side - 1);
+  const int32_t planes = batch * taps, stride = kernels.places_stride(side, radius);
+  const size_t row_floats = (size_t)width * stride;
+  float* packed = (float*)scratch().get(padded((size_t)planes * side * row_floats * 4) + (size_t)planes * patches);
+  uint8_t* finite = (uint8_t*)packed + padded((size_t)planes * side * row_floats * 4);
+  parallel(planes * side, threads, [&](int32_t row, int32_t) {
+    kernels.pack_places(queries + (size_t)row * side * width, side, width, radius, packed + row * row_floats,
+                        finite + (size_t)row * side);
+  });
+  parallel(planes * side, threads, [&](int32_t task, int32_t) {
+    const int32_t plane = task / side, y = task % side, image = plane / taps, tap = plane % taps;
+    const int32_t top = std::max(y - radius, 0), bottom = std::min(y + radius + 1, side);
+    const float* from = normals + ((size_t)tap * patches + (size_t)y * side) * width;
+    float* rows_out = to + ((size_t)image * count * taps + tap) * patches + (size_t)y * side;
+    const ptrdiff_t step = (ptrdiff_t)taps * patches;
+    kernels.match_places({packed + ((size_t)plane * side + top) * row_floats, bottom - top, side, width, radius, stride,
+                          from, step * width, count, rows_out, step});
+    for (int32_t row = top; row < bottom; ++row)
+      for (int32_t x = 0; x < side; ++x) {
+        if (finite[((size_t)plane * side + row) * side + x]) continue;
+        for (int32_t index = 0; index < count; ++index)
+          std::fill(rows_out + index * step + std::max(x - radius, 0),
+                    rows_out + index * step + std::min(x + radius + 1, side), NAN);
+      }
+  });
 }
 
 constexpr int32_t kRowsPerDots = 256;
@@ -546,6 +604,7 @@ PYBIND11_MODULE(_native, module) {
   py::class_<PackedBank>(module, "Bank").def(py::init<const std::string&, const py::array&, const py::array&>());
   module.def("preprocess", &preprocess);
   module.def("match", &match);
+  module.def("match_places", &match_places);
   module.def("coreset", &coreset);
   module.def("upsample", &upsample);
   module.def("localise", &localise);

@@ -64,6 +64,17 @@ struct MatchTask {
   int32_t* nearest;         // [num_queries]
 };
 
+// One row of the grid of one tap: patches of the references against the part's patches around the same places.
+struct PlacesTask {
+  const float* rows;         // packed rows of the part that are in reach, the first of num_rows
+  int32_t num_rows, side, width, radius, stride;
+  const float* reference;    // [side][width] of the first reference
+  ptrdiff_t reference_step;  // floats to the next reference
+  int32_t count;             // references
+  float* out;                // [side] of the first reference
+  ptrdiff_t out_step;
+};
+
 struct Kernels {
   const char* name;
   // Resampling.
@@ -80,6 +91,10 @@ struct Kernels {
   size_t (*match_scratch)(const Panels& panels, int32_t num_queries);
   void (*match)(const MatchTask& task, uint8_t* scratch);
   void (*dots)(const float* rows, int32_t num_rows, int32_t width, const float* vector, float* out);
+  int32_t (*places_stride)(int32_t side, int32_t radius);
+  void (*pack_places)(const float* patches, int32_t side, int32_t width, int32_t radius, float* packed,
+                      uint8_t* finite);
+  void (*match_places)(const PlacesTask& task);
   // Maps.
   void (*upsample)(const float* grid, int32_t side, float* out, int32_t size, int32_t first, int32_t last,
                    float* scratch);

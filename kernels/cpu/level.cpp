@@ -7,6 +7,7 @@ using namespace agpt;
 #include "simd.h"
 #include "resample.h"
 #include "nearest.h"
+#include "places.h"
 #include "maps.h"
 #include "blocks.h"
 
@@ -17,9 +18,9 @@ using namespace agpt;
 
 const Kernels* agpt::JOIN(LEVEL, _kernels)() {
   static const Kernels table = {
-      "cpu-" TEXT(LEVEL), kWeightBytes, pack_weights,  columns_scratch, columns, rows,     convert,  kPanel,
-      kGroup,             kOffset,      match_scratch, match,           dots,    upsample, localise, cell_peaks,
-      dequantise,
+      "cpu-" TEXT(LEVEL), kWeightBytes,  pack_weights, columns_scratch, columns,  rows,       convert, kPanel, kGroup,
+      kOffset,            match_scratch, match,        dots,            places_stride, pack_places, match_places,
+      upsample,           localise,      cell_peaks,   dequantise,
   };
   return &table;
 }

@@ -79,16 +79,34 @@ def match(
     distance: np.ndarray,
     nearest: np.ndarray | None,
     threads: int,
+    gains: np.ndarray | None = None,
+    scaled: np.ndarray | None = None,
 ) -> None:
     with _lock:
         stage = _kept(
-            ("match", id(bank), features.shape, features.dtype),
-            lambda driver: stages.Match(driver, bank, features.shape, features.dtype),
+            ("match", id(bank), features.shape, features.dtype, gains is None),
+            lambda driver: stages.Match(driver, bank, features.shape, features.dtype, gains=gains),
             bank,
         )
+        if gains is not None:
+            _device().upload(stage.gains.address, gains)  # the stage may have been built with others
         get_into(distance, stage(put(_device(), features)))
         if nearest is not None:
             get_into(nearest, stage.nearest)
+        if scaled is not None:
+            get_into(scaled, stage.scaled)
+
+
+def match_places(
+    features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+) -> None:
+    with _lock:
+        stage = _kept(
+            ("match_places", features.shape, reference.shape, radius),
+            lambda driver: stages.MatchPlaces(driver, reference, features.shape, radius, features.dtype),
+        )
+        _device().upload(stage.reference.address, reference)  # the stage may have been built with another
+        get_into(out, stage(put(_device(), features)))
 
 
 def localise(logits: np.ndarray, out: np.ndarray, threads: int) -> None:

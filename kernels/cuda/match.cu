@@ -165,20 +165,27 @@ MATCH(match_f16, float)
 MATCH(match_i8, int)
 
 /// The maxima of all taps to distances: 1 - mean similarity; rows of the bank, -1 where a feature was not finite.
-/// Args: best, inverse: [taps, padded_queries]; distance: [batch, patches]; nearest: [batch, taps, patches].
+/// Args:
+///   best, inverse: [taps, padded_queries]; distance: [batch, patches]; nearest: [batch, taps, patches].
+///   gains: [taps, num_rows], scaled: [batch, patches]: sums of each tap's 1 - similarity, at least 0, times the gain
+///     of its nearest row; both null, or neither.
 extern "C" __global__ void __launch_bounds__(THREADS)
     match_distance(const unsigned long long *__restrict__ best, const float *__restrict__ inverse,
-                   float *__restrict__ distance, int *__restrict__ nearest, int num_queries, int patches, int taps,
-                   int padded_queries) {
+                   float *__restrict__ distance, int *__restrict__ nearest, const float *__restrict__ gains,
+                   float *__restrict__ scaled, int num_queries, int patches, int taps, int padded_queries,
+                   int num_rows) {
     int query = blockIdx.x * THREADS + threadIdx.x;
     if (query >= num_queries) return;
-    float total = 0;
+    float total = 0, scaled_total = 0;
     for (int tap = 0; tap < taps; tap++) {
         unsigned long long key = best[tap * padded_queries + query];
         float value = from_ordered(static_cast<uint32_t>(key >> 32)) * inverse[tap * padded_queries + query];
+        int row = value == value ? static_cast<int>(~static_cast<uint32_t>(key)) : -1;
         total += value;
-        nearest[(query / patches * taps + tap) * patches + query % patches] =
-            value == value ? static_cast<int>(~static_cast<uint32_t>(key)) : -1;
+        nearest[(query / patches * taps + tap) * patches + query % patches] = row;
+        if (gains != nullptr)
+            scaled_total += row < 0 ? value : gains[static_cast<size_t>(tap) * num_rows + row] * fmaxf(1 - value, 0);
     }
     distance[query] = 1 - total / static_cast<float>(taps);
+    if (gains != nullptr) scaled[query] = scaled_total;
 }

@@ -183,13 +183,21 @@ class Match:
         bank: ``DeviceBank.of``.
         shape: (B, T, P, V) of the features.
         dtype: float16 or float32 of the features.
+        gains: float32 [T, N] on the host, as in ``kernels.match_scaled``; each call then writes ``scaled``, float32
+            [B, P], too.
 
     Raises:
-        ValueError: features that do not fit the bank.
+        ValueError: features or gains that do not fit the bank.
     """
 
     def __init__(
-        self, driver: Driver, bank: DeviceBank, shape: tuple[int, ...], dtype: Any = np.float16
+        self,
+        driver: Driver,
+        bank: DeviceBank,
+        shape: tuple[int, ...],
+        dtype: Any = np.float16,
+        *,
+        gains: np.ndarray | None = None,
     ) -> None:
         dtype = np.dtype(dtype)
         fits = len(shape) == 4 and (shape[1], shape[3]) == (bank.rows.shape[0], bank.width)
@@ -208,6 +216,14 @@ class Match:
         self.shape, self.dtype, self.bank = tuple(shape), dtype, bank
         self.distance = empty(driver, (batch, patches), np.float32)
         self.nearest = empty(driver, (batch, taps, patches), np.int32)
+        self.gains = self.scaled = None
+        if gains is not None:
+            if gains.shape != (taps, bank.num_rows) or gains.dtype != np.float32:
+                raise ValueError(
+                    f"gains are float32 {[taps, bank.num_rows]}, not {gains.dtype} {list(gains.shape)}"
+                )
+            self.gains = put(driver, gains)
+            self.scaled = empty(driver, (batch, patches), np.float32)
         self._rows = empty(driver, (taps, padded, row_bytes), np.uint8)
         self._inverse = empty(driver, (taps, padded), np.float32)
         self._best = empty(driver, (taps, padded), np.uint64)
@@ -215,7 +231,7 @@ class Match:
         short = "i8" if bank.dtype == np.int8 else "f16"
         self._unit_rows = driver.kernel("unit_rows", f"unit_rows_{_SHORT[dtype]}_{short}", "PPPPiiiiii")
         self._match = driver.kernel("match", f"match_{short}", "PPPPiiiii")
-        self._distance = driver.kernel("match", "match_distance", "PPPPiiii")
+        self._distance = driver.kernel("match", "match_distance", "PPPPPPiiiii")
         query_tiles, bank_tiles = padded // TILE, padded_rows // TILE
         self._tiles = split_bank(query_tiles * taps, bank_tiles, driver.num_multiprocessors)
         self._grid = (query_tiles, -(-bank_tiles // self._tiles), taps)
@@ -242,7 +258,9 @@ class Match:
         )  # fmt: skip
         self._driver.launch(
             self._distance, (-(-batch * patches // THREADS), 1, 1), (THREADS, 1, 1), self._best.address,
-            self._inverse.address, self.distance.address, self.nearest.address, batch * patches, patches, taps, padded,
+            self._inverse.address, self.distance.address, self.nearest.address,
+            0 if self.gains is None else self.gains.address, 0 if self.scaled is None else self.scaled.address,
+            batch * patches, patches, taps, padded, bank.num_rows,
         )  # fmt: skip
         return self.distance
 
@@ -251,6 +269,71 @@ def split_bank(query_blocks: int, bank_tiles: int, num_multiprocessors: int) -> 
     """Tiles of the bank that a block walks over: few enough that every multiprocessor has its two blocks."""
     parts = max(1, BLOCKS_PER_MULTIPROCESSOR * num_multiprocessors // query_blocks)
     return -(-bank_tiles // min(parts, bank_tiles))
+
+
+class MatchPlaces:
+    """``kernels.match_places`` for features on the device → ``distance`` [B, K, T, P].
+
+    Args:
+        reference: float32 [K, T, P, V] on the host, of unit length.
+        shape: (B, T, P, V) of the features.
+        radius: of the window in patches.
+        dtype: float16 or float32 of the features.
+
+    Raises:
+        ValueError: features that do not fit the reference, patches that form no square, or a negative radius.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        reference: np.ndarray,
+        shape: tuple[int, ...],
+        radius: int,
+        dtype: Any = np.float16,
+    ) -> None:
+        dtype = np.dtype(dtype)
+        fits = len(shape) == 4 and reference.ndim == 4 and reference.shape[1:] == tuple(shape[1:])
+        if dtype not in _SHORT or reference.dtype != np.float32 or not fits or 0 in (*shape, len(reference)):
+            raise ValueError(
+                f"match_places takes float16 or float32 features [B, T, P, V] and a float32 reference [K, T, P, V] of "
+                f"the same T, P and V, not {dtype} {list(shape)} and {reference.dtype} {list(reference.shape)}"
+            )
+        batch, taps, patches, _ = shape
+        self._side = math.isqrt(patches)
+        if self._side**2 != patches or radius < 0:
+            raise ValueError(
+                f"match_places takes the patches of a square grid and a radius of at least 0, "
+                f"not {patches} patches and {radius}"
+            )
+        if batch * taps * patches >= 1 << 26 or len(reference) >= 1 << 16:
+            raise ValueError(
+                f"{batch} images against {len(reference)} normal images are too many for one call: split them"
+            )
+        self.shape, self.dtype, self.radius = tuple(shape), dtype, min(radius, self._side - 1)
+        self.reference = put(driver, reference)
+        self.distance = empty(driver, (batch, len(reference), taps, patches), np.float32)
+        self._inverse = empty(driver, (batch, taps, patches), np.float32)
+        self._driver = driver
+        self._lengths = driver.kernel("match_places", f"place_lengths_{_SHORT[dtype]}", "PPii")
+        self._match = driver.kernel("match_places", f"match_places_{_SHORT[dtype]}", "PPPPiiiiii")
+
+    def __call__(self, features: Any) -> DeviceArray:
+        """Enqueue one match; returns ``distance``.
+
+        Raises:
+            ValueError: another shape, type or layout than this stage was built for.
+        """
+        features = _checked(features, self.shape, self.dtype, "match_places")
+        batch, taps, patches, width = self.shape
+        rows, count = batch * taps * patches, self.reference.shape[0]
+        grid, block = (-(-rows * 32 // THREADS), 1, 1), (THREADS, 1, 1)
+        self._driver.launch(self._lengths, grid, block, features.address, self._inverse.address, rows, width)
+        self._driver.launch(
+            self._match, (grid[0], count, 1), block, features.address, self._inverse.address, self.reference.address,
+            self.distance.address, batch, count, taps, self._side, width, self.radius,
+        )  # fmt: skip
+        return self.distance
 
 
 class Localise:
@@ -732,6 +815,6 @@ def _padded(count: int, multiple: int) -> int:
 
 
 __all__ = [
-    "CellPeaks", "Components", "Coreset", "DeviceBank", "Localise", "Match", "PackPrompt", "Preprocess", "Project",
-    "Summarise", "Upsample", "get", "put",
+    "CellPeaks", "Components", "Coreset", "DeviceBank", "Localise", "Match", "MatchPlaces", "PackPrompt", "Preprocess",
+    "Project", "Summarise", "Upsample", "get", "put",
 ]  # fmt: skip

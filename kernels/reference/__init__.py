@@ -5,7 +5,7 @@ arguments before they call it.
 """
 
 from .maps import cell_peaks, components, localise, project, summarise, upsample
-from .matching import coreset, match, pack_bank
+from .matching import coreset, match, match_places, pack_bank
 from .pixels import preprocess
 from .prompts import pack_prompt
 
@@ -17,6 +17,7 @@ __all__ = [
     "coreset",
     "localise",
     "match",
+    "match_places",
     "name",
     "pack_bank",
     "pack_prompt",

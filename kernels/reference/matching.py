@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 
 from ..types import COSINE_EPSILON, Bank
@@ -16,14 +19,24 @@ def pack_bank(bank: Bank) -> Bank:
 
 
 def match(
-    features: np.ndarray, bank: Bank, distance: np.ndarray, nearest: np.ndarray | None, threads: int
+    features: np.ndarray,
+    bank: Bank,
+    distance: np.ndarray,
+    nearest: np.ndarray | None,
+    threads: int,
+    gains: np.ndarray | None = None,
+    scaled: np.ndarray | None = None,
 ) -> None:
     total = np.zeros(distance.shape, np.float32)
+    if scaled is not None:
+        scaled[:] = 0
     for tap, (rows, scales) in enumerate(zip(bank.rows, bank.scales, strict=True)):
         best, index = _best(features[:, tap], rows, scales)
         total += best
         if nearest is not None:
             nearest[:, tap] = np.where(np.isnan(best), -1, index)
+        if gains is not None and scaled is not None:
+            scaled += gains[tap, index] * np.maximum(1 - best, 0)  # maximum keeps NaN
     distance[:] = 1 - total / np.float32(len(bank.rows))
 
 
@@ -53,6 +66,32 @@ def _best(queries: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> tuple[np
         index = np.where(value > best, first + where, index)
         best = np.maximum(best, value)
     return np.where(valid, best * inverse, np.float32(np.nan)).astype(np.float32), index
+
+
+def match_places(
+    features: np.ndarray, reference: np.ndarray, radius: int, out: np.ndarray, threads: int
+) -> None:
+    side = math.isqrt(features.shape[2])
+    length = np.sqrt(np.einsum("btpv,btpv->btp", features, features, dtype=np.float64))
+    inverse = (1 / np.maximum(length, COSINE_EPSILON)).astype(np.float32)
+    inverse[~np.isfinite(features).all(axis=-1)] = np.nan
+    part = _grid(features * inverse[..., None], side)[:, None]
+    normal = _grid(reference, side)[None]
+    best = np.full((*out.shape[:3], side, side), -np.inf, np.float32)
+    shifts = [_shifted(side, by) for by in range(-min(radius, side - 1), min(radius, side - 1) + 1)]
+    for (y, part_y), (x, part_x) in itertools.product(shifts, shifts):
+        cosine = np.einsum("bktyxv,bktyxv->bktyx", normal[:, :, :, y, x], part[:, :, :, part_y, part_x])
+        best[:, :, :, y, x] = np.maximum(best[:, :, :, y, x], cosine)  # keeps NaN
+    out[:] = 1 - best.reshape(out.shape)
+
+
+def _grid(patches: np.ndarray, side: int) -> np.ndarray:
+    return patches.reshape(*patches.shape[:2], side, side, patches.shape[-1])
+
+
+def _shifted(side: int, by: int) -> tuple[slice, slice]:
+    """Indices of a grid's side, and the same moved by ``by``, as far as both are in the grid."""
+    return slice(max(0, -by), side - max(0, by)), slice(max(0, by), side - max(0, -by))
 
 
 def coreset(features: np.ndarray, chosen: np.ndarray, threads: int) -> None:

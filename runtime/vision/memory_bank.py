@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from ...kernels import Bank, coreset, match, nearest_row, normalise, prepare_bank
+from ...kernels import Bank, coreset, match, match_scaled, nearest_row, normalise, prepare_bank
 from ..bundles.bundle import Bundle, Sha256, digest_file
 from ..common.errors import RecipeError
 from ..common.files import write_whole
@@ -37,20 +37,6 @@ class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         if self.file in (".", ".."):
             raise ValueError(f"{self.file!r} is not a file name")
-
-
-def match_scaled(patch_features, bank, gains, *, threads=1):  # type: ignore[no-untyped-def] # INTERIM
-    distance, nearest = match(patch_features, bank, indices=True, threads=threads)
-    if gains is None:
-        return distance, nearest, None
-    query = normalise(patch_features)
-    rows = bank.to_float()
-    scaled = np.zeros_like(distance)
-    for tap in range(rows.shape[0]):
-        found = nearest[:, tap]
-        best = np.einsum("bpv,bpv->bp", query[:, tap], rows[tap][found])
-        scaled += gains[tap][found] * np.maximum(1 - best, 0)
-    return distance, nearest, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,18 +98,20 @@ class MemoryBank:
             ValueError: the bank is for another number of regions.
         """
         banks = self.prepared
-        gains = [None] * len(banks) if self.gains is None else list(self.gains)
         views = [patch_features] if len(banks) == 1 else patch_features[:, None]
+        if self.gains is None:
+            plain = [
+                match(view, bank, indices=True, threads=threads)
+                for view, bank in zip(views, banks, strict=True)
+            ]
+            distance, nearest = map(np.concatenate, zip(*plain, strict=True))
+            return distance, nearest, None
         found = [
-            match_scaled(view, bank, gain, threads=threads)
-            for view, bank, gain in zip(views, banks, gains, strict=True)
+            match_scaled(view, bank, gains, threads=threads)
+            for view, bank, gains in zip(views, banks, self.gains, strict=True)
         ]
-        distances, nearest, scaled = (list(each) for each in zip(*found, strict=True))
-        return (
-            np.concatenate(distances),
-            np.concatenate(nearest),
-            None if self.gains is None else np.concatenate(scaled),
-        )
+        distance, scaled, nearest = map(np.concatenate, zip(*found, strict=True))
+        return distance, nearest, scaled
 
     def nearest_normal(self, view: int, nearest: np.ndarray) -> int:
         """Number of the normal patch, as in ``origins``, that is nearest to a patch of a view.

@@ -308,14 +308,14 @@ class ResidentStages(Stages):
         gains = None if bank.gains is None else bank.gains[0]
         match = Match(self._driver, device_bank, features.shape, features.dtype, gains=gains)
         size = learner_map.shape[-1]
-        reads_raw = match.scaled is None or self._manifest.map_units == "raw"
-        taught = match.distance if reads_raw else match.scaled
+        taught, shown = match.distance, match.scaled  # the learner's maps, and others that are shown
+        if shown is not None and self._manifest.map_units != "raw":
+            taught, shown = shown, None
         upsamples = [(Upsample(self._driver, taught.shape, size, out=learner_map), taught)]
         maps = None
-        if match.scaled is not None and reads_raw:
-            shown = Upsample(self._driver, match.scaled.shape, size)
-            upsamples.append((shown, match.scaled))
-            maps = shown.out
+        if shown is not None:
+            upsamples.append((Upsample(self._driver, shown.shape, size), shown))
+            maps = upsamples[-1][0].out
 
         def enqueue() -> None:
             match(features)

@@ -46,6 +46,8 @@ pixels = np.empty((len(boxes), 3, 64, 64), np.float32)
 features = rng.normal(size=(3, 4, 64, 32)).astype(np.float32)
 rows = normalise(rng.normal(size=(4, 500, 32)).astype(np.float32))
 distance, nearest = np.empty((3, 64), np.float32), np.empty((3, 4, 64), np.int32)
+gains, scaled = rng.random((4, 500), np.float32), np.empty((3, 64), np.float32)
+normals, placed = normalise(features[:2]), np.empty((3, 2, 4, 64), np.float32)
 chosen = np.empty((4, 20), np.int32)
 logits, grids = rng.normal(size=(3, 4, 256, 2)).astype(np.float32), rng.random((3, 256), np.float32)
 maps = np.empty((3, 300, 300), np.float32)
@@ -63,6 +65,10 @@ for level in levels():
             "preprocess": lambda: level.preprocess(frame, "BGR8", cuts, table, pixels, threads),
             "match": lambda: [level.match(features, bank, distance, None, threads) for bank in banks],
             "match, indices": lambda: [level.match(features, bank, distance, nearest, threads) for bank in banks],
+            "match, scaled": lambda: [
+                level.match(features, bank, distance, nearest, threads, gains, scaled) for bank in banks
+            ],
+            "match_places": lambda: level.match_places(features, normals, 2, placed, threads),
             "coreset": lambda: level.coreset(rows, chosen, threads),
             "localise": lambda: level.localise(logits, maps, threads),
             "upsample": lambda: level.upsample(grids, maps, threads),
@@ -95,5 +101,5 @@ def test_no_kernel_allocates_after_its_first_call_of_a_size(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     counts = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(counts) >= 2 * 10
+    assert len(counts) >= 2 * 12
     assert [line for line in counts if int(line[-1])] == []

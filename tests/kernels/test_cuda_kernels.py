@@ -207,6 +207,59 @@ def test_match_names_the_lowest_of_equal_rows(device: ShimDriver) -> None:
         assert nearest.ravel().tolist() == [5, 5, 5]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_match_scaled(device: ShimDriver, dtype: Any) -> None:
+    """Also with other gains, and with a feature that is not finite, on a stage that is there already."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 3, 49, 24)).astype(np.float32)
+    bank = prepare_bank(rng.normal(size=(3, 150, 24)).astype(np.float32), dtype)
+    for spoil, largest in ((False, 1), (True, 20)):
+        if spoil:
+            features[1, 2, 7, 5] = np.nan
+        gains = (rng.random((3, 150)) * largest).astype(np.float32)
+        found, expected = on_both(lambda gains=gains: kernels.match_scaled(features, bank, gains))
+        plain, _ = on_both(lambda: kernels.match(features, bank, indices=True))
+        (distance, scaled, nearest), (_, values, where) = found, expected
+        np.testing.assert_array_equal(distance, plain[0])
+        np.testing.assert_array_equal(nearest, plain[1])
+        same = (nearest == where).all(axis=1)
+        assert same.mean() > 0.95
+        np.testing.assert_allclose(scaled[same], values[same], atol=3 * largest * TOLERANCES[dtype])
+        assert np.isnan(scaled).sum() == spoil
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "taps", "side", "width", "radius"),
+    [(1, 1, 1, 1, 1, 0), (2, 3, 2, 5, 40, 1), (1, 2, 1, 7, 64, 3), (1, 1, 2, 3, 9, 8)],
+)
+def test_match_places(
+    device: ShimDriver, batch: int, count: int, taps: int, side: int, width: int, radius: int
+) -> None:
+    rng = np.random.default_rng(0)
+    reference = kernels.normalise(rng.normal(size=(count, taps, side**2, width)).astype(np.float32))
+    # The second call gives another reference to the stage that is there already.
+    for spoil, normals in ((False, reference), (True, reference[:, :, ::-1])):
+        features = rng.normal(size=(batch, taps, side**2, width)).astype(np.float32) * 1e20
+        features[0, 0, 0] = 0
+        if spoil:
+            features[-1, -1, -1, 0], features[-1, 0, side // 2, -1] = np.inf, np.nan
+        found, expected = on_both(
+            lambda features=features, normals=normals: kernels.match_places(features, normals, radius)
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert np.isnan(found).any() == spoil
+
+
+def test_match_places_takes_float16_features(device: ShimDriver) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(1, 2, 9, 24)).astype(np.float16)
+    reference = kernels.normalise(rng.normal(size=(3, 2, 9, 24)).astype(np.float32))
+    stage = stages.MatchPlaces(device, reference, features.shape, 1)
+    found = stages.get(device, stage(put(device, features)))
+    expected = kernels.match_places(features.astype(np.float32), reference, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_match_takes_float16_features(device: ShimDriver) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1, 2, 20, 24)).astype(np.float16)

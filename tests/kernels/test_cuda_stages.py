@@ -77,6 +77,19 @@ def every_stage(driver: Any) -> list[tuple[Any, tuple[Any, ...]]]:
             stages.Match(driver, stages.DeviceBank.of(driver, bank), (1, 4, 256, 40)),
             (device_array((1, 4, 256, 40), np.float16),),
         ),
+        (
+            stages.Match(
+                driver,
+                stages.DeviceBank.of(driver, bank),
+                (1, 4, 256, 40),
+                gains=np.ones((4, 1000), np.float32),
+            ),
+            (device_array((1, 4, 256, 40), np.float16),),
+        ),
+        (
+            stages.MatchPlaces(driver, np.ones((3, 4, 256, 40), np.float32), (1, 4, 256, 40), 2),
+            (device_array((1, 4, 256, 40), np.float16),),
+        ),
         (stages.Localise(driver, (1, 4, 16, 2), 28), (device_array((1, 4, 16, 2), np.float16),)),
         (stages.Upsample(driver, (1, 16), 28), (device_array((1, 16), np.float32),)),
         (
@@ -183,6 +196,19 @@ def test_match_refuses_what_does_not_fit_the_bank() -> None:
     for shape, dtype in (((1, 3, 4, 8), np.float16), ((1, 2, 4, 9), np.float16), ((1, 2, 4, 8), np.float64)):
         with pytest.raises(ValueError, match="same T and V"):
             stages.Match(driver, bank, shape, dtype)
+    for gains in (np.ones((2, 4), np.float32), np.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"gains are float32 \[2, 3\]"):
+            stages.Match(driver, bank, (1, 2, 4, 8), gains=gains)
+
+
+def test_match_places_refuses_what_does_not_fit_the_reference() -> None:
+    driver, reference = RecordingDriver(), np.ones((3, 2, 9, 8), np.float32)
+    for shape, dtype in (((1, 3, 9, 8), np.float16), ((1, 2, 9, 9), np.float16), ((1, 2, 9, 8), np.float64)):
+        with pytest.raises(ValueError, match="same T, P and V"):
+            stages.MatchPlaces(driver, reference, shape, 1, dtype)
+    for patches, radius in ((9, -1), (8, 1)):
+        with pytest.raises(ValueError, match="square grid and a radius of at least 0"):
+            stages.MatchPlaces(driver, reference[:, :, :patches], (1, 2, patches, 8), radius)
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (128, 1), (1024, 4), (100_000, 4)])

@@ -147,6 +147,73 @@ def test_match(
         assert abs(two[0] - two[1]) < (0.05 if dtype == np.int8 else 1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    taps=st.integers(1, 4),
+    patches=st.integers(1, 60),
+    rows=st.integers(1, 90),
+    width=st.integers(1, 70),
+    dtype=st.sampled_from([np.float32, np.float16, np.int8]),
+    threads=st.integers(1, 3),
+    spoilt=st.floats(0, 0.2),
+    seed=SEEDS,
+)
+def test_match_scaled(
+    compiled: str, batch: int, taps: int, patches: int, rows: int, width: int, dtype: Any, threads: int,
+    spoilt: float, seed: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(batch, taps, patches, width)).astype(np.float32)
+    bad = rng.random(features.shape[:3]) < spoilt
+    features[..., rng.integers(width)][bad] = rng.choice([np.nan, np.inf, -np.inf], bad.sum())
+    bank = kernels.prepare_bank(rng.normal(size=(taps, rows, width)).astype(np.float32), dtype)
+    gains = (rng.random((rows, taps), np.float32) * 30).T  # with strides
+    (distance, scaled, nearest), (_, expected, expected_nearest) = pairs(
+        compiled, lambda: kernels.match_scaled(features, bank, gains, threads=threads)
+    )
+    with kernels.using(compiled):
+        plain, plain_nearest = kernels.match(features, bank, indices=True)
+        again = kernels.match_scaled(features, bank, gains, threads=1)
+    np.testing.assert_array_equal(distance, plain)
+    np.testing.assert_array_equal(nearest, plain_nearest)
+    for one, other in zip((distance, scaled, nearest), again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    same = (nearest == expected_nearest).all(axis=1)  # others have several nearest rows, with other gains
+    np.testing.assert_allclose(scaled[same], expected[same], atol=30 * taps * 4e-6)
+    np.testing.assert_array_equal(np.isnan(scaled), (nearest < 0).any(axis=1))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    count=st.integers(1, 4),
+    taps=st.integers(1, 3),
+    side=st.integers(1, 20),
+    width=st.integers(1, 70),
+    radius=st.integers(0, 12),
+    threads=st.integers(1, 3),
+    spoilt=st.sampled_from([0, 0, 0.03]),
+    seed=SEEDS,
+)
+def test_match_places(
+    compiled: str, batch: int, count: int, taps: int, side: int, width: int, radius: int, threads: int,
+    spoilt: float, seed: int,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(batch, taps, side**2, width)).astype(np.float32)
+    features *= (10.0 ** rng.integers(-6, 6, (batch, taps, side**2, 1))).astype(np.float32)
+    bad = rng.random(features.shape[:3]) < spoilt
+    features[..., rng.integers(width)][bad] = rng.choice([np.nan, np.inf, -np.inf], bad.sum())
+    reference = kernels.normalise(rng.normal(size=(count, taps, side**2, width)).astype(np.float32))
+    actual, expected = pairs(
+        compiled, lambda: kernels.match_places(features, reference, radius, threads=threads)
+    )
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+    with kernels.using(compiled):
+        np.testing.assert_array_equal(actual, kernels.match_places(features, reference, radius))
+
+
 def test_match_with_a_huge_bank(compiled: str) -> None:
     rng = np.random.default_rng(0)
     bank = kernels.prepare_bank(rng.normal(size=(1, 100_000, 16)).astype(np.float32), np.int8)

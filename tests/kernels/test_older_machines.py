@@ -27,6 +27,8 @@ def work():
     yield pixels
     for dtype in ("float32", "float16", "int8"):
         yield kernels.match(features, kernels.prepare_bank(rows, dtype), threads=2)
+    yield kernels.match_places(features[:, :, :16], kernels.normalise(features[:, :, 4:]), 1, threads=2)
+    yield kernels.match_scaled(features, rows, np.ones((2, 40), np.float32), threads=2)[1]
     maps = kernels.localise(logits, 28)
     yield maps
     yield kernels.upsample(np.ascontiguousarray(logits[:, 0, :, 0]), 28)

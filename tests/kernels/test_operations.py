@@ -23,6 +23,8 @@ from anomalygpt_edge.kernels import (
     coreset,
     localise,
     match,
+    match_places,
+    match_scaled,
     nearest_row,
     normalise,
     pack_prompt,
@@ -312,6 +314,102 @@ def test_match_names_the_nearest_row() -> None:
     )  # the lowest of equals
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 2e-5), (np.float16, 4e-3), (np.int8, 8e-2)])
+def test_match_scaled_multiplies_by_the_gain_of_the_nearest_row(dtype: type, limit: float) -> None:
+    rng = np.random.default_rng(0)
+    bank = normalise(rng.normal(size=(3, 50, 24)).astype(np.float32))
+    rows = rng.integers(0, 50, (2, 3, 16))
+    query = np.take_along_axis(bank[None], rows[..., None], axis=2) * 3
+    query = (query + rng.normal(size=query.shape) * 0.2).astype(np.float32)
+    gains = (rng.random((3, 50)) * 2).astype(np.float32)
+    prepared = prepare_bank(bank, dtype)
+    distance, scaled, nearest = match_scaled(query, prepared, gains, threads=2)
+    plain, plain_nearest = match(query, prepared, indices=True)
+    np.testing.assert_array_equal(distance, plain)
+    np.testing.assert_array_equal(nearest, plain_nearest)
+    np.testing.assert_array_equal(nearest, rows)
+    expected = sum(gains[tap, rows[:, tap]] * true_distance(query[:, [tap]], bank[[tap]]) for tap in range(3))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, expected, atol=limit)
+    _, equal, _ = match_scaled(query, prepared, np.full((3, 50), 1 / 3, np.float32))
+    np.testing.assert_allclose(equal, distance, atol=1e-6)
+
+
+def test_match_scaled_is_never_negative() -> None:
+    """The similarity of a row with itself is rounded, sometimes to more than 1."""
+    bank = np.random.default_rng(0).normal(size=(2, 300, 64)).astype(np.float32)
+    distance, scaled, _ = match_scaled(bank[None], bank, np.full((2, 300), 1e6, np.float32))
+    assert distance.min() < 0
+    assert scaled.min() == 0
+    assert scaled.max() < 1
+
+
+def test_match_scaled_refuses_gains_that_do_not_fit_the_bank() -> None:
+    query, bank = np.ones((1, 2, 4, 8), np.float32), prepare_bank(np.ones((2, 3, 8), np.float32))
+    for gains in (np.ones((2, 4), np.float32), np.ones(3, np.float32), np.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"gains \[2, 3\]"):
+            match_scaled(query, bank, gains)
+    with pytest.raises(ValueError, match="match_scaled takes features"):
+        match_scaled(query[:, :1], bank, np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="match_scaled takes float32 features"):
+        match_scaled(query.astype(np.float64), bank, np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize(("side", "radius"), [(1, 0), (2, 5), (6, 0), (6, 1), (9, 2), (11, 3), (28, 2)])
+def test_match_places_is_the_nearest_patch_of_the_window(side: int, radius: int) -> None:
+    rng = np.random.default_rng(side)
+    features = rng.normal(size=(2, 2, side**2, 12)).astype(np.float32)
+    reference = normalise(rng.normal(size=(3, 2, side**2, 12)).astype(np.float32))
+    found = match_places(features * 7, reference, radius, threads=2)
+    similarity = np.einsum("btqv,ktpv->bktpq", normalise(features), reference, dtype=np.float64)
+    row, column = np.divmod(np.arange(side**2), side)
+    near = np.maximum(abs(row[:, None] - row), abs(column[:, None] - column)) <= radius
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, 1 - np.where(near, similarity, -np.inf).max(axis=-1), atol=1e-6)
+
+
+def test_match_places_finds_what_has_moved_and_what_is_missing() -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(1, 2, 8, 8, 16)).astype(np.float32)
+    part = np.roll(normal, (1, 2), axis=(2, 3))
+    part[:, :, 4, 4] = rng.normal(size=16)  # where the patch of row 3, column 2 has moved to
+    features, reference = part.reshape(1, 2, 64, 16), normalise(normal.reshape(1, 2, 64, 16))
+    inside = np.s_[0, 0, :, :7, :6]  # beyond, patches have left the image
+    moved = match_places(features, reference, 2).reshape(1, 1, 2, 8, 8)[inside]
+    assert np.argwhere((moved > 1e-5).any(axis=0)).tolist() == [[3, 2]]
+    assert (match_places(features, reference, 1).reshape(1, 1, 2, 8, 8)[inside] > 0.01).all()
+
+
+def test_match_places_shows_what_is_not_finite_in_the_window_only() -> None:
+    features = np.random.default_rng(0).normal(size=(2, 2, 49, 9)).astype(np.float32)
+    features[0, 1, 0, 3], features[0, 1, 3 * 7 + 5, 0], features[1, 0, 48, 8] = np.nan, np.inf, -np.inf
+    features[1, 1] = 0
+    reference = normalise(np.ones((2, 2, 49, 9), np.float32))
+    found = match_places(features, reference, 1, threads=3).reshape(2, 2, 2, 7, 7)
+    expected = np.zeros(found.shape, bool)
+    expected[0, :, 1, :2, :2] = expected[0, :, 1, 2:5, 4:7] = expected[1, :, 0, 5:, 5:] = True
+    np.testing.assert_array_equal(np.isnan(found), expected)
+    assert (found[1, :, 1] == 1).all()
+
+
+def test_match_places_refuses_what_does_not_fit() -> None:
+    features, reference = np.ones((1, 2, 9, 8), np.float32), np.ones((3, 2, 9, 8), np.float32)
+    for other in (reference[:, :1], reference[:, :, :4], reference[..., :7], reference[0]):
+        with pytest.raises(ValueError, match="same T, P and V"):
+            match_places(features, other, 1)
+    for one, other in (
+        (features.astype(np.float64), reference),
+        (features, reference.astype(np.float16)),
+        (features, reference[:0]),
+    ):
+        with pytest.raises(ValueError, match="float32 features and at least one"):
+            match_places(one, other, 1)
+    with pytest.raises(ValueError, match="square grid"):
+        match_places(features[:, :, :8], reference[:, :, :8], 1)
+    with pytest.raises(ValueError, match="radius of at least 0"):
+        match_places(features, reference, -1)
+
+
 def test_nearest_row_is_the_row_that_most_taps_name() -> None:
     assert nearest_row(np.array([3, 5, 5, 9])) == 5
     assert nearest_row(np.array([3, 5, 7, 9])) == 9
@@ -324,8 +422,11 @@ def test_what_is_not_finite_stays_visible(dtype: type) -> None:
     query[0, 0, 1, 3], query[0, 1, 2, 4], query[0, 0, 3, 5] = np.nan, np.inf, -np.inf
     query[0, :, 4] = 0
     query[0, :, 5] = 3e38  # its square overflows float32
-    distance, nearest = match(query, prepare_bank(np.ones((2, 5, 16), np.float32), dtype), indices=True)
+    bank, gains = prepare_bank(np.ones((2, 5, 16), np.float32), dtype), np.ones((2, 5), np.float32)
+    distance, scaled, nearest = match_scaled(query, bank, gains)
     assert np.isnan(distance[0, 1:4]).all()
+    np.testing.assert_array_equal(np.isnan(scaled), np.isnan(distance))
+    assert scaled[0, 4] == 2
     assert (nearest[0, 0, [1, 3]] == -1).all()
     assert nearest[0, 1, 2] == -1
     assert distance[0, 4] == 1
@@ -547,6 +648,9 @@ BANK = prepare_bank(np.ones((2, 3, 8), np.float32))
         lambda: preprocess(noise(8, 8), 8, "crop", MEAN, STD, out=OnDevice(1, 3, 8, 8)),
         lambda: match(OnDevice(1, 2, 4, 8), BANK),
         lambda: match(np.ones((1, 2, 4, 8), np.float32), OnDevice(2, 3, 8)),
+        lambda: match_scaled(OnDevice(1, 2, 4, 8), BANK, np.ones((2, 3), np.float32)),
+        lambda: match_scaled(np.ones((1, 2, 4, 8), np.float32), BANK, OnDevice(2, 3)),
+        lambda: match_places(OnDevice(1, 2, 4, 8), np.ones((1, 2, 4, 8), np.float32), 1),
         lambda: prepare_bank(OnDevice(2, 3, 8)),
         lambda: coreset(OnDevice(2, 3, 8), 2),
         lambda: localise(OnDevice(1, 2, 4, 2), 8),

@@ -137,6 +137,7 @@ def cases(driver: Driver, *, small: bool = False) -> Iterator[Case]:
     """Every stage at the sizes of docs/cuda.md, or at small sizes for a sanitizer."""
     yield from _preprocess_cases(driver, (270, 480) if small else (1080, 1920), 56 if small else 224)
     yield from _match_cases(driver, (1, 2, 64, 128) if small else (1, 4, 256, 1280), 300 if small else 1024)
+    yield from _place_cases(driver, (1, 2, 49, 64) if small else (1, 2, 784, 64))
     if not small:
         yield from _match_cases(driver, (1, 4, 256, 1280), 20_000)
     yield from _map_cases(driver, 56 if small else 224, (108, 192) if small else (1080, 1920))
@@ -186,6 +187,30 @@ def _match_cases(driver: Driver, shape: tuple[int, int, int, int], num_rows: int
             (_distance(features, raw),), tolerance, bank.rows.nbytes + 3 * features.nbytes, operations,
             "i8" if dtype == np.int8 else "f16",
         )  # fmt: skip
+    # Each query has one row that is much nearer than the others, so that the gains are known.
+    gains = rng.random((shape[1], num_rows), np.float32)
+    bank = prepare_bank(raw, np.int8)
+    scaled = stages.Match(driver, stages.DeviceBank.of(driver, bank), shape, gains=gains)
+    assert scaled.scaled is not None
+    expected = sum(gains[tap, picks] * _distance(features[:, [tap]], raw[[tap]]) for tap in range(shape[1]))
+    yield Case(
+        f"match in units, {num_rows:,} rows", scaled, (put(driver, features),), (scaled.distance, scaled.scaled),
+        (_distance(features, raw), expected), 5e-3 * shape[1], bank.rows.nbytes + 3 * features.nbytes, operations,
+        "i8",
+    )  # fmt: skip
+
+
+def _place_cases(driver: Driver, shape: tuple[int, int, int, int]) -> Iterator[Case]:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=shape).astype(np.float16)
+    reference = kernels.normalise(rng.normal(size=(4, *shape[1:])).astype(np.float32))
+    stage = stages.MatchPlaces(driver, reference, shape, 2)
+    expected = np.empty((shape[0], 4, *shape[1:3]), np.float32)
+    kernels.reference.match_places(features.astype(np.float32), reference, 2, expected, 1)
+    yield Case(
+        "match_places, 4 images", stage, (put(driver, features),), (stage.distance,), (expected.astype(np.float64),),
+        1e-5, reference.nbytes + features.nbytes + expected.nbytes,
+    )  # fmt: skip
 
 
 def _map_cases(driver: Driver, size: int, frame_size: tuple[int, int]) -> Iterator[Case]:
