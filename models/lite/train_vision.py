@@ -51,6 +51,11 @@ class Recipe:
     kept_share: float = 0.5  # of the start in the weights that are returned: it sees unlike products more evenly
     log_every: int = 20
     save_every: int = 40
+    # image decoder and text features, for zero-shot maps
+    decoder_steps: int = 3000
+    decoder_lr: float = 2e-3
+    decoder_ema: float = 0.995
+    decoder_log_every: int = 200
     vision: LiteVisionConfig = field(default_factory=LiteVisionConfig)
 
 
