@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.bundles.bundle import MapUnits
 from .evidence import NUM_FIGURES, evidence
 from .look import LOOKS, LookNet, probabilities
 
@@ -16,8 +16,6 @@ NUM_BASE_PROMPTS = 9
 NUM_PROMPTS = 18
 LOOK_WIDTH = 32
 HIGHEST = 1.5  # of a compressed map: about 19 units of normal variation
-
-MapUnits = Literal["raw", "normal variation"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Maps of generated products in units of normal variation: the second half of the training reads these.
 
-The products are encoded once (``encode_gallery``). What takes the time is stored, distances and nearest patches, so
-that the maps can be computed again (``load_gallery``) without encoding.
+The products are encoded once, a file each (``encode_gallery``); the maps are the runtime's.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.random import default_rng
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...runtime.synthetic.data import draw, num_defects, validation_families
 from ...runtime.synthetic.defects import Defect
+from ...runtime.vision.augment import vary
+from ...runtime.vision.memory_bank import MemoryBank
+from ...runtime.vision.variation import measure_variation
 from ..anomalygpt import upsample_map
 from ..image_decoder import ImageDecoder
 from ..look import LookNet, contrast, raised
@@ -29,10 +30,9 @@ from ..nano.gallery import Gallery, evidence_of, zero_shot_map, zero_shot_margin
 from ..nano.train_language import Seen, ValidationFamily
 from ..prompt_learner import compress, shrink
 from .encoder import LiteEncoder
-from .evaluate import Matched, Units, describer
+from .evaluate import describer
 from .features import Extractor, pixels_of, save_whole, tap_name
 from .groups import COARSE_SIZE, NORMALS, QUERIES, Group, draw_group, fit
-from .sets import augment
 
 ENTRIES = QUERIES + 1  # of each product: its queries, and its last normal sample as a good query
 
@@ -49,11 +49,12 @@ class UnitGallery(Gallery):
 
 @dataclass
 class Encoded:
-    """One product's queries, matched with its normal samples.
+    """One product's queries, and their patch maps.
 
     Attributes:
         embedding: image embeddings [Q, E].
-        matched: distances of the queries.
+        few_shot: patch maps in units of normal variation [Q, 2, P]: with the first normal sample, and with all.
+        num_normals: number of normal samples.
         margins: zero-shot logit differences [Q, T, P].
         contrasts: ``contrast`` of the queries' pictures, averaged down to the side of the maps: float16
             [Q, surroundings, M/2, M/2].
@@ -62,7 +63,8 @@ class Encoded:
     """
 
     embedding: NDArray[np.float32]
-    matched: Matched
+    few_shot: NDArray[np.float32]
+    num_normals: int
     margins: NDArray[np.float32]
     contrasts: NDArray[np.float16]
     defects: list[list[Defect]]
@@ -87,66 +89,51 @@ class Describer:
     def __call__(self, group: Group, num_normals: int = NORMALS) -> Encoded:
         """The parts behind the first ``num_normals`` are the queries; the last normal sample is one more."""
         config = self.encoder.config
-        features = self.extractor(group.pixels)
+        pixels = pixels_of(group.pixels)
+        features = self.extractor.run(pixels)
         taps = self._describe(features)
-        versions = self._describe(self.extractor(augment(group.pixels[0])))
-        unit, unit_versions = F.normalize(taps, dim=-1), F.normalize(versions, dim=-1)
-        normals = unit[:num_normals]
-        distances = [_match(part, normals) for part in unit]
-        order = [*range(num_normals, len(unit)), num_normals - 1]
-        queries = [distances[index] for index in order]
-        own = 1 - (unit_versions @ normals[0].transpose(-1, -2)).amax(dim=-1)
-        known = np.full((num_normals, *own.shape), np.nan, np.float32)
-        known[0] = own.numpy()
-        weights = np.array(config.tap_weights, np.float32)
-        matched = Matched(
-            np.arange(num_normals)[None],
-            np.stack([distance for distance, _ in queries]),
-            np.stack([nearest for _, nearest in queries]),
-            np.stack([distance for distance, _ in distances[:num_normals]]),
-            np.stack([nearest for _, nearest in distances[:num_normals]]),
-            known,
-            config.map_size,
-            weights / weights.sum(),
-        )
+        versions = np.concatenate(vary(pixels[:1], config.pixel_mean, config.pixel_std))
+        varied = list(self._describe(self.extractor.run(versions))[:, None].numpy())
+        order = [*range(num_normals, len(taps)), num_normals - 1]
+        rows = taps.numpy()
+        one = self._maps(rows[order], rows[:1], varied)
+        few = self._maps(rows[order[:-1]], rows[:num_normals], varied)
+        without = self._maps(rows[order[-1:]], rows[: num_normals - 1], varied)
         last = torch.from_numpy(features[tap_name(config.tap_blocks[-1])][order]).float()
-        pixels = shrink(torch.from_numpy(pixels_of(group.pixels[order])), config.map_size)
+        shown = shrink(torch.from_numpy(pixels[order]), config.map_size)
         return Encoded(
             self.encoder.embed(last).numpy(),
-            matched,
+            np.stack([one, np.concatenate([few, without])], axis=1),
+            num_normals,
             zero_shot_margins(self.decoder, taps[order], self.text).numpy(),
-            contrast(pixels).half().numpy(),
+            contrast(shown).half().numpy(),
             [group.defects[index] for index in order],
             group.kind,
         )
 
-
-def _match(part: Tensor, normals: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """Unit-norm [T, P, V] × [N, T, P, V] → 1 − cosine to the nearest patch of each normal sample, and its number."""
-    largest = [(part @ normal.transpose(-1, -2)).max(dim=-1) for normal in normals]
-    distance = 1 - torch.stack([found.values for found in largest])
-    return distance.numpy(), torch.stack([found.indices for found in largest]).numpy().astype(np.int16)
-
-
-def unit_maps(matched: Matched, num_normals: int) -> NDArray[np.float32]:
-    """Patch maps [Q, 2, P] in units of normal variation: with the first normal sample, and with all; the last query
-    is the last normal sample, so its second map is without it."""
-    one = Units(matched, [0]).patches()
-    few = Units(matched, range(num_normals)).patches()
-    few[-1] = Units(matched, range(num_normals - 1)).patches()[-1]
-    return np.stack([one, few], axis=1)
+    def _maps(
+        self, queries: NDArray[np.float32], normals: NDArray[np.float32], varied: list[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Patch maps [Q, P] as the runtime computes them, from patch features [Q, T, P, V], [N, T, P, V] and of the
+        augmented versions of the first normal sample."""
+        config = self.encoder.config
+        samples = list(normals[:, None])
+        measured = measure_variation(samples, varied, config.tap_weights, config.map_size)
+        bank = MemoryBank.from_features(samples, "", measured=measured, weights=config.tap_weights)
+        scaled = bank.match(queries, 1)[2]
+        assert scaled is not None
+        return scaled
 
 
 def maps_of(found: Encoded) -> dict[str, NDArray]:
     """Arrays of a ``Gallery`` for these entries."""
-    count = len(found.matched.normals)
-    few_shot = unit_maps(found.matched, count)
-    shown = torch.from_numpy(few_shot)
+    shown = torch.from_numpy(found.few_shot)
     maps = (upsample_map(shown[:, 0]), upsample_map(shown[:, 1]), zero_shot_map(torch.from_numpy(found.margins)))
-    figures = [evidence_of(compress(each), shots) for each, shots in zip(maps, (1, count, 0), strict=True)]
+    counts = (1, found.num_normals, 0)
+    figures = [evidence_of(compress(each), count) for each, count in zip(maps, counts, strict=True)]
     return {
         "embedding": found.embedding.astype(np.float16),
-        "few_shot": few_shot.astype(np.float16),
+        "few_shot": found.few_shot.astype(np.float16),
         "margins": found.margins.astype(np.float16),
         "figures": torch.stack(figures, dim=1).numpy(),
     }
@@ -168,44 +155,27 @@ def group_file(folder: Path, number: int) -> Path:
 
 
 def save_encoded(path: Path, found: Encoded) -> None:
-    """Write an encoded product; distances and margins are rounded to float16."""
-    matched = found.matched
-    notes = json.dumps({"kind": found.kind, "defects": [[asdict(d) for d in each] for each in found.defects]})
+    """Write an encoded product; maps and margins are rounded to float16."""
+    notes = {"kind": found.kind, "num_normals": found.num_normals}
+    notes["defects"] = [[asdict(d) for d in each] for each in found.defects]
     save_whole(
         path,
         embedding=found.embedding,
-        queries=matched.queries.astype(np.float16),
-        query_nearest=matched.query_nearest,
-        normals=matched.normals.astype(np.float16),
-        normal_nearest=matched.normal_nearest,
-        versions=matched.versions.astype(np.float16),
-        weights=matched.weights,
-        map_size=np.array(matched.map_size),
+        few_shot=found.few_shot.astype(np.float16),
         margins=found.margins.astype(np.float16),
         contrasts=found.contrasts,
-        notes=np.frombuffer(notes.encode(), np.uint8),
+        notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
     )
 
 
 def load_encoded(path: Path) -> Encoded:
     """Read a product that ``save_encoded`` wrote."""
     with np.load(path, allow_pickle=False) as file:
-        single = {name: file[name].astype(np.float32) for name in ("queries", "normals", "versions", "margins")}
+        few_shot, margins = (file[name].astype(np.float32) for name in ("few_shot", "margins"))
         notes = json.loads(file["notes"].tobytes())
-        matched = Matched(
-            np.arange(len(single["normals"]))[None],
-            single["queries"],
-            file["query_nearest"],
-            single["normals"],
-            file["normal_nearest"],
-            single["versions"],
-            int(file["map_size"]),
-            file["weights"],
-        )
         defects = [[Defect(**{**d, "center": tuple(d["center"])}) for d in each] for each in notes["defects"]]
-        return Encoded(
-            file["embedding"].astype(np.float32), matched, single["margins"], file["contrasts"], defects, notes["kind"]
-        )
+        count, kind = notes["num_normals"], notes["kind"]
+        return Encoded(file["embedding"], few_shot, count, margins, file["contrasts"], defects, kind)
 
 
 def load_gallery(folder: Path, groups: Iterable[int]) -> tuple[UnitGallery, NDArray[np.float16]]:

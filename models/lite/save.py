@@ -1,18 +1,60 @@
-"""The trained encoder on disk: one safetensors file, and the way back."""
+"""The trained model on disk: the encoder in one safetensors file, the other parts in the original's formats."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ...runtime.common.errors import ConfigError
+from ..anomalygpt import AnomalyGPT
+from ..nano.dialogues import KNOWN_QUESTIONS
+from ..nano.save import save_second_half
 from .encoder import LiteEncoder, LiteVisionConfig
 
 CONFIG = "config"  # key of the metadata: the configuration as JSON
+ENCODER_FILE = "vision.safetensors"
+NAME = "anomalygpt-lite"
+NOTICES = (
+    "Lite: the encoder's backbone starts from EfficientNet-Lite0 (Google; trained on ImageNet; Apache-2.0). Everything "
+    "else was trained from scratch on generated images only; weights under Apache-2.0.",
+)
+
+
+def save_checkpoint(
+    model: AnomalyGPT,
+    encoder: LiteEncoder,
+    tokenizer_model: Path,
+    text_features: Mapping[str, np.ndarray],
+    region_level: Mapping[str, float | None],
+    folder: Path,
+) -> None:
+    """Write the encoder, the other checkpoints, the text features and ``model.json`` into ``folder``.
+
+    Args:
+        model: everything but the encoder; the language model is rounded to float16.
+        encoder: its encoder.
+        tokenizer_model: the sentencepiece model file that the language model was trained with.
+        text_features: class name → float32 [2, E], unit norm, row 0 normal and row 1 abnormal.
+        region_level: ``{"few_shot": …, "zero_shot": …}``, the map level from which on a pixel belongs to a region, the
+            first in units of normal variation.
+        folder: created if missing; files of an earlier checkpoint are overwritten.
+    """
+    save_encoder(encoder, folder / ENCODER_FILE)
+    about = {
+        "name": NAME,
+        "notices": list(NOTICES),
+        "region_level": dict(region_level),
+        "map_units": model.config.prompt_learner.map_units,
+        "classes": list(text_features),
+        "questions": list(KNOWN_QUESTIONS),
+    }
+    save_second_half(model, tokenizer_model, text_features, about, folder)
 
 
 def save_encoder(encoder: LiteEncoder, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,6 @@ def train_decoder(
     features: NDArray[np.float16],
     pool: Pool,
     folder: Path,
-    evaluate: Callable[[ZeroShot], dict[str, float]],
 ) -> ZeroShot:
     """Train decoder and text features, or continue the training, and return the averaged weights.
 
@@ -80,7 +79,6 @@ def train_decoder(
         features: of the pool, from ``project_pool``.
         pool: coverage and kinds; its taps are not read.
         folder: for ``decoder.pt`` (state to continue from) and ``decoder.jsonl`` (training curve).
-        evaluate: measures the averaged weights at the end; the figures are logged.
     """
     torch.manual_seed(recipe.seed)
     model = ZeroShot(encoder.config)
@@ -123,8 +121,6 @@ def train_decoder(
                 log_record(log, {"step": done, "zero_shot": loss.item(), "minutes_left": round(left, 1)})
                 state = {"model": model.state_dict(), "average": average.state_dict()}
                 save_atomically({**state, "optimizer": optimizer.state_dict(), "step": done}, state_file)
-        if first < recipe.decoder_steps:
-            log_record(log, {"step": recipe.decoder_steps, **evaluate(average)})
     return average.eval()
 
 

@@ -23,6 +23,7 @@ from numpy.random import default_rng
 from torch import Tensor, nn
 
 from ...runtime.synthetic.products import TRAINED_KINDS
+from ..nano.config import LanguageRecipe
 from .backbone import load_pretrained
 from .encoder import LiteEncoder, LiteVisionConfig
 from .groups import GROUP, NORMALS, Pool
@@ -56,6 +57,10 @@ class Recipe:
     decoder_lr: float = 2e-3
     decoder_ema: float = 0.995
     decoder_log_every: int = 200
+    # second half: picture network, prompt learner, projection and language model, on maps of other groups
+    gallery_groups: int = 750
+    validation_families: int = 35
+    language: LanguageRecipe = field(default_factory=lambda: LanguageRecipe(seed=1))
     vision: LiteVisionConfig = field(default_factory=LiteVisionConfig)
 
 
