@@ -8,13 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ...runtime.common.errors import ConfigError
 from ..anomalygpt import AnomalyGPT
+from ..image_decoder import ImageDecoder
 from ..nano.dialogues import KNOWN_QUESTIONS
 from ..nano.save import save_second_half
+from ..nano.train_vision import OBJECT
 from .encoder import LiteEncoder, LiteVisionConfig
 
 CONFIG = "config"  # key of the metadata: the configuration as JSON
@@ -55,6 +59,23 @@ def save_checkpoint(
         "questions": list(KNOWN_QUESTIONS),
     }
     save_second_half(model, tokenizer_model, text_features, about, folder)
+
+
+def load_decoder(folder: Path, config: LiteVisionConfig) -> tuple[ImageDecoder, Tensor]:
+    """The image decoder of a checkpoint, and the text features [2, E] of class "object".
+
+    Raises:
+        ConfigError: a file is missing or damaged.
+    """
+    decoder, prefix = ImageDecoder(config.width, config.embed_dim, len(config.tap_blocks)), "image_decoder."
+    try:
+        delta = load_file(folder / "anomalygpt.safetensors")
+        decoder.load_state_dict({n.removeprefix(prefix): t for n, t in delta.items() if n.startswith(prefix)})
+        with np.load(folder / "text_features.npz", allow_pickle=False) as features:
+            text = torch.from_numpy(features[OBJECT])
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{folder} is not a checkpoint of lite ({error}): train one") from error
+    return decoder.eval(), text
 
 
 def save_encoder(encoder: LiteEncoder, path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from .evaluate import figures
 from .features import Extractor
 from .gallery import Describer, encode_gallery, encode_validation, load_gallery
 from .groups import Pool, build_pool, load_pool
-from .save import ENCODER_FILE, load_encoder, save_checkpoint, save_encoder
+from .save import ENCODER_FILE, load_decoder, load_encoder, save_checkpoint, save_encoder
 from .sets import encode_category, encode_family, load_set
-from .train_decoder import project_pool, train_decoder
+from .train_decoder import project_pool, train_decoder, zero_shot_figures
 from .train_language import TOKENIZER, train_second_half
 from .train_vision import Recipe, log_record, new_encoder, train_vision
 
@@ -100,7 +101,8 @@ def train_rest(
 
 
 def evaluate(checkpoint: Path, folder: Path, data: Path | None, shots: tuple[int, ...], threads: int = 1) -> None:
-    """Log figures of the encoder on the validation families, or on a folder of real images in MVTec-AD layout.
+    """Log figures of encoder and image decoder on the validation families, or on a folder of real images in MVTec-AD
+    layout.
 
     Args:
         checkpoint: as ``train`` wrote it.
@@ -123,9 +125,10 @@ def evaluate(checkpoint: Path, folder: Path, data: Path | None, shots: tuple[int
             paths.append(folder / "real" / f"{category.name}.npz")
             if not paths[-1].exists():
                 encode_category(category, extractor, paths[-1])
-    sets = (load_set(path, vision.tap_blocks) for path in paths)
+    sets, again = ((load_set(path, vision.tap_blocks) for path in paths) for _ in range(2))
+    zero_shot = zero_shot_figures(again, encoder, *load_decoder(checkpoint, vision))
     with open(folder / "figures.jsonl", "a", encoding="utf-8") as log:
-        for record in figures(sets, encoder, shots):
+        for record in itertools.chain(figures(sets, encoder, shots), zero_shot):
             log_record(log, {"data": "generated" if data is None else "real", **record})
 
 

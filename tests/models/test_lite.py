@@ -447,6 +447,7 @@ def test_whole_recipe_writes_a_checkpoint_and_figures(
     train_module.evaluate(checkpoint, tmp_path / "run", tmp_path / "data", (1, 3))
     logged = (tmp_path / "run" / "figures.jsonl").read_text()
     assert logged.count("balanced_product") == 2
+    assert logged.count('"normals": 0') == 2
     assert "few_shot" in (tmp_path / "run" / "vision.jsonl").read_text()
 
 
