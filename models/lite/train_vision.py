@@ -58,9 +58,13 @@ class Recipe:
     decoder_ema: float = 0.995
     decoder_log_every: int = 200
     # second half: picture network, prompt learner, projection and language model, on maps of other groups
-    gallery_groups: int = 750
+    gallery_groups: int = 830
     validation_families: int = 35
-    language: LanguageRecipe = field(default_factory=lambda: LanguageRecipe(seed=1))
+    language: LanguageRecipe = field(
+        default_factory=lambda: LanguageRecipe(
+            seed=1, look_steps=1000, language_steps=780, language_lr=4e-4, evaluate_every=390
+        )
+    )
     vision: LiteVisionConfig = field(default_factory=LiteVisionConfig)
 
 
