@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from ..models.image_decoder import ImageDecoder
 from ..models.imagebind import VisionEncoder, fold_video_kernel
 from ..models.lite.encoder import LiteVisionConfig
 from ..models.original_names import IMAGEBIND_KEY, LORA_KEY, original_text_name, original_vision_name
-from ..models.prompt_learner import PromptLearner, PromptLearnerConfig
+from ..models.prompt_learner import MapUnits, PromptLearner, PromptLearnerConfig
 from ..models.text_tower import TextConfig, TextEncoder
 from .imagebind import read_text_config, read_vision_config
-from .keys import check_keys, module_shapes, name_some, shape_of
+from .keys import check_keys, module_shapes, name_some, read_metadata, shape_of
 from .lite import is_lite, read_lite_config
 from .tensor_files import CheckpointError, Tensors, open_tensors
 from .text_features import read_text_features
@@ -169,19 +170,24 @@ def identify(tensors: Tensors) -> str | None:
 
 
 def read_learner_config(tensors: Tensors) -> PromptLearnerConfig:
-    """The prompt learner's dimensions and inputs, from the tensors' shapes.
+    """The prompt learner's dimensions and inputs, from the tensors' shapes, and the units of its maps, from the
+    metadata (raw without).
 
     Raises:
-        CheckpointError: keys are missing, or the learner expects another number of evidence features than this
-            version computes.
+        CheckpointError: keys are missing, the units are unknown, or the learner expects another number of evidence
+            features than this version computes.
     """
     kernels = [
         shape_of(tensors, f"prompt_learner.meta_net.{3 * i}.weight", dims=4) for i in range(NUM_META_CONVS)
     ]
     first, second, third, fourth, fifth, last = (kernel[0] for kernel in kernels)
-    return PromptLearnerConfig(
-        (first, second, third, fourth, fifth), last, read_evidence_width(tensors), read_look_channels(tensors)
-    )
+    channels, units = (first, second, third, fourth, fifth), read_metadata(tensors, "map_units", "raw")
+    if units not in get_args(MapUnits):
+        raise CheckpointError(
+            f"{tensors.path}: the unit {units!r} of its anomaly maps is not one of {', '.join(get_args(MapUnits))}: "
+            "use the version that it was trained with, or train it again"
+        )
+    return PromptLearnerConfig(channels, last, read_evidence_width(tensors), read_look_channels(tensors), units)
 
 
 def read_evidence_width(tensors: Tensors) -> int:

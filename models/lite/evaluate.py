@@ -123,11 +123,15 @@ class Units:
             versions = matched.versions[self._normals[0]] / self._units  # [A, T, P]
             self.level = float(scores(self._maps(np.einsum("atp,t->ap", versions, matched.weights))).mean())
 
-    def maps(self) -> NDArray[np.float32]:
-        """Maps of the queries, 1.0 = what good parts score, float32 [Q, S, S]."""
+    def patches(self) -> NDArray[np.float32]:
+        """Patch maps of the queries, 1.0 = what good parts score, float32 [Q, P]."""
         matched = self._matched
         rows = zip(matched.queries, matched.query_nearest, strict=True)
-        return self._maps(np.stack([self._patches(*row) for row in rows])) / np.float32(self.level)
+        return np.stack([self._patches(*row) for row in rows]) / np.float32(self.level)
+
+    def maps(self) -> NDArray[np.float32]:
+        """``patches`` as maps, float32 [Q, S, S]."""
+        return self._maps(self.patches())
 
     def _variation(self, normal: int) -> NDArray[np.float32]:
         """Distance of a normal's patches to the other normals, or of its augmented versions to it, [T, P]."""

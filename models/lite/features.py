@@ -62,7 +62,11 @@ class Extractor:
 
     def __call__(self, images: NDArray[np.uint8]) -> Features:
         """Features of images, BGR [N, S, S, 3]."""
-        rows = [self._session.run(None, {self._input: pixels_of(image[None])}) for image in images]
+        return self.run(pixels_of(images))
+
+    def run(self, pixels: NDArray[np.float32]) -> Features:
+        """Features of what ``pixels_of`` gives, [N, 3, S, S]."""
+        rows = [self._session.run(None, {self._input: each[None]}) for each in pixels]
         columns = (np.concatenate(column).astype(np.float16) for column in zip(*rows, strict=True))
         return {tap_name(block): column for block, column in zip(self.taps, columns, strict=True)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -21,8 +21,10 @@ from ...runtime.synthetic.data import (
     TRAINING_FAMILY_SEEDS,
     Sample,
     draw,
+    mirror_defects,
     num_defects,
 )
+from ...runtime.synthetic.defects import Defect
 from ...runtime.synthetic.products import GENERATOR_VERSION, TRAINED_KINDS, Family
 from .encoder import LiteEncoder
 from .features import Extractor, save_whole, tap_name
@@ -41,6 +43,7 @@ class Group:
 
     pixels: NDArray[np.uint8]  # [GROUP, S, S, 3] BGR
     masks: NDArray[np.bool_]  # [GROUP, S, S]
+    defects: list[list[Defect]]
     kind: str
 
 
@@ -53,7 +56,7 @@ def draw_group(seed: int, index: int, size: int) -> Group:
     side = COARSE_SIZE if rng.random() < 0.5 else size
     samples = [draw(family, rng, count, (side, side), variation) for count in counts]
     pixels, masks = fit(samples, size)
-    return Group(*_vary(pixels, masks, rng), family.kind)
+    return Group(*_vary(pixels, masks, [sample.defects for sample in samples], rng), family.kind)
 
 
 def fit(samples: list[Sample], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -70,13 +73,15 @@ def fit(samples: list[Sample], size: int) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def _vary(
-    pixels: NDArray[np.uint8], masks: NDArray[np.bool_], rng: Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    pixels: NDArray[np.uint8], masks: NDArray[np.bool_], defects: list[list[Defect]], rng: Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[list[Defect]]]:
     """The same turn, mirror and colours for all parts of a group."""
     turns = int(rng.integers(4))
     pixels, masks = np.rot90(pixels, turns, (1, 2)), np.rot90(masks, turns, (1, 2))
+    defects = [turn_defects(each, turns) for each in defects]
     if rng.integers(2):
         pixels, masks = pixels[:, :, ::-1], masks[:, :, ::-1]
+        defects = [mirror_defects(each, left_right=True, up_down=False) for each in defects]
     if rng.random() < 0.3:
         grey = np.rint(pixels.astype(np.float32).mean(axis=-1, keepdims=True))
         pixels = np.repeat(grey, 3, axis=-1).astype(np.uint8)
@@ -85,8 +90,16 @@ def _vary(
     table = 255 * np.linspace(0, 1, 256) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(0.75, 1.1)
     if rng.random() < 0.1:
         table = 255 - table
+        defects = [[replace(d, shade=-d.shade) for d in each] for each in defects]
     recoloured = np.clip(np.rint(table), 0, 255).astype(np.uint8)[pixels]
-    return np.ascontiguousarray(recoloured), np.ascontiguousarray(masks)
+    return np.ascontiguousarray(recoloured), np.ascontiguousarray(masks), defects
+
+
+def turn_defects(defects: list[Defect], turns: int) -> list[Defect]:
+    """The same defects in the image turned counter-clockwise by so many quarters, as ``numpy.rot90`` turns it."""
+    for _ in range(turns):
+        defects = [replace(d, center=(1 - d.center[1], d.center[0])) for d in defects]
+    return defects
 
 
 def cell_coverage(masks: NDArray[np.bool_], grid: int) -> NDArray[np.float16]:
@@ -148,19 +161,24 @@ class Pool:
         return len(self.kinds)
 
 
-@torch.no_grad()
 def load_pool(folder: Path, num_groups: int, encoder: LiteEncoder) -> Pool:
     """The first ``num_groups`` groups (rounded up to whole shards), as the encoder's projections take them."""
+    parts = [load_shard(folder, shard, encoder) for shard in range(-(-num_groups // SHARD_GROUPS))]
+    gathered = [np.concatenate(taps) for taps in zip(*(part.gathered for part in parts), strict=True)]
+    others = ("summaries", "coverage", "kinds")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in others}
+    return Pool(gathered, **joined)
+
+
+@torch.no_grad()
+def load_shard(folder: Path, shard: int, encoder: LiteEncoder) -> Pool:
+    """The groups of one shard, as ``load_pool`` gives them."""
     names = [tap_name(block) for block in encoder.config.tap_blocks]
-    shards = range(-(-num_groups // SHARD_GROUPS))
-    gathered: list[list[np.ndarray]] = [[] for _ in names]
-    others: dict[str, list[np.ndarray]] = {"summaries": [], "coverage": [], "kinds": []}
-    for shard in shards:
-        with np.load(_shard_file(folder, shard), allow_pickle=False) as file:
-            for column, name in zip(gathered, names, strict=True):
-                column.append(encoder.gather(torch.from_numpy(file[name]).float()).half().numpy())
-            others["summaries"].append(file[names[-1]].mean(axis=(2, 3), dtype=np.float32))
-            others["coverage"].append(file["coverage"])
-            others["kinds"].append(file["kinds"])
-    joined = {name: np.concatenate(column) for name, column in others.items()}
-    return Pool([np.concatenate(column) for column in gathered], **joined)
+    with np.load(_shard_file(folder, shard), allow_pickle=False) as file:
+        taps = {name: file[name] for name in names}
+        return Pool(
+            [encoder.gather(torch.from_numpy(tap).float()).half().numpy() for tap in taps.values()],
+            taps[names[-1]].mean(axis=(2, 3), dtype=np.float32),
+            file["coverage"],
+            file["kinds"],
+        )

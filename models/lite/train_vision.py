@@ -23,6 +23,7 @@ from numpy.random import default_rng
 from torch import Tensor, nn
 
 from ...runtime.synthetic.products import TRAINED_KINDS
+from ..nano.config import LanguageRecipe
 from .backbone import load_pretrained
 from .encoder import LiteEncoder, LiteVisionConfig
 from .groups import GROUP, NORMALS, Pool
@@ -51,6 +52,19 @@ class Recipe:
     kept_share: float = 0.5  # of the start in the weights that are returned: it sees unlike products more evenly
     log_every: int = 20
     save_every: int = 40
+    # image decoder and text features, for zero-shot maps
+    decoder_steps: int = 3000
+    decoder_lr: float = 2e-3
+    decoder_ema: float = 0.995
+    decoder_log_every: int = 200
+    # second half: picture network, prompt learner, projection and language model, on maps of other groups
+    gallery_groups: int = 830
+    validation_families: int = 35
+    language: LanguageRecipe = field(
+        default_factory=lambda: LanguageRecipe(
+            seed=1, look_steps=1000, language_steps=780, language_lr=4e-4, evaluate_every=390
+        )
+    )
     vision: LiteVisionConfig = field(default_factory=LiteVisionConfig)
 
 

@@ -42,13 +42,28 @@ def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LanguageRecipe:
+    """Settings of the second half: prompt learner, projection and language model, on maps of the frozen encoder."""
+
+    seed: int = 26
+    look_steps: int = 2500  # of the network that reads the picture, 24 parts each
+    language_steps: int = 1000
+    language_batch: int = 24  # maps
+    dialogues: int = 2  # per map
+    language_lr: float = 3e-4
+    warmup_steps: int = 40
+    ema: float = 0.998
+    log_every: int = 20
+    evaluate_every: int = 500
+
+
+@dataclass(frozen=True)
+class Recipe(LanguageRecipe):
     """Settings of one training run.
 
     The shipped weights were trained with these defaults; ``training/ablation.md`` has the measurements behind them.
     """
 
-    seed: int = 26
     # encoder and language model start from training/start*.safetensors, not from constructed weights
     start: bool = True
     pool_groups: int = 4000  # six parts each
@@ -58,26 +73,17 @@ class Recipe:
     groups_per_step: int = 4
     vision_lr: float = 1.5e-4
     zero_shot_gradient: float = 0.1  # share of the zero-shot loss's gradient that reaches the encoder
-    # second half: prompt learner, projection and language model, on maps of the frozen encoder
+    # second half
     augmentation: Augmentation = (
         "none"  # of the normal samples in the memory banks, in training and at run time
     )
     gallery_groups: int = 2000
-    look_steps: int = 2500  # of the network that reads the picture, 24 parts each
-    language_steps: int = 1000
-    language_batch: int = 24  # maps
-    dialogues: int = 2  # per map
-    language_lr: float = 3e-4
     # choices that the ablation switches off
     ranking: bool = True  # pairwise ranking losses in addition to the cross-entropy
     weigh_small: bool = True  # weight patches of small defects up
     recolour: bool = True  # draw colours, gamma, gain and negative at random for each group
     many_normals: bool = True  # match with all three normal samples too, not only with one
     anchored: bool = True  # a constant channel in the tokens (constructed weights only)
-    warmup_steps: int = 40
-    ema: float = 0.998
-    log_every: int = 20
-    evaluate_every: int = 500
     # without the overlapping patches of the shipped model: they take four times as long and improve no weights
     vision: VisionConfig = field(
         default_factory=lambda: replace(nano_config().vision, shifts=1, neighbourhood=0.4)

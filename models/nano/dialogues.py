@@ -120,6 +120,7 @@ LINES = ("scratch", "crack", "fibre", "streak")
 SHORTEST_LINE = 0.003  # share of the image; smaller lines look like spots in a map of 16 × 16 patches
 ONE_SIDED = 0.6  # smallest |signed change| / |change| of a defect with a shade
 SURE_SHADE = 0.6  # smallest probability of a shade that is named
+SURE_LINE = 0.5  # and of a line
 CONFIDENCE_ANSWERS = ("I am sure.", "I am fairly sure.", "I am not sure.")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
@@ -139,8 +140,11 @@ def size_answer(defects: list[Defect]) -> str:
     return f"{'It is' if len(defects) == 1 else 'Together they are'} {size} of the image."
 
 
-def look_answer(defects: list[Defect], shade: str) -> str:
+def look_answer(defects: list[Defect], shade: str, line: bool | None = None) -> str:
     """Form of the most visible defect, and its shade if it is known (``shade``: "darker", "brighter" or "neither").
+
+    ``line`` is whether the picture network recognises a line; everything else is then "a mark". None: the form is
+    the defect's true one.
 
     Missing parts are not named: the inputs do not show reliably enough that something is missing
     (``training/ablation.md``).
@@ -148,7 +152,10 @@ def look_answer(defects: list[Defect], shade: str) -> str:
     if not defects:
         return NOTHING
     worst = max(defects, key=lambda d: d.contrast * d.area**0.5)
-    form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
+    if line is not None:
+        form = "line" if line else "mark"
+    else:
+        form = "line" if is_line(worst) else "spot" if worst.area < SIZES[0][0] else "area"
     shaded = {"darker": "a dark ", "brighter": "a bright ", "neither": "an " if form == "area" else "a "}[
         shade
     ]
@@ -172,6 +179,11 @@ def shade_seen(looks: Tensor) -> str:
     """The shade to name for ``LookNet``'s logits [len(LOOKS)]: one with at least ``SURE_SHADE``, else "neither"."""
     shade = probabilities(looks[None])[0, :2]
     return LOOKS[int(shade.argmax())] if float(shade.max()) >= SURE_SHADE else "neither"
+
+
+def line_seen(looks: Tensor) -> bool:
+    """Whether to name a line for ``LookNet``'s logits [len(LOOKS)]: if its probability is at least ``SURE_LINE``."""
+    return float(probabilities(looks[None])[0, 3]) >= SURE_LINE
 
 
 def is_line(defect: Defect) -> bool:
@@ -208,7 +220,12 @@ def count_answer(named: list[str]) -> str:
 
 
 def follow_ups(
-    rng: Generator, defects: list[Defect], kind: str, confidence: str, shade: str
+    rng: Generator,
+    defects: list[Defect],
+    kind: str,
+    confidence: str,
+    shade: str,
+    line: bool | None = None,
 ) -> dict[str, tuple[str, str]]:
     """A question of each kind with its right answer.
 
@@ -218,13 +235,14 @@ def follow_ups(
         kind: of the product.
         confidence: one of ``CONFIDENCE_ANSWERS``.
         shade: that the picture network recognises, "darker", "brighter" or "neither".
+        line: see ``look_answer``.
     """
     named = places(defects)
     return {
         "place": (str(rng.choice(PLACE_QUESTIONS)), place_answer(named)),
         "count": (str(rng.choice(COUNT_QUESTIONS)), count_answer(named)),
         "size": (str(rng.choice(SIZE_QUESTIONS)), size_answer(defects)),
-        "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects, shade)),
+        "look": (str(rng.choice(LOOK_QUESTIONS)), look_answer(defects, shade, line)),
         "shade": (str(rng.choice(SHADE_QUESTIONS)), shade_answer(defects, shade)),
         "sure": (str(rng.choice(SURE_QUESTIONS)), confidence),
         "kind": (str(rng.choice(KIND_QUESTIONS)), f"This is a photo of {noun_phrase(kind)}."),
@@ -233,14 +251,19 @@ def follow_ups(
 
 
 def dialogue(
-    rng: Generator, defects: list[Defect], kind: str, confidence: str, shade: str
+    rng: Generator,
+    defects: list[Defect],
+    kind: str,
+    confidence: str,
+    shade: str,
+    line: bool | None = None,
 ) -> list[tuple[str, str]]:
     """One to three turns about a part, arguments as of ``follow_ups``; in half of the dialogues the first question
     asks for an anomaly, in the others for something else."""
     ask_verdict = (str(rng.choice(ANOMALY_QUESTIONS)), answer(places(defects)))
     if rng.random() < 0.5:
         ask_verdict = (DEFAULT_QUESTION, ask_verdict[1])
-    kinds = follow_ups(rng, defects, kind, confidence, shade)
+    kinds = follow_ups(rng, defects, kind, confidence, shade, line)
     names = list(kinds)
     rng.shuffle(names)
     # parts with a known shade are rare, so their dialogues ask for it more often

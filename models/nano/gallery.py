@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -53,18 +54,33 @@ class Gallery:
     figures: NDArray[np.float32]
     defects: list[list[Defect]]
     kinds: list[str]
+    entries: ClassVar[int] = ENTRIES  # of each product
+
+    @staticmethod
+    def as_read(maps: torch.Tensor) -> torch.Tensor:
+        """Maps as the prompt learner's networks read them."""
+        return maps
+
+    def patches(self, index: int | slice | NDArray[np.intp], source: int) -> NDArray[np.float32]:
+        """Patch maps float32 [..., grid²], for ``map_statistics``; the zero-shot map is an approximation (mean before
+        upsampling)."""
+        if source == len(SHOTS):
+            patches = (1 / (1 + np.exp(-self.margins[index].astype(np.float32)))).mean(axis=-2)
+        else:
+            patches = self.few_shot[index, source].astype(np.float32)
+        return self.as_read(torch.from_numpy(patches)).numpy()
 
     @property
     def trained(self) -> int:
         """Number of entries to train on; the last tenth of the families is for evaluation."""
-        return len(self.defects) // ENTRIES * 9 // 10 * ENTRIES
+        return len(self.defects) // self.entries * 9 // 10 * self.entries
 
     def maps(self, entries: NDArray[np.intp], source: int) -> torch.Tensor:
-        """Maps float32 [B, 224, 224], computed as in the runtime; ``source`` is an index of ``SHOTS``, or
-        ``len(SHOTS)`` for the zero-shot map."""
+        """Maps float32 [B, 224, 224] for the prompt learner's networks, computed as in the runtime; ``source`` is an
+        index of ``SHOTS``, or ``len(SHOTS)`` for the zero-shot map."""
         if source == len(SHOTS):
-            return zero_shot_map(torch.from_numpy(self.margins[entries].astype(np.float32)))
-        return upsample_map(torch.from_numpy(self.few_shot[entries, source].astype(np.float32)))
+            return self.as_read(zero_shot_map(torch.from_numpy(self.margins[entries].astype(np.float32))))
+        return self.as_read(upsample_map(torch.from_numpy(self.few_shot[entries, source].astype(np.float32))))
 
     def save(self, path: Path) -> None:
         notes = json.dumps(

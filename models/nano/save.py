@@ -53,12 +53,6 @@ def save_checkpoint(
     vision = folder / "imagebind.safetensors"
     save_file(vision_tensors(model.encoder), vision, vision_metadata(model.encoder))
     sort_metadata(vision)
-    save_llama(model.llama, tokenizer_model, folder / "vicuna")
-    save_file(named_tensors(llama_proj=model.llama_proj), folder / "pandagpt.safetensors", {"lora": "none"})
-    delta = named_tensors(image_decoder=model.image_decoder, prompt_learner=model.prompt_learner)
-    save_file(delta, folder / "anomalygpt.safetensors")
-    features = {key: np.asarray(value, np.float32) for key, value in text_features.items()}
-    np.savez(folder / "text_features.npz", **features)  # type: ignore[arg-type]
     about = {
         "name": name,
         "notices": list(notices),
@@ -67,6 +61,25 @@ def save_checkpoint(
         "classes": list(text_features),
         "questions": list(questions),
     }
+    save_second_half(model, tokenizer_model, text_features, about, folder)
+
+
+def save_second_half(
+    model: AnomalyGPT,
+    tokenizer_model: Path,
+    text_features: Mapping[str, np.ndarray],
+    about: Mapping[str, object],
+    folder: Path,
+) -> None:
+    """Write everything but the encoder, arguments as of ``save_checkpoint``; ``about`` is ``model.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_llama(model.llama, tokenizer_model, folder / "vicuna")
+    save_file(named_tensors(llama_proj=model.llama_proj), folder / "pandagpt.safetensors", {"lora": "none"})
+    delta = named_tensors(image_decoder=model.image_decoder, prompt_learner=model.prompt_learner)
+    units = model.config.prompt_learner.map_units
+    save_file(delta, folder / "anomalygpt.safetensors", None if units == "raw" else {"map_units": json.dumps(units)})
+    features = {key: np.asarray(value, np.float32) for key, value in text_features.items()}
+    np.savez(folder / "text_features.npz", **features)  # type: ignore[arg-type]
     write_json(folder / "model.json", about)
 
 

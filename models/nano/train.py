@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ from .initial import load_language_start
 from .pool import Pool, build_pool
 from .save import save_checkpoint
 from .tokenizer import load_tokenizer, train_tokenizer
-from .train_language import Maps, Vocabulary, train_language
-from .train_look import look_at, train_look
+from .train_language import Maps, Vocabulary, encode_validation, train_language
+from .train_look import contrasts_of, look_at, train_look
 from .train_vision import CLASSES, train_vision
 
 LOOK_STD = 0.35  # standard deviation of the initial weights between picture network and prompt embeddings
@@ -82,10 +83,12 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     model.encoder.load_state_dict(vision.encoder.state_dict())
     model.image_decoder.load_state_dict(vision.decoder.state_dict())
     print("[5/6] picture network", flush=True)
-    look = train_look(recipe, learner.look_net, gallery, pool, folder, device)
-    maps = Maps(gallery, look_at(look, gallery, pool))
+    contrasts = partial(contrasts_of, pool)
+    look = train_look(recipe, learner.look_net, gallery, contrasts, folder, device)
+    maps = Maps(gallery, look_at(look, gallery, contrasts))
     print("[6/6] prompt learner, projection, language model", flush=True)
-    model = train_language(recipe, model, vision, maps, vocabulary, folder, device)
+    shown = encode_validation(vision, look.to(device), recipe.augmentation)
+    model = train_language(recipe, model, shown, maps, vocabulary, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),

@@ -22,6 +22,7 @@ from numpy.random import Generator, default_rng
 from torch import Tensor, nn
 
 from ...runtime.bundles.bundle import Augmentation
+from ...runtime.evaluation.metrics import auroc
 from ...runtime.synthetic.data import fixed_samples, mirror_defects, normalise, validation_families
 from ...runtime.synthetic.defects import Defect
 from ...runtime.vision.augment import augment
@@ -40,7 +41,7 @@ from ..prompts import (
     answer,
     place_number,
 )
-from .config import Recipe
+from .config import LanguageRecipe
 from .dialogues import (
     CANNOT_KNOW,
     SIZES,
@@ -48,6 +49,7 @@ from .dialogues import (
     dialogue,
     follow_ups,
     is_line,
+    line_seen,
     look_answer,
     places,
     shade_of,
@@ -62,6 +64,7 @@ VERDICT_WEIGHT = (
 )
 SHADES = ("dark", "bright", "darker", "brighter")
 CELL_WEIGHT = 0.5
+BINS = 10  # of the calibration error
 FEW_SHOT = ("one", "few")  # names of the gallery's maps with ``SHOTS`` normal samples
 
 
@@ -122,23 +125,19 @@ class Maps:
     Args:
         gallery: of N parts.
         looks: result of ``look_at``, [N, 3, len(LOOKS)].
+        name_lines: whether the look answers name a line where the picture network recognises one, and else "a mark"
+            (see ``look_answer``).
     """
 
     SOURCES = (*FEW_SHOT, "zero")
 
-    def __init__(self, gallery: Gallery, looks: np.ndarray) -> None:
-        self.gallery, self.looks = gallery, looks
+    def __init__(self, gallery: Gallery, looks: np.ndarray, name_lines: bool = False) -> None:
+        self.gallery, self.looks, self.name_lines = gallery, looks, name_lines
         self.defective = np.array([bool(d) for d in gallery.defects])
         self.confidence = {
-            source: Confidence(map_statistics(self.patches(slice(None), source)), self.defective)
-            for source in self.SOURCES
+            source: Confidence(map_statistics(gallery.patches(slice(None), number)), self.defective)
+            for number, source in enumerate(self.SOURCES)
         }
-
-    def patches(self, index: int | slice | np.ndarray, source: str) -> np.ndarray:
-        """The patch map, float32 [..., grid²]; the zero-shot map is an approximation (mean before upsampling)."""
-        if source == "zero":
-            return (1 / (1 + np.exp(-self.gallery.margins[index].astype(np.float32)))).mean(axis=-2)
-        return self.gallery.few_shot[index, FEW_SHOT.index(source)].astype(np.float32)
 
     def seen(self, index: np.ndarray, source: str) -> Seen:
         """Inputs of these entries with their maps of ``source``, as in the runtime."""
@@ -148,14 +147,20 @@ class Maps:
         looks = torch.from_numpy(self.looks[index, number])
         return Seen(self.gallery.maps(index, number), embedding, figures, looks)
 
-    def draw(self, index: int, rng: Generator) -> tuple[Seen, str, str]:
-        """One part with a random one of its maps, its confidence answer, and the shade that the picture network
-        recognises."""
+    def draw(self, index: int, rng: Generator) -> tuple[Seen, str, str, bool | None]:
+        """One part with a random one of its maps, its confidence answer, and the shade and line that the picture
+        network recognises."""
         source = str(rng.choice(self.SOURCES, p=SHARES))
         seen = self.seen(np.array([index]), source)
         if source != "zero":
             seen = seen._replace(maps=seen.maps * float(rng.uniform(0.96, 1.04)))
-        return seen, self.confidence[source].sentence(self.patches(index, source)), shade_seen(seen.looks[0])
+        patches = self.gallery.patches(index, self.SOURCES.index(source))
+        looks = seen.looks[0]
+        return seen, self.confidence[source].sentence(patches), shade_seen(looks), self.line(looks)
+
+    def line(self, looks: Tensor) -> bool | None:
+        """The argument ``line`` of ``look_answer`` for these logits [len(LOOKS)]."""
+        return line_seen(looks) if self.name_lines else None
 
 
 CELL_TRUTHS = ("defect", "line", "over 1 percent")
@@ -201,10 +206,14 @@ class Batch(NamedTuple):
         )
 
 
-def look_odds(defects: list[list[Defect]], shades: list[str]) -> np.ndarray:
-    """Sampling probabilities [N] of parts with these defects and recognised shades, proportional to 1 / √(number of
-    parts with the same look answer). With equal ones, the language model would learn to answer "a spot" always."""
-    answers = [look_answer(*each) for each in zip(defects, shades, strict=True)]
+def look_odds(
+    defects: list[list[Defect]], shades: list[str], lines: Sequence[bool | None] | None = None
+) -> np.ndarray:
+    """Sampling probabilities [N] of parts with these defects, recognised shades and lines, proportional to
+    1 / √(number of parts with the same look answer). With equal ones, the language model would learn to answer
+    "a spot" always."""
+    lines = [None] * len(defects) if lines is None else lines
+    answers = [look_answer(*each) for each in zip(defects, shades, lines, strict=True)]
     looks, number = np.unique(answers, return_inverse=True)
     odds = np.bincount(number, minlength=len(looks))[number] ** -0.5
     return odds / odds.sum()
@@ -335,11 +344,11 @@ def generate(
 class ValidationFamily:
     """The language model's inputs for one family's queries, and the truth."""
 
-    one_shot: Seen
-    zero_shot: Seen
+    sources: dict[str, Seen]  # of the maps: "one_shot", "zero_shot", with or without "few_shot"
     defects: list[list[Defect]]
     kind: str
     seed: int
+    name_lines: bool = False  # see ``Maps``
 
     @property
     def defective(self) -> np.ndarray:
@@ -366,12 +375,12 @@ def encode_validation(
         known = [vision.encoder(torch.from_numpy(version).to(text.device))[1] for version, _ in augmented]
         bank = make_bank(known, vision.encoder.config.tokens**2).expand(len(taps) - 1, -1, -1, -1)
         maps = upsample_map(few_shot_distance(taps[1:], bank)), vision.decoder(taps[1:], text)
-        one_shot, zero_shot = (
-            Seen(each, vectors[1:], evidence_of(each, shots), look(images[1:], each))
-            for each, shots in zip(maps, (1, 0), strict=True)
-        )
+        sources = {
+            name: Seen(each, vectors[1:], evidence_of(each, shots), look(images[1:], each))
+            for name, each, shots in zip(("one_shot", "zero_shot"), maps, (1, 0), strict=True)
+        }
         defects = [s.defects for s in good + bad]
-        shown.append(ValidationFamily(one_shot, zero_shot, defects, family.kind, family.seed))
+        shown.append(ValidationFamily(sources, defects, family.kind, family.seed))
     return shown
 
 
@@ -381,32 +390,40 @@ def evaluate_language(
 ) -> dict[str, float]:
     """Share of right answers on validation products.
 
-    Of all parts: verdicts with one normal sample, with none, and with another part's map. Of parts with one defect and
-    verdict FAIL: the place in the verdict's sentence, and the answers to follow-up questions of every kind (shade: how
-    often one is named, and how often that is right), and refusals of questions that no picture answers and that are
-    not in the training set.
+    Of all parts: verdicts with one normal sample, with none, with few if there are such maps, and with another part's
+    map; the mean over families of the image AUROC of p(anomaly), and the expected calibration error over all. Of parts
+    with one defect and verdict FAIL: the place in the verdict's sentence, and with one normal sample the answers to
+    follow-up questions of every kind (shade: how often one is named, and how often that is right), and refusals of
+    questions that no picture answers and that are not in the training set.
     """
     figures: dict[str, list[float]] = {}
+    probabilities: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for family in shown:
         truth, rng = family.defective, default_rng(family.seed)
-        shuffled = family.one_shot.at(torch.from_numpy(rng.permutation(len(truth))))
-        sources = {"one_shot": family.one_shot, "zero_shot": family.zero_shot, "shuffled": shuffled}
-        for name, seen in sources.items():
-            texts, _ = generate(model, vocabulary, seen, DEFAULT_QUESTION)
+        one_shot = family.sources["one_shot"]
+        shuffled = one_shot.at(torch.from_numpy(rng.permutation(len(truth))))
+        for name, seen in {**family.sources, "shuffled": shuffled}.items():
+            texts, p = generate(model, vocabulary, seen, DEFAULT_QUESTION)
             failed = np.array([t.startswith(AFFIRMATIVE) for t in texts])
             figures.setdefault(f"{name}_accuracy", []).append(float((failed == truth).mean()))
+            if name == "shuffled":
+                continue
+            probabilities.setdefault(name, []).append((p.cpu().numpy(), truth))
+            area = auroc(truth, p.cpu().numpy())
+            if area is not None:
+                figures.setdefault(f"{name}_auroc", []).append(area)
+            found = [i for i, d in enumerate(family.defects) if len(d) == 1 and failed[i]]
+            right_places = [float(texts[i] == answer(places(family.defects[i]))) for i in found]
+            figures.setdefault(f"{name}_place", []).extend(right_places)
             if name == "one_shot":
-                verdicts, caught = (
-                    texts,
-                    [i for i, d in enumerate(family.defects) if len(d) == 1 and failed[i]],
-                )
+                verdicts, caught = texts, found
         for i in caught:
-            right_place = verdicts[i] == answer(places(family.defects[i]))
-            figures.setdefault("verdict_place", []).append(float(right_place))
-            asked = follow_ups(rng, family.defects[i], family.kind, "", shade_of(family.defects[i][0]))
+            worst = family.defects[i][0]
+            line = is_line(worst) if family.name_lines else None
+            asked = follow_ups(rng, family.defects[i], family.kind, "", shade_of(worst), line)
             right = {k: asked[k] for k in ("place", "count", "size", "look", "shade", "kind")}
             right["refusal"] = (str(rng.choice(UNKNOWABLE_UNSEEN)), CANNOT_KNOW)
-            part, before = family.one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
+            part, before = one_shot.at(slice(i, i + 1)), [(DEFAULT_QUESTION, verdicts[i])]
             for name, (question, reply) in right.items():
                 texts, _ = generate(model, vocabulary, part, question, before)
                 if name == "look":  # only the form counts: another question asks for the shade
@@ -416,7 +433,18 @@ def evaluate_language(
                     if texts[0] == CANNOT_KNOW:
                         continue
                 figures.setdefault(name, []).append(float(texts[0] == reply))
-    return {name: float(np.mean(values)) for name, values in figures.items() if values}
+    errors = {
+        f"{name}_calibration": calibration_error(*map(np.concatenate, zip(*pairs, strict=True)))
+        for name, pairs in probabilities.items()
+    }
+    return {name: float(np.mean(values)) for name, values in figures.items() if values} | errors
+
+
+def calibration_error(p: np.ndarray, truth: np.ndarray) -> float:
+    """Expected calibration error of p(anomaly) [N] in ``BINS`` bins of equal width (Naeini et al., AAAI 2015)."""
+    bins = np.minimum((p * BINS).astype(int), BINS - 1)
+    members = [bins == number for number in range(BINS) if (bins == number).any()]
+    return float(sum(m.mean() * abs(p[m].mean() - truth[m].mean()) for m in members))
 
 
 @torch.no_grad()
@@ -456,9 +484,9 @@ def calibrate(model: AnomalyGPT, vocabulary: Vocabulary, maps: Maps, parts: np.n
 
 
 def train_language(
-    recipe: Recipe,
+    recipe: LanguageRecipe,
     model: AnomalyGPT,
-    vision: NanoVision,
+    shown: list[ValidationFamily],
     maps: Maps,
     vocabulary: Vocabulary,
     folder: Path,
@@ -469,7 +497,7 @@ def train_language(
     Args:
         recipe: the settings.
         model: the initial model; encoder, image decoder and picture network stay frozen.
-        vision: the first half.
+        shown: the validation families.
         maps: the gallery's maps.
         vocabulary: the tokenizer.
         folder: for ``language.pt`` (state to continue from) and ``language.jsonl`` (training curve).
@@ -494,12 +522,12 @@ def train_language(
         cell_head.load_state_dict(state["cell_head"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    shown = encode_validation(vision, model.prompt_learner.look_net, recipe.augmentation)
     kept = gallery.trained  # the families of the other entries are for calibration
     bad = np.array([i for i, d in enumerate(gallery.defects[:kept]) if d])
     good = np.array([i for i, d in enumerate(gallery.defects[:kept]) if not d])
-    recognised = [shade_seen(torch.from_numpy(maps.looks[i, 0])) for i in bad]
-    odds = look_odds([gallery.defects[i] for i in bad], recognised)
+    looks = [torch.from_numpy(maps.looks[i, 0]) for i in bad]
+    recognised = [shade_seen(each) for each in looks], [maps.line(each) for each in looks]
+    odds = look_odds([gallery.defects[i] for i in bad], *recognised)
     began = time.monotonic()
     with open(folder / "language.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.language_steps):

@@ -7,6 +7,7 @@ when an answer is reliable, and the language model learns to answer only then.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ...runtime.synthetic.data import normalise
 from ..look import LOOKS, LookNet, contrast, raised
-from .config import Recipe
+from .config import LanguageRecipe
 from .dialogues import is_line, shade_of, shade_seen
 from .gallery import ENTRIES, SHARES, SHOTS, Gallery
 from .pool import NORMALS, Pool
@@ -28,6 +29,7 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 NEGATIVE = torch.tensor([LOOKS.index(look) for look in ("brighter", "darker", "neither")])
 CHUNK = 64  # parts per forward pass
+Contrasts = Callable[[np.ndarray], Tensor]  # gallery entries → their ``contrast``, float16
 
 
 def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
@@ -41,15 +43,15 @@ def contrasts_of(pool: Pool, entries: np.ndarray) -> Tensor:
 
 
 def train_look(
-    recipe: Recipe, look: LookNet, gallery: Gallery, pool: Pool, folder: Path, device: str
+    recipe: LanguageRecipe, look: LookNet, gallery: Gallery, contrasts_of: Contrasts, folder: Path, device: str
 ) -> LookNet:
     """Train ``look`` (or load it if it is already trained), and log its accuracy on parts that are not trained on.
 
     Args:
         recipe: the settings.
         look: network with initial weights; trained in place.
-        gallery: maps of the pool's parts.
-        pool: the parts.
+        gallery: maps of the parts.
+        contrasts_of: gives the contrast of the parts' pictures.
         folder: for ``look.pt`` and ``look.jsonl``.
         device: "cpu" or "cuda".
 
@@ -61,7 +63,7 @@ def train_look(
         look.load_state_dict(torch.load(finished, weights_only=True))
         return look.eval()
     single = np.array([i for i, defects in enumerate(gallery.defects) if len(defects) == 1])
-    contrasts = contrasts_of(pool, single)
+    contrasts = contrasts_of(single)
     defects = [gallery.defects[i][0] for i in single]
     shade = torch.tensor([LOOKS.index(shade_of(d)) for d in defects])
     line = torch.tensor([float(is_line(d)) for d in defects])
@@ -129,12 +131,12 @@ def evaluate_look(
 
 
 @torch.no_grad()
-def look_at(look: LookNet, gallery: Gallery, pool: Pool) -> np.ndarray:
+def look_at(look: LookNet, gallery: Gallery, contrasts_of: Contrasts) -> np.ndarray:
     """Logits of ``look`` for the picture of each entry with each of its maps: float32 [N, 3, len(LOOKS)]."""
     found = []
     for start in range(0, len(gallery.defects), CHUNK):
         entries = np.arange(start, min(start + CHUNK, len(gallery.defects)))
-        contrasts = contrasts_of(pool, entries).float()
+        contrasts = contrasts_of(entries).float()
         sources = range(len(SHOTS) + 1)
         found.append(
             torch.stack([look.read(contrasts, raised(gallery.maps(entries, s))) for s in sources], 1)

@@ -163,6 +163,27 @@ def _tap_distances(query: Tensor, bank: Tensor) -> Tensor:
     return 1 - (query * matched).sum(dim=-1)
 
 
+def zero_shot_loss(decoder: ImageDecoder, features: Tensor, text: Tensor, coverage: Tensor) -> Tensor:
+    """Cross-entropy and ranking loss of each patch's abnormal minus normal logit.
+
+    Args:
+        decoder: with a layer for each tap.
+        features: patch features [B, T, P, V].
+        text: text features of each image's class [B, 2, E], unit norm.
+        coverage: defective share of each patch [B, P].
+    """
+    projected = torch.stack([fc(tap) for fc, tap in zip(decoder.fc, features.unbind(1), strict=True)], dim=1)
+    logits = LOGIT_SCALE * torch.einsum("btpe,bce->btpc", F.normalize(projected, dim=-1), text)
+    margin = logits[..., 1] - logits[..., 0]
+    positive = defective_patches(coverage)
+    labelled = positive | (coverage == 0)
+    target = positive[:, None].expand_as(margin)
+    weight = torch.where(target, 4.0, 1.0) * labelled[:, None]
+    loss = F.binary_cross_entropy_with_logits(margin, target.float(), weight)
+    mean, one = margin.mean(dim=1), torch.ones((), device=margin.device)
+    return loss + 0.5 * _ranking(mean[coverage == 0], mean[positive], one)
+
+
 def vision_loss(
     model: NanoVision, batch: dict[str, Tensor], recipe: Recipe
 ) -> tuple[Tensor, dict[str, float]]:
@@ -194,19 +215,7 @@ def vision_loss(
     features = share * taps + (1 - share) * taps.detach()
     named = torch.where(torch.rand(kind.shape[0] // GROUP, device=kind.device) < 0.5, kind[::GROUP], 0)
     text = model.text_features()[named.repeat_interleave(GROUP)]  # [B, 2, E]
-    projected = torch.stack(
-        [fc(tap) for fc, tap in zip(model.decoder.fc, features.unbind(1), strict=True)], dim=1
-    )
-    logits = LOGIT_SCALE * torch.einsum("btpe,bce->btpc", F.normalize(projected, dim=-1), text)
-    margin = logits[..., 1] - logits[..., 0]
-    positive = defective_patches(coverage)
-    labelled = positive | (coverage == 0)
-    target = positive[:, None].expand_as(margin)
-    weight = torch.where(target, 4.0, 1.0) * labelled[:, None]
-    zero_shot = F.binary_cross_entropy_with_logits(margin, target.float(), weight)
-    zero_shot = zero_shot + 0.5 * _ranking(
-        margin.mean(dim=1)[coverage == 0], margin.mean(dim=1)[positive], torch.ones_like(sharpness)
-    )
+    zero_shot = zero_shot_loss(model.decoder, features, text, coverage)
     naming = F.cross_entropy(model.kind_head(embedding) * 10, kind)
     loss = few_shot + 0.25 * auxiliary + 0.3 * zero_shot + 0.05 * naming
     parts = {"few_shot": few_shot, "zero_shot": zero_shot, "naming": naming, "loss": loss}

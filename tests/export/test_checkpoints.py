@@ -320,6 +320,18 @@ def test_share_of_neighbours_is_a_share(nano_folder, tmp_path):
         open_checkpoint_folder(folder)
 
 
+def test_units_of_maps_are_known_ones(nano_folder, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_folder, folder)
+    file = folder / "anomalygpt.safetensors"
+    assert open_checkpoint_folder(folder).config.prompt_learner.map_units == "raw"
+    save_file(load_file(file), file, {"map_units": '"normal variation"'})
+    assert open_checkpoint_folder(folder).config.prompt_learner.map_units == "normal variation"
+    save_file(load_file(file), file, {"map_units": '"metres"'})
+    with pytest.raises(CheckpointError, match="'metres' of its anomaly maps is not one of raw, normal variation"):
+        open_checkpoint_folder(folder)
+
+
 def header_only(name: str, shapes) -> Tensors:
     """A checkpoint of any size of which only names and shapes are looked at."""
     return Tensors(Path(name), shapes, lambda key: pytest.fail(f"{key} was read"))

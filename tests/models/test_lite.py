@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalygpt_edge.export.checkpoints import open_checkpoints
 from anomalygpt_edge.models.lite import backbone as backbone_module
 from anomalygpt_edge.models.lite import train as train_module
 from anomalygpt_edge.models.lite import train_vision as train_vision_module
@@ -58,13 +59,29 @@ from anomalygpt_edge.models.lite.train_vision import (
     start_projections,
     train_vision,
 )
+from anomalygpt_edge.models.nano.config import LanguageRecipe
 from anomalygpt_edge.runtime.common.errors import ConfigError
 from anomalygpt_edge.runtime.synthetic.data import validation_families
 
 TINY = LiteVisionConfig(
     image_size=64, tap_blocks=(1, 2, 4), grid=16, width=16, embed_dim=8, tap_weights=(2.0, 1.0, 1.0)
 )
-RECIPE = Recipe(pool_groups=10, steps=4, groups_per_step=2, warmup_steps=1, log_every=1, save_every=2, vision=TINY)
+LANGUAGE = LanguageRecipe(
+    look_steps=2, language_steps=2, language_batch=4, warmup_steps=1, log_every=1, evaluate_every=2
+)
+RECIPE = Recipe(
+    pool_groups=10,
+    steps=4,
+    groups_per_step=2,
+    warmup_steps=1,
+    log_every=1,
+    save_every=2,
+    decoder_steps=2,
+    gallery_groups=4,
+    validation_families=1,
+    language=LANGUAGE,
+    vision=TINY,
+)
 
 # Of each block: input channels, output channels, kernel, stride, expansion (Google's description, written out).
 TABLE = (
@@ -407,13 +424,20 @@ def test_one_limit_is_chosen_by_the_other_sets() -> None:
 def test_whole_recipe_writes_a_checkpoint_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: LiteEncoder
 ) -> None:
-    """From folders of images to figures, without the pretrained package."""
+    """From generated groups to a checkpoint that can be exported, and figures on folders of images, without the
+    pretrained package."""
     monkeypatch.setattr(train_vision_module, "load_pretrained", lambda backbone: fold_into(backbone, chance_state()))
-    checkpoint = tmp_path / "checkpoint" / "vision.safetensors"
-    train_module.train(RECIPE, tmp_path / "run", checkpoint)
+    checkpoint = tmp_path / "checkpoint"
+    recipe = dataclasses.replace(RECIPE, vision=dataclasses.replace(TINY, image_size=448, grid=28))
+    train_module.train(recipe, tmp_path / "run", checkpoint)
     with pytest.raises(SystemExit, match="another recipe"):
-        train_module.train(dataclasses.replace(RECIPE, seed=9), tmp_path / "run", checkpoint)
-    group = draw_group(1, 0, 64)
+        train_module.train(dataclasses.replace(recipe, seed=9), tmp_path / "run", checkpoint)
+    names = ("vision.safetensors", "vicuna", "pandagpt.safetensors", "anomalygpt.safetensors", "text_features.npz")
+    opened = open_checkpoints(*(checkpoint / name for name in names))
+    assert opened.config.vision == recipe.vision
+    assert opened.config.prompt_learner.map_units == "normal variation"
+    assert "few_shot_accuracy" in (tmp_path / "run" / "language.jsonl").read_text()
+    group = draw_group(1, 0, 448)
     for index in range(NORMALS):
         write(tmp_path / "data" / "product" / "train" / "good" / f"{index}.png", group.pixels[index])
     write(tmp_path / "data" / "product" / "test" / "good" / "0.png", group.pixels[-1])
@@ -423,6 +447,7 @@ def test_whole_recipe_writes_a_checkpoint_and_figures(
     train_module.evaluate(checkpoint, tmp_path / "run", tmp_path / "data", (1, 3))
     logged = (tmp_path / "run" / "figures.jsonl").read_text()
     assert logged.count("balanced_product") == 2
+    assert logged.count('"normals": 0') == 2
     assert "few_shot" in (tmp_path / "run" / "vision.jsonl").read_text()
 
 

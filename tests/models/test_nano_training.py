@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ from anomalygpt_edge.models.nano.pool import NORMALS, Pool, build_pool, draw_gro
 from anomalygpt_edge.models.nano.save import save_checkpoint, vision_metadata, vision_tensors
 from anomalygpt_edge.models.nano.tokenizer import load_tokenizer, train_tokenizer
 from anomalygpt_edge.models.nano.train import train
-from anomalygpt_edge.models.nano.train_look import look_at, train_look, vary
+from anomalygpt_edge.models.nano.train_look import contrasts_of, look_at, train_look, vary
 from anomalygpt_edge.models.prompts import STOP_PIECE, answer
 from anomalygpt_edge.runtime.synthetic.data import mirror_defects, normalise
 from anomalygpt_edge.runtime.synthetic.defects import Defect
@@ -77,7 +78,7 @@ TINY = Recipe(
 @pytest.fixture(autouse=True)
 def _small_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures logged while training are not what is tested here: two families do."""
-    for module, name in ((train_vision, "evaluate_vision"), (train_language, "encode_validation")):
+    for module, name in ((train_vision, "evaluate_vision"), (train_module, "encode_validation")):
         whole = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, _whole=whole: _whole(*args, num_families=2, num_queries=1)
@@ -233,14 +234,16 @@ def test_a_gallery_is_the_same_from_several_processes(groups: Pool) -> None:
 def test_what_pictures_say_is_taught_once_and_kept(tmp_path: Path, maps, groups: Pool) -> None:
     def taught(folder: Path) -> LookNet:
         torch.manual_seed(0)
-        return train_look(TINY, LookNet((2, 2, 2)), maps.gallery, groups, folder, "cpu")
+        return train_look(TINY, LookNet((2, 2, 2)), maps.gallery, contrasts, folder, "cpu")
+
+    contrasts = partial(contrasts_of, groups)
 
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     first = taught(tmp_path / "a")
     assert np.allclose(_weights(first.state_dict()), _weights(taught(tmp_path / "b").state_dict()), atol=1e-6)
-    again = train_look(TINY, LookNet((2, 2, 2)), maps.gallery, groups, tmp_path / "a", "cpu")
+    again = train_look(TINY, LookNet((2, 2, 2)), maps.gallery, contrasts, tmp_path / "a", "cpu")
     assert np.array_equal(_weights(first.state_dict()), _weights(again.state_dict()))
-    looks = look_at(first, maps.gallery, groups)
+    looks = look_at(first, maps.gallery, contrasts)
     assert looks.shape == (len(maps.gallery.kinds), len(SHARES), len(LOOKS))
     with torch.no_grad():  # the entry's own picture under its own map, as the runtime looks at it
         picture = torch.from_numpy(normalise(groups[1].pixels[NORMALS + 1 : NORMALS + 2]))
@@ -397,13 +400,14 @@ def test_interrupted_language_training_ends_where_uninterrupted_does(
     torch.manual_seed(0)
     vision = train_vision.NanoVision(TINY).eval()
     vision.encoder.config = nano_config().vision
+    shown = train_language.encode_validation(vision, LookNet((2, 2, 2)), num_families=2, num_queries=1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
 
     def train_in(folder: Path) -> np.ndarray:
         torch.manual_seed(1)
         model = AnomalyGPT(nano_config(vocabulary.tokenizer.vocab_size()))
-        trained = train_language.train_language(TINY, model, vision, maps, vocabulary, folder, "cpu")
+        trained = train_language.train_language(TINY, model, shown, maps, vocabulary, folder, "cpu")
         return _weights(trained.state_dict())
 
     expected = train_in(whole)
