@@ -13,7 +13,7 @@ from ...kernels import cell_peaks, summarise
 from ..common.places import PLACES, named_places, place_name
 from ..language.answer import Answer, MapReading, Part
 from ..vision.memory_bank import MemoryBank
-from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level
+from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level, name_places
 from ..vision.stages import Encoded, Matches
 from ..vision.views import FrameSize, View
 from .budget import Rung
@@ -50,7 +50,7 @@ class SeenFrame:
         views: the results of each view.
         maps: float32 [views, S, S].
         matches: the nearest normal patches; None without a memory bank.
-        regions: the regions in frame coordinates.
+        regions: the regions in frame coordinates, with places in the view that shows each best.
         level: the bundle's region level; None if none was chosen at training.
     """
 
@@ -114,10 +114,7 @@ def see_frame(
     if product.layout.is_whole:
         regions = seen[0].regions
     else:
-        highest = summarise(max(seen, key=lambda view: view.peak).anomaly_map)
-        boxes = [view.box for view in views]
-        frame_level = half_way_level(highest, level)
-        regions = find_regions_of_views(maps, boxes, frame_level, frame_size, product.resize, threads)
+        regions = find_regions_of_views(maps, views, level, frame_size, product.resize, threads)
     return SeenFrame(seen, maps, matches, regions, level)
 
 
@@ -189,6 +186,9 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
     deciding = seen.highest if decision.deciding is None else decision.deciding
     shows_regions = decision.status is not Status.NO_RESULT or decision.is_of_answers
     views = () if product.layout.is_whole else seen.views
+    regions = seen.shown(seen.regions, decision.status) if shows_regions else ()
+    if views:  # the deciding view's sentence and regions refer to the same image
+        regions = name_places(regions, [each.view for each in views], product.resize, deciding)
     return msgspec.structs.replace(
         verdict,
         maps=seen.maps,
@@ -196,7 +196,7 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
         score=max(view.score for view in seen.views),
         peak=max(view.peak for view in seen.views),
         view=seen.views[deciding].view.name,
-        regions=seen.shown(seen.regions, decision.status) if shows_regions else (),
+        regions=regions,
         views=tuple(
             ViewResult(
                 name=each.view.name,
@@ -226,7 +226,7 @@ def add_answers(
         verdict,
         p_anomaly=answer.p_anomaly,
         sentence=whole_sentence(answer),
-        agreement=places_agree(answer.text, view.regions) if answer.affirmative else None,
+        agreement=places_agree(answer.text, seen.at_level(view.regions)) if answer.affirmative else None,
         nearest_normal=nearest_normal(seen, deciding, product.bank, grid) if rejected else None,
         views=tuple(
             msgspec.structs.replace(
@@ -258,9 +258,9 @@ def nearest_normal(seen: SeenFrame, index: int, bank: MemoryBank | None, grid: i
 
 
 def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:
-    """Whether a place in the sentence is the place of a region; None if the sentence names no place."""
-    places = named_places(sentence)
-    return any(region.place in places for region in regions) if places else None
+    """Whether the sentence names the place of every region and no other; None if it names no place."""
+    places = set(named_places(sentence))
+    return places == {region.place for region in regions} if places else None
 
 
 def whole_sentence(answer: Answer) -> str:

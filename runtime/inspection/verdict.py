@@ -108,7 +108,8 @@ class Result(Schema, frozen=True, kw_only=True):
     agreement: Annotated[
         bool | None,
         Meta(
-            description="Whether a place in the sentence is a region's place; null if the sentence names none."
+            description="Whether the sentence names the places of all regions that reach the region level, and no "
+            "others; null if it names none."
         ),
     ] = None
     decided_by: Annotated[

@@ -18,8 +18,10 @@ from anomalygpt_edge.kernels import Box, normalise, split_grid
 from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, RecipeError
+from anomalygpt_edge.runtime.common.places import PLACES
 from anomalygpt_edge.runtime.enrolment.enroll import enroll
 from anomalygpt_edge.runtime.evaluation.trace import trace_inspection
+from anomalygpt_edge.runtime.inspection.assemble import see_frame
 from anomalygpt_edge.runtime.inspection.decide import decide, decide_views
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status
@@ -27,12 +29,13 @@ from anomalygpt_edge.runtime.outputs.overlay import draw_overlay
 from anomalygpt_edge.runtime.outputs.records import Identity, make_record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
-from anomalygpt_edge.runtime.vision.regions import find_regions_of_views
+from anomalygpt_edge.runtime.vision.regions import Region, find_regions_of_views, name_places
 from anomalygpt_edge.runtime.vision.views import (
     FrameSize,
     Layout,
     RegionOfInterest,
     Tiles,
+    View,
     parse_region,
     parse_tiles,
 )
@@ -376,11 +379,91 @@ def test_a_blob_across_several_tiles_is_one_region(rows, columns, height, width,
     truth = np.zeros((height, width), np.float32)
     truth[y : y + 30, x : x + 30] = 1
     maps = np.stack([stretch(truth, box) for box in boxes])
-    regions = find_regions_of_views(maps, boxes, 0.5, (height, width), "stretch")
+    views = [View(f"tile {index}", box) for index, box in enumerate(boxes)]
+    regions = find_regions_of_views(maps, views, 0.5, (height, width), "stretch")
     assert len(regions) == 1
     for found, expected in zip(regions[0].box, (x, y, 30, 30), strict=True):
         assert abs(found - expected) <= 3
     assert abs(regions[0].area_px - 900) <= 180
+
+
+SOME_LAYOUTS = st.one_of(
+    st.builds(
+        lambda rows, columns, overlap: Layout(frame=SIZE, tiles=Tiles(rows=rows, columns=columns, overlap=overlap)),
+        st.integers(1, 4), st.integers(1, 4), st.floats(0, 0.9),
+    ),
+    st.lists(
+        st.builds(
+            lambda index, x, y, width, height, angle: RegionOfInterest(f"r{index}", x, y, width, height, angle),
+            st.integers(0, 999), st.integers(0, 100), st.integers(0, 60), st.integers(1, 60), st.integers(1, 60),
+            st.sampled_from([0.0, 30.0, 90.0]),
+        ),
+        min_size=1, max_size=3, unique_by=lambda region: region.name,
+    ).map(lambda regions: Layout(frame=SIZE, regions=tuple(regions))),
+    st.just(Layout()),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    SOME_LAYOUTS,
+    st.sampled_from(["crop", "stretch"]),
+    st.none() | st.floats(0.01, 1),
+    st.integers(0, 12),
+    st.floats(0, 0.3),
+    st.integers(0, 9999),
+)
+def test_a_rejected_part_always_has_a_region(layout, resize, level, num_specks, background, seed) -> None:
+    """Also where the map has only specks, or where the blended map stays below the level that a view's map reaches."""
+    rng = np.random.default_rng(seed)
+    views = layout.views((120, 160))
+    maps = np.full((len(views), 56, 56), background, np.float32)
+    for _ in range(num_specks):
+        row, column, side = rng.integers(0, 56), rng.integers(0, 56), rng.integers(1, 4)
+        maps[rng.integers(len(views)), row : row + side, column : column + side] = rng.random()
+    product = SimpleNamespace(layout=layout, resize=resize)
+    seen = see_frame(views, maps, None, product, level, (120, 160), 1)
+    regions = seen.shown(seen.regions, Status.FAIL)
+    assert regions
+    assert {region.view for region in regions} <= {view.name for view in views}
+    assert all(seen.shown(view.regions, Status.FAIL) for view in seen.views)
+    for region in regions:
+        x, y, width, height = region.box
+        assert 0 <= x < x + width <= 160
+        assert 0 <= y < y + height <= 120
+        assert region.place in PLACES
+        assert region.peak <= maps.max() + 1e-6
+
+
+def test_a_view_smaller_than_a_pixel_of_the_frames_map_has_a_region() -> None:
+    views = [View("mark", Box(7003, 4003, 1, 1)), View("edge", Box(0, 5999, 1, 1))]
+    maps = np.stack([np.full((56, 56), value, np.float32) for value in (0.9, 0.1)])
+    (region,) = find_regions_of_views(maps, views, 0.5, (6000, 8000), "stretch")
+    assert (region.view, region.place, region.box) == ("mark", "center", (7003, 4003, 1, 1))
+    assert region.peak == pytest.approx(0.9)
+
+
+def test_a_region_is_named_in_the_view_whose_sentence_is_shown() -> None:
+    """A defect in the overlap of two tiles is at the right of the first and at the left of the second."""
+    views = [View("first", Box(0, 0, 100, 100)), View("second", Box(60, 0, 100, 100))]
+    (region,) = (Region((82, 45, 10, 10), "center", 100.0, 0.9),)
+    assert [
+        (found.view, found.place)
+        for first in (None, 0, 1)
+        for found in name_places([region], views, "stretch", first)
+    ] == [("second", "left"), ("first", "right"), ("second", "left")]
+    far = Region((5, 5, 10, 10), "center", 100.0, 0.9)
+    (found,) = name_places([far], views, "stretch", 1)
+    assert (found.view, found.place) == ("first", "top left"), "the second view does not show it"
+
+
+def test_places_in_views_that_are_turned_or_cropped() -> None:
+    turned = [View("label", Box(50, 50, 100, 100, 90.0))]
+    (found,) = name_places([Region((130, 60, 10, 10), "center", 100.0, 0.9)], turned, "stretch")
+    assert found.place == "top left", "clockwise by 90 degrees: the box's top is at the frame's right"
+    wide = [View("wide", Box(0, 0, 300, 100))]
+    (found,) = name_places([Region((180, 40, 10, 10), "center", 100.0, 0.9)], wide, "crop")
+    assert found.place == "right"
 
 
 def stretch(image: np.ndarray, box: Box, size: int = 224) -> np.ndarray:
