@@ -15,7 +15,7 @@ from ..language.answer import Answer, MapReading, Part
 from ..vision.memory_bank import MemoryBank
 from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level, name_places
 from ..vision.stages import Encoded, Matches
-from ..vision.views import FrameSize, View
+from ..vision.views import FrameSize, View, unseen_share
 from .budget import Rung
 from .decide import Decision
 from .product import Product
@@ -186,9 +186,11 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
     deciding = seen.highest if decision.deciding is None else decision.deciding
     shows_regions = decision.status is not Status.NO_RESULT or decision.is_of_answers
     views = () if product.layout.is_whole else seen.views
+    frame = verdict.frame
+    shown = tuple(each.view for each in seen.views)
     regions = seen.shown(seen.regions, decision.status) if shows_regions else ()
     if views:  # the deciding view's sentence and regions refer to the same image
-        regions = name_places(regions, [each.view for each in views], product.resize, deciding)
+        regions = name_places(regions, shown, product.resize, deciding)
     return msgspec.structs.replace(
         verdict,
         maps=seen.maps,
@@ -197,6 +199,7 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
         peak=max(view.peak for view in seen.views),
         view=seen.views[deciding].view.name,
         regions=regions,
+        unseen=round(unseen_share(shown, (frame.height, frame.width), product.resize), 4) if frame else None,
         views=tuple(
             ViewResult(
                 name=each.view.name,

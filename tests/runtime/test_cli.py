@@ -98,6 +98,10 @@ def test_mistakes_on_the_command_line(call):
         (["verify", "a", "b"], "agpt verify --help"),
         (["trace"], "Missing argument"),
         (
+            ["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "--resize", "fit"],
+            "--resize must be crop or stretch",
+        ),
+        (
             ["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "--without-verdict", "pass"],
             "--without-verdict must be no_result or map, not 'pass'",
         ),
@@ -195,7 +199,16 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     (parts / "b.png").unlink()
     recipe = tmp_path / "recipe.toml"
     bundle = ("--bundle", tiny_bundle, "--threads", 1)
-    assert call("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *bundle)[0] == 0
+    enrolment = ("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *bundle)
+    status, _, complaint = call(*enrolment)
+    assert status == 2
+    assert not recipe.exists()
+    assert "25 % of a frame of 80 x 60 pixels" in complaint
+    assert "--tiles 1x2 or --resize stretch" in complaint
+    assert "--resize crop to accept it" in complaint
+    status, said, _ = call(*enrolment, "--resize", "crop")
+    assert status == 0
+    assert "not inspected: 25 % of the frame, outside the centre square" in said
     out = tmp_path / "out"
     assert (
         call("run", "--source", parts, "--recipe", recipe, "--out", out, "--overlays", "none", *bundle)[0]
@@ -203,6 +216,7 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     )
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert [record["recipe"] for record in records] == ["gear", "gear"]
+    assert [record["unseen"] for record in records] == [0.25, 0.25]
     assert all(record["peak"] < 1e-3 for record in records), "a part is no distance from itself"
     assert not (out / "overlays").exists()
     status, said, _ = call("ask", parts / "a.png", "Is there any anomaly?", "--recipe", recipe, *bundle)
@@ -216,9 +230,9 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
 @pytest.mark.parametrize(
     ("options", "dtype", "rows", "exact"),
     [
-        (["--storage", "float16"], np.float16, 512, 1e-3),
-        (["--storage", "int8"], np.int8, 512, 1e-2),
-        (["--max-patches", 100], np.float32, 100, None),
+        (["--storage", "float16", "--resize", "stretch"], np.float16, 512, 1e-3),
+        (["--storage", "int8", "--resize", "crop"], np.int8, 512, 1e-2),
+        (["--max-patches", 100, "--resize", "crop"], np.float32, 100, None),
         (["--storage", "int8", "--max-patches", 64, "--tiles", "2x2"], np.int8, 64, None),
         (["--tiles", "2x2"], np.float32, 4 * 512, 1e-3),
         (["--region", "left=0,0,20,30", "--region", "right=25,5,20,20,15"], np.float32, 512, 1e-3),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.kernels import Box, normalise, split_grid
+from anomalygpt_edge.kernels import Box, normalise, project, split_grid
 from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, RecipeError
@@ -38,6 +38,8 @@ from anomalygpt_edge.runtime.vision.views import (
     View,
     parse_region,
     parse_tiles,
+    tiles_to_cover,
+    unseen_share,
 )
 
 SIZE = FrameSize(width=160, height=120)
@@ -125,6 +127,66 @@ def test_regions_are_read_from_the_command_line() -> None:
 def test_an_invalid_region_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--region"):
         parse_region(text)
+
+
+def whole(width: int, height: int) -> tuple[View, ...]:
+    return Layout().views((height, width))
+
+
+@pytest.mark.parametrize(
+    ("views", "size", "resize", "share"),
+    [
+        (whole(640, 480), (480, 640), "crop", 0.25),
+        (whole(640, 480), (480, 640), "stretch", 0),
+        (whole(4000, 200), (200, 4000), "crop", 0.95),
+        (whole(200, 4000), (4000, 200), "crop", 0.95),
+        (whole(500, 500), (500, 500), "crop", 0),
+        ((View("a", Box(0, 0, 50, 100)), View("b", Box(25, 0, 50, 100))), (100, 100), "stretch", 0.25),
+        ((View("a", Box(0, 0, 100, 50)),), (100, 100), "crop", 0.75),
+        ((View("a", Box(10, 40, 80, 20, 90)),), (100, 100), "stretch", 0.84),
+    ],
+)
+def test_the_share_of_the_frame_that_is_not_inspected(views, size, resize, share) -> None:
+    assert unseen_share(views, size, resize) == pytest.approx(share, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 400), st.integers(1, 400), st.sampled_from(["crop", "stretch"]),
+    st.lists(
+        st.tuples(*[st.integers(0, 399)] * 2, st.integers(1, 400), st.integers(1, 400), st.sampled_from([0.0, 30.0])),
+        min_size=1, max_size=4,
+    ),
+)  # fmt: skip
+def test_the_unseen_share_is_that_of_the_pixels_without_a_map(height, width, resize, boxes) -> None:
+    views = []
+    for x, y, w, h, angle in boxes:
+        x, y = x % width, y % height
+        w, h = min(w, width - x), min(h, height - y)
+        views.append(View(f"view {len(views)}", Box(x, y, w, h, angle)))
+    maps = np.zeros((len(views), 448, 448), np.float32)
+    mapped = project(maps, [view.box for view in views], resize, (height, width), outside=np.nan)
+    perimeters = sum(2 * (view.box.width + view.box.height) for view in views)
+    allowed = 1.5 * perimeters / (height * width)  # the map's square is truncated to a whole pixel, as in the original
+    assert abs(unseen_share(tuple(views), (height, width), resize) - np.isnan(mapped).mean()) <= allowed
+
+
+@given(st.integers(20, 4000), st.integers(20, 4000), st.floats(0, 0.5))
+def test_the_tiles_that_are_proposed_cover_the_frame_with_squares(height, width, overlap) -> None:
+    try:
+        tiles = parse_tiles(tiles_to_cover((height, width), overlap), overlap)
+        boxes = split_grid(height, width, tiles.rows, tiles.columns, overlap)
+    except (ConfigError, ValueError):
+        assert max(height, width) > 50 * min(height, width)
+        return
+    if max(height, width) >= 1.3 * min(height, width):
+        assert {(box.width, box.height) for box in boxes} == {(min(height, width),) * 2}
+
+
+def test_large_and_tiled_frames_are_counted_as_a_whole() -> None:
+    views = Layout(frame=FrameSize(width=8000, height=2000), tiles=Tiles(side=448, overlap=0.2)).views((2000, 8000))
+    assert unseen_share(views, (2000, 8000), "stretch") == 0
+    assert unseen_share(whole(8000, 2000), (2000, 8000), "crop") == pytest.approx(0.75, abs=1e-3)
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
