@@ -163,7 +163,7 @@ class Encoder:
                 chosen, "", shown=shown, distinct=manifest.vision.num_distinct, threads=self.threads
             )
             distances = bank.match(asked, self.threads)[0]
-            maps = upsample(distances, manifest.preprocess.size, threads=self.threads)
+            maps = upsample(distances, manifest.vision.map_size, threads=self.threads)
             scores = np.array([summarise(one).top_mean for one in maps])
             drawn = [index for index, mask in enumerate(product.masks) if mask is not None]
             masks = np.stack([product.masks[index] for index in drawn])  # type: ignore[misc]

@@ -16,7 +16,6 @@ from torch import nn
 
 from ..models.anomalygpt import AnomalyGPTConfig
 from ..models.image_decoder import ImageDecoder
-from ..models.imagebind import VisionEncoder
 from ..models.llama import DecoderLayer, Llama, LlamaConfig
 from ..models.original_names import LORA_KEY
 from ..models.prompt_learner import PromptLearner
@@ -25,6 +24,7 @@ from .checkpoints import check_role, open_networks, read_learner_config
 from .gguf_llm import open_tokenizer
 from .imagebind import has_text_tower, read_text_config, read_vision_config
 from .keys import module_shapes, shape_of
+from .lite import is_lite, read_lite_config
 from .options import LLM_PRECISIONS
 from .tensor_files import CheckpointError, Tensors, open_tensors
 from .vicuna import SIZE_LAYERS, SIZES, open_llama, size_name
@@ -93,6 +93,9 @@ def check_one(role: str, describe: Callable[[], str]) -> Finding:
         return Finding(role, "not usable", fix=str(error))
 
 
+WITHOUT_TEXT_TOWER = "no text tower, so agpt export needs --text-features"
+
+
 def open_as(path: Path, role: str) -> Tensors:
     """Open a file that must be this role's checkpoint.
 
@@ -105,12 +108,15 @@ def open_as(path: Path, role: str) -> Tensors:
 
 
 def describe_imagebind(tensors: Tensors) -> str:
+    if is_lite(tensors):
+        lite = read_lite_config(tensors)
+        return f"encoder of lite, {lite.image_size} px, taps {list(lite.tap_blocks)}; {WITHOUT_TEXT_TOWER}"
     vision = read_vision_config(tensors)
     if has_text_tower(tensors):
         text = read_text_config(tensors, vision.embed_dim)
         tower = f"text tower of {text.depth} blocks"
     else:
-        tower = "no text tower, so agpt export needs --text-features"
+        tower = WITHOUT_TEXT_TOWER
     return f"vision tower of {vision.depth} blocks, width {vision.width}; {tower}"
 
 
@@ -166,7 +172,7 @@ def model_name(config: LlamaConfig) -> str:
 def needs_of(config: AnomalyGPTConfig) -> Needs:
     """The needs of an export, computed from the shapes alone."""
     vision, learner = config.vision, config.prompt_learner
-    encoder = 4 * num_weights(VisionEncoder, vision)
+    encoder = 4 * num_weights(vision.new_encoder)
     projection = 4 * config.llama.hidden_size * (vision.embed_dim + 1)
     decoder = 4 * num_weights(ImageDecoder, vision.width, vision.embed_dim, len(vision.tap_layers))
     deltas = projection + decoder + 4 * num_weights(PromptLearner, learner)
@@ -178,7 +184,7 @@ def needs_of(config: AnomalyGPTConfig) -> Needs:
     return Needs(encoder + deltas, 2 * num_weights(Llama, config.llama), memory)
 
 
-def num_weights(kind: type[nn.Module], *args: object) -> int:
+def num_weights(kind: Callable[..., nn.Module], *args: object) -> int:
     return sum(map(prod, module_shapes(kind, *args).values()))
 
 

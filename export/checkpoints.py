@@ -18,11 +18,13 @@ from ..models.anomalygpt import AnomalyGPT, AnomalyGPTConfig
 from ..models.evidence import NUM_FIGURES
 from ..models.image_decoder import ImageDecoder
 from ..models.imagebind import VisionEncoder, fold_video_kernel
+from ..models.lite.encoder import LiteVisionConfig
 from ..models.original_names import IMAGEBIND_KEY, LORA_KEY, original_text_name, original_vision_name
 from ..models.prompt_learner import PromptLearner, PromptLearnerConfig
 from ..models.text_tower import TextConfig, TextEncoder
 from .imagebind import read_text_config, read_vision_config
 from .keys import check_keys, module_shapes, name_some, shape_of
+from .lite import is_lite, read_lite_config
 from .tensor_files import CheckpointError, Tensors, open_tensors
 from .text_features import read_text_features
 from .vicuna import LlamaSource, open_llama, read_lora, size_name
@@ -47,7 +49,9 @@ class Checkpoints:
     text: TextConfig | None = None  # None: the features come from a file
 
     def vision_state(self) -> dict[str, Tensor]:
-        """State dict of ``VisionEncoder``, float32."""
+        """State dict of the vision encoder, float32."""
+        if isinstance(self.config.vision, LiteVisionConfig):
+            return {name: self.imagebind[name].float() for name in self.imagebind}
         names = module_shapes(VisionEncoder, self.config.vision)
         state = {name: self.imagebind[original_vision_name(name)].float() for name in names}
         state["patch_embedding.weight"] = fold_video_kernel(state["patch_embedding.weight"])
@@ -98,7 +102,7 @@ def open_networks(imagebind: Path, vicuna: Path, pandagpt: Path, anomalygpt: Pat
     for tensors, role in zip(sources, ("ImageBind", "PandaGPT", "AnomalyGPT"), strict=True):
         check_role(tensors, role)
     vision_file, panda_file, anomaly_file = sources
-    vision = read_vision_config(vision_file)
+    vision = read_lite_config(vision_file) if is_lite(vision_file) else read_vision_config(vision_file)
     llama_config, llama_tensors = open_llama(vicuna)
     learner = read_learner_config(anomaly_file)
     config = AnomalyGPTConfig(vision, learner, llama_config)
@@ -155,7 +159,7 @@ def identify(tensors: Tensors) -> str | None:
     """The checkpoint that these keys belong to: one of the four roles, or None."""
     if any(key.startswith(("image_decoder.", "prompt_learner.")) for key in tensors):
         return "AnomalyGPT"
-    if any(IMAGEBIND_KEY.match(key) for key in tensors):
+    if is_lite(tensors) or any(IMAGEBIND_KEY.match(key) for key in tensors):
         return "ImageBind"
     if any(key.startswith("llama_proj.") or LORA_KEY.search(key) for key in tensors):
         return "PandaGPT"

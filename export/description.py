@@ -14,6 +14,7 @@ from ..runtime.bundles.bundle import (
     Component,
     Language,
     Manifest,
+    MapUnits,
     Preprocess,
     PromptLayout,
     RegionLevel,
@@ -27,8 +28,6 @@ from .staging import tool_versions
 from .tensor_files import CheckpointError, read_json
 from .vicuna import SIZES
 
-PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's and ImageBind's, RGB
-PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
 GGUF_FILE = "llm.gguf"
 ORIGINAL_NOTICES = (
     "Weights derived from ImageBind, LLaMA/Vicuna, PandaGPT and AnomalyGPT: their licences forbid commercial "
@@ -42,6 +41,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     notices: list[str]
     region_level: RegionLevel = RegionLevel()
+    map_units: MapUnits = "raw"
     augmentation: Augmentation = "none"
     classes: list[str] = []
     questions: list[str] = []
@@ -93,14 +93,25 @@ def describe(
     return Manifest(
         name=about.name,
         notices=about.notices,
-        preprocess=Preprocess(vision.image_size, options.resize, PIXEL_MEAN, PIXEL_STD),
-        vision=Vision(vision.width, list(vision.tap_layers), vision.grid, vision.embed_dim, vision.shifts),
+        preprocess=Preprocess(
+            vision.image_size, options.resize, list(vision.pixel_mean), list(vision.pixel_std)
+        ),
+        vision=Vision(
+            vision.width,
+            list(vision.tap_layers),
+            vision.grid,
+            vision.embed_dim,
+            vision.map_size,
+            vision.shifts,
+            list(vision.tap_weights),
+        ),
         language=Language(
             llama.hidden_size, llama.vocab_size, llama.num_hidden_layers, llama.max_position_embeddings
         ),
         classes=classes,
         default_class="object" if "object" in classes else classes[0],
         region_level=about.region_level,
+        map_units=about.map_units,
         augmentation=about.augmentation,
         prompt=prompt_layout(),
         questions=about.questions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .tensor_files import CheckpointError, Shape, Tensors
 MAX_NAMED = 3  # keys listed in an error
 
 
-def module_shapes(kind: type[nn.Module], *args: object) -> dict[str, Shape]:
+def module_shapes(kind: Callable[..., nn.Module], *args: object) -> dict[str, Shape]:
     """Parameter names and shapes of a module, without allocating it."""
     with torch.device("meta"):
         return {name: tuple(t.shape) for name, t in kind(*args).state_dict().items()}

@@ -74,7 +74,7 @@ def graphs(model: AnomalyGPT) -> list[Graph]:
     taps = torch.zeros(2, len(vision.tap_layers), vision.grid**2, vision.width)
     # Not zeros: their norm of 0 would give NaN if the examples were run, though torch.export only traces them.
     text = torch.ones(2, vision.embed_dim) / vision.embed_dim**0.5
-    size_of = {"anomaly_map": (size, size), "num_samples": (), "pixels": (3, size, size)}
+    size_of = {"anomaly_map": (vision.map_size, vision.map_size), "num_samples": (), "pixels": (3, size, size)}
     read = {name: torch.zeros(2, *size_of[name]) for name in model.config.prompt_learner.inputs}
     return [
         Graph(

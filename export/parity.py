@@ -184,11 +184,11 @@ class Parity:
                 normal = engines["encoder"].run(pixels=known)["patch_features"]
                 bank = np.concatenate(normal, axis=1)
                 distance = match(features, bank)
-                anomaly_map = upsample(distance, manifest.preprocess.size)
+                anomaly_map = upsample(distance, manifest.vision.map_size)
                 add(stages, few_shot_distance=distance, few_shot_map=anomaly_map)
             else:
                 run = engines["decoder"].run(patch_features=features, text_features=text_features)
-                anomaly_map = localise(run["patch_logits"], manifest.preprocess.size)
+                anomaly_map = localise(run["patch_logits"], manifest.vision.map_size)
                 add(stages, zero_shot_map=anomaly_map)
             learner = manifest.components["prompt_learner"]
             inputs = learner_inputs(learner, anomaly_map, len(case.normals), pixels)

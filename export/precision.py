@@ -129,7 +129,7 @@ class Samples:
     def _localise(self, encoded: Sequence[Stages], engines: Mapping[str, Engine]) -> list[Stages]:
         """Both maps and the prompt embeddings of every sample. The first sample is the normal sample of the others,
         the second that of the first."""
-        size = self._bundle.manifest.preprocess.size
+        size = self._bundle.manifest.vision.map_size
         features = [stages["patch_features"] for stages in encoded]
         normals = [features[1], *features[:1] * (len(features) - 1)]
         found = []

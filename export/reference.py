@@ -49,14 +49,14 @@ class Reference:
 
     @torch.inference_mode()
     def zero_shot_map(self, patch_features: Tensor, text_features: Tensor) -> Tensor:
-        """[B, T, P, V] and [2, E] → [B, S, S]."""
-        return self.model.image_decoder(patch_features, text_features)
+        """[B, T, P, V] and [2, E] → [B, M, M]."""
+        return self.model.image_decoder(patch_features, text_features, self.model.config.vision.map_size)
 
     @torch.inference_mode()
     def few_shot_map(self, patch_features: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, P, V] and the normal samples' [B, T, N, V] → distances [B, P] and map [B, S, S]."""
+        """[B, T, P, V] and the normal samples' [B, T, N, V] → distances [B, P] and map [B, M, M]."""
         distance = few_shot_distance(patch_features, normal)
-        return distance, upsample_map(distance)
+        return distance, upsample_map(distance, self.model.config.vision.map_size)
 
     @torch.inference_mode()
     def prompt_embeddings(self, anomaly_map: Tensor, num_samples: int, pixels: Tensor) -> Tensor:

@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .image_decoder import ImageDecoder
-from .imagebind import VisionConfig, VisionEncoder
+from .imagebind import VisionConfig
 from .llama import Llama, LlamaConfig
 from .prompt_learner import PromptLearner, PromptLearnerConfig
+
+
+class VisionTower(Protocol):
+    """Dimensions and input of a vision encoder: ImageBind's, or another with the same outputs.
+
+    Attributes:
+        image_size: S, side of the input in pixels.
+        width: V, channels of a patch feature.
+        tap_layers: the layers that patch features are taken from.
+        grid: patches per side.
+        embed_dim: E, width of the image embedding.
+        shifts: grid positions per patch size and side; 1 if patches do not overlap.
+        map_size: M, side of anomaly maps in pixels.
+        tap_weights: of each tap's distances in maps in units of normal variation; empty: equal.
+        pixel_mean, pixel_std: of the input, RGB in 0..1.
+    """
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def tap_layers(self) -> tuple[int, ...]: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def shifts(self) -> int: ...
+    @property
+    def map_size(self) -> int: ...
+    @property
+    def tap_weights(self) -> tuple[float, ...]: ...
+    @property
+    def pixel_mean(self) -> tuple[float, ...]: ...
+    @property
+    def pixel_std(self) -> tuple[float, ...]: ...
+
+    def new_encoder(self) -> nn.Module:
+        """The network, with random weights: pixels [B, 3, S, S] → unit-norm embedding [B, E] and patch features
+        [B, T, grid², V]."""
+        ...
 
 
 @dataclass(frozen=True)
 class AnomalyGPTConfig:
     """Dimensions of a model: the defaults are those of the 7B original; nano has the same parts with smaller ones."""
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    vision: VisionTower = field(default_factory=VisionConfig)
     prompt_learner: PromptLearnerConfig = field(default_factory=PromptLearnerConfig)
     llama: LlamaConfig = field(default_factory=LlamaConfig)
 
@@ -28,7 +71,7 @@ class AnomalyGPT(nn.Module):
         super().__init__()
         self.config = config
         vision = config.vision
-        self.encoder = VisionEncoder(vision)
+        self.encoder = vision.new_encoder()
         self.image_decoder = ImageDecoder(vision.width, vision.embed_dim, len(vision.tap_layers))
         self.prompt_learner = PromptLearner(config.prompt_learner)
         self.llama_proj = nn.Linear(vision.embed_dim, config.llama.hidden_size)

@@ -8,6 +8,7 @@ the kernel summed over time computes the same (see ``fold_video_kernel``).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,15 @@ class VisionConfig:
     # detail smaller than a patch lies completely in one of them; the original uses 1
     shifts: int = 1
 
+    tap_weights: ClassVar[tuple[float, ...]] = ()  # equal
+    pixel_mean: ClassVar[tuple[float, ...]] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's and ImageBind's, RGB
+    pixel_std: ClassVar[tuple[float, ...]] = (0.26862954, 0.26130258, 0.27577711)
+
+    @property
+    def map_size(self) -> int:
+        """Side of anomaly maps in pixels."""
+        return self.image_size
+
     @property
     def tokens(self) -> int:
         """Patches per side that do not overlap: the patch tokens per side of one encoding."""
@@ -50,6 +60,10 @@ class VisionConfig:
     def grid(self) -> int:
         """Patches per side of a tap."""
         return (self.tokens - 1) * self.shifts + 1
+
+    def new_encoder(self) -> VisionEncoder:
+        """The network, with random weights."""
+        return VisionEncoder(self)
 
 
 class Attention(nn.Module):

@@ -224,14 +224,16 @@ def open_resident(setting: Setting, engine: str, make_graph: Callable[[], Graph]
 def run_stages(stages: Stages, pixels: np.ndarray, product: Product) -> dict[str, np.ndarray]:
     """One frame's results by name, patch features included."""
     encoded = stages.encode(pixels)
-    maps, matches = stages.localise(encoded, product)
+    localised = stages.localise(encoded, product)
     results = {
         "image_embedding": encoded.image_embeddings,
         "patch_features": encoded.patch_features,
-        "anomaly_map": maps,
-        "prompt_embeddings": stages.prompt(maps, pixels, product),
+        "anomaly_map": localised.maps,
+        "prompt_embeddings": stages.prompt(localised.prompt_maps, pixels, product),
     }
-    return results if matches is None else results | matches._asdict()
+    if localised.matches is None:
+        return results
+    return results | {name: each for name, each in localised.matches._asdict().items() if each is not None}
 
 
 def measure_resident(
@@ -249,7 +251,7 @@ def measure_resident(
     """
 
     def run_frame() -> None:
-        maps, _ = stages.localise(stages.encode(pixels), product)
+        maps = stages.localise(stages.encode(pixels), product).prompt_maps
         stages.prompt(maps, pixels, product)
 
     run_frame()

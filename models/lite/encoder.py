@@ -6,12 +6,13 @@ What comes out is AnomalyGPT's: an image embedding and patch features of several
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import BLOCK_WIDTHS, Backbone
+from .backbone import BLOCK_WIDTHS, PIXEL_MEAN, PIXEL_SCALE, Backbone
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,12 @@ class LiteVisionConfig:
         width: V, channels of a patch feature; the last one is constant.
         embed_dim: E, of the image embedding.
         tap_weights: of each tap's distances in a map.
+        map_size: M, side of anomaly maps in pixels.
     """
+
+    shifts: ClassVar[int] = 1  # patches do not overlap
+    pixel_mean: ClassVar[tuple[float, ...]] = (PIXEL_MEAN / 255,) * 3
+    pixel_std: ClassVar[tuple[float, ...]] = (PIXEL_SCALE / 255,) * 3
 
     image_size: int = 448
     tap_blocks: tuple[int, ...] = (4, 7, 10, 14)
@@ -35,6 +41,7 @@ class LiteVisionConfig:
     width: int = 64
     embed_dim: int = 64
     tap_weights: tuple[float, ...] = (2.0, 1.0, 1.0, 1.0)
+    map_size: int = 224
 
     def __post_init__(self) -> None:
         if len(self.tap_weights) != len(self.tap_blocks):
@@ -44,6 +51,15 @@ class LiteVisionConfig:
     def tap_widths(self) -> tuple[int, ...]:
         """Channels of each tap before its projection."""
         return tuple(BLOCK_WIDTHS[block] for block in self.tap_blocks)
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """The blocks that patch features are taken from."""
+        return self.tap_blocks
+
+    def new_encoder(self) -> LiteEncoder:
+        """The network, with random weights."""
+        return LiteEncoder(self)
 
 
 class LiteEncoder(nn.Module):

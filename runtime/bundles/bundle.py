@@ -25,7 +25,7 @@ from ..common.errors import BundleError, ConfigError
 from ..common.files import flush
 from ..common.schema_errors import describe_error
 
-SCHEMA_VERSION = 3  # 3: "copies" is "augmentation"; 2: the decoder ends in logits, the runtime makes the map
+SCHEMA_VERSION = 4  # 4: sizes of maps, weights of taps, units of maps; 3: "copies" is "augmentation"
 MANIFEST_FILE = "manifest.json"
 TEXT_FEATURES_FILE = "text_features.npz"
 NETWORKS = ("encoder", "decoder", "prompt_learner")  # in the order in which a frame passes them
@@ -37,6 +37,9 @@ FIX = "copy the bundle again or re-run agpt export"
 
 # Augmentation of the normal samples of a memory bank, see ``vision.augment``.
 Augmentation = Literal["none", "moved", "turned", "both"]
+# Units of the few-shot maps that a prompt learner was taught on: the original's distances, or multiples of what good
+# parts differ by (``vision.variation``).
+MapUnits = Literal["raw", "normal variation"]
 
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -68,14 +71,24 @@ class Vision(Schema, frozen=True):
         tap_layers: the layers that patch features are taken from.
         grid: patches per side.
         embed_dim: E, the width of the text features.
+        map_size: M, the side of anomaly maps in pixels.
         shifts: grid positions per patch size and side; 1 if patches do not overlap.
+        tap_weights: weight of each tap's distances in maps in units of normal variation; empty: equal weights.
     """
 
     width: Count
     tap_layers: Annotated[list[int], Meta(min_length=1)]
     grid: Count
     embed_dim: Count
+    map_size: Count
     shifts: Count = 1
+    tap_weights: list[Annotated[float, Meta(ge=0)]] = []
+
+    def __post_init__(self) -> None:
+        if self.tap_weights and len(self.tap_weights) != len(self.tap_layers):
+            raise ValueError(f"there are {len(self.tap_weights)} tap_weights for {len(self.tap_layers)} taps")
+        if self.tap_weights and not 0 < sum(self.tap_weights) < math.inf:
+            raise ValueError("tap_weights have no positive, finite sum")
 
     @property
     def num_distinct(self) -> int:
@@ -93,7 +106,12 @@ class Language(Schema, frozen=True):
 
 
 class RegionLevel(Schema, frozen=True):
-    """Map value from which on a pixel belongs to a region; None if none was chosen at training."""
+    """Map value from which on a pixel belongs to a region; None if none was chosen at training.
+
+    Attributes:
+        few_shot: in units of normal variation.
+        zero_shot: in the decoder's probability.
+    """
 
     few_shot: float | None = None
     zero_shot: float | None = None
@@ -196,6 +214,7 @@ class Manifest(Schema, frozen=True, kw_only=True):
     classes: Annotated[list[Name], Meta(min_length=1)]
     default_class: Name
     region_level: RegionLevel
+    map_units: MapUnits = "raw"
     augmentation: Augmentation = "none"  # default augmentation of the normal samples in a memory bank
     prompt: PromptLayout
     questions: list[Name] = []  # of the kinds that the model was trained to answer, one of each

@@ -163,7 +163,7 @@ def evaluate_category(
                 kept.miss(sample)
             continue
         if layout.is_whole:
-            size = manifest.preprocess.size, manifest.preprocess.size
+            size = manifest.vision.map_size, manifest.vision.map_size
         else:
             size = frame_map_size(frame.shape[:2])
         mask = mask_as_seen(sample, frame.shape[:2], size, zero_shot.resize)

@@ -114,15 +114,15 @@ def trace_inspection(
     pixels = vision.preprocess(frame, vision.views(frame, product), product)
     encoded = vision.encode(pixels)
     patch_features = encoded.patch_features
-    maps, _ = vision.localise(encoded, product)
-    prompts = vision.prompt(maps, pixels, product)
+    localised = vision.localise(encoded, product)
+    prompts = vision.prompt(localised.prompt_maps, pixels, product)
     answer = language.answer(encoded.image_embeddings[0], prompts[0], question, max_tokens)
     return {
         "pixels": pixels,
         "image_embedding": encoded.image_embeddings[0],
         "patch_features": patch_features[0],
         "text_features": product.text_features,
-        "anomaly_map": maps[0],
+        "anomaly_map": localised.prompt_maps[0],
         "prompt_embeddings": prompts[0],
         "prompt_token_ids": np.asarray(language.prompt.token_ids(question), np.int32),
         "answer_logits": answer.first_token_logits,

@@ -14,10 +14,10 @@ from ..common.places import PLACES, named_places, place_name
 from ..language.answer import Answer, MapReading, Part
 from ..vision.memory_bank import MemoryBank
 from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level, name_places
-from ..vision.stages import Encoded, Matches
+from ..vision.stages import Encoded, Localised, Matches
 from ..vision.views import FrameSize, View, unseen_share
 from .budget import Rung
-from .decide import Decision
+from .decide import Decision, overrule
 from .product import Product
 from .verdict import NearestNormal, Status, Verdict, ViewResult
 
@@ -89,8 +89,7 @@ class Findings:
 
 def see_frame(
     views: Sequence[View],
-    maps: np.ndarray,
-    matches: Matches | None,
+    localised: Localised,
     product: Product,
     level: float | None,
     frame_size: tuple[int, int],
@@ -100,8 +99,7 @@ def see_frame(
 
     Args:
         views: the frame's views.
-        maps: float32 [views, S, S].
-        matches: the nearest normal patches; None without a memory bank.
+        localised: the maps of the views.
         product: the product.
         level: the bundle's region level, in the map's values; None if it has none.
         frame_size: (height, width) in pixels.
@@ -110,12 +108,13 @@ def see_frame(
     Raises:
         ValueError: a map contains a value that is not finite.
     """
+    maps = localised.maps
     seen = tuple(see_view(view, each, product, level) for view, each in zip(views, maps, strict=True))
     if product.layout.is_whole:
         regions = seen[0].regions
     else:
         regions = find_regions_of_views(maps, views, level, frame_size, product.resize, threads)
-    return SeenFrame(seen, maps, matches, regions, level)
+    return SeenFrame(seen, maps, localised.matches, regions, level)
 
 
 def see_view(view: View, anomaly_map: np.ndarray, product: Product, level: float | None) -> SeenView:
@@ -148,6 +147,20 @@ def read_map(view: SeenView, seen: SeenFrame) -> MapReading:
     order = sorted(range(len(PLACES)), key=lambda cell: -peaks[cell])
     places = tuple(region.place for region in seen.at_level(view.regions))
     return MapReading(view.score, tuple(PLACES[cell] for cell in order), places)
+
+
+def overrule_by_map(
+    decision: Decision, seen: SeenFrame, answers: Sequence[Answer], product: Product
+) -> Decision:
+    """The decision by the answers, unless the map overrules it (``decide.overrule``)."""
+    if product.limit is None or product.decide == "answer":
+        return decision
+    index = seen.highest
+    view = seen.views[index]
+    place = view.regions[0].place if view.regions else "an unknown place"
+    if view.view.name:
+        place = f"{view.view.name}, {place}"
+    return overrule(decision, view.score, product.limit, place, index, answers[index].text)
 
 
 def assemble_verdict(
@@ -196,6 +209,7 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
         maps=seen.maps,
         deciding=deciding,
         score=max(view.score for view in seen.views),
+        limit=product.limit,
         peak=max(view.peak for view in seen.views),
         view=seen.views[deciding].view.name,
         regions=regions,

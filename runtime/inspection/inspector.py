@@ -24,7 +24,7 @@ from ..vision.engines import AUTO, choose_engine
 from ..vision.memory_bank import MemoryBank, Storage
 from ..vision.pipeline import VisionPipeline
 from ..vision.views import FrameSize
-from .assemble import Findings, assemble_verdict, make_parts, see_frame
+from .assemble import Findings, assemble_verdict, make_parts, overrule_by_map, see_frame
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, StageCosts
 from .decide import Decision, decide_by_map, decide_views
 from .judge import judge
@@ -216,15 +216,15 @@ class Inspector:
         with timer.stage("encode"):
             encoded = vision.encode(pixels)
         with timer.stage("localise"):
-            maps, matches = vision.localise(encoded, product)
+            localised = vision.localise(encoded, product)
             size = frame.shape[:2]
-            seen = see_frame(views, maps, matches, product, self._region_level, size, vision.threads)
+            seen = see_frame(views, localised, product, self._region_level, size, vision.threads)
             found.seen, found.rung = seen, "map"
         if not budget.fits(VERDICT_STAGES):
             found.decision = self._decide_without_answer(seen.views[seen.highest].score, seen.highest)
             return
         with timer.stage("prompt"):
-            prompts = vision.prompt(maps, pixels, product)
+            prompts = vision.prompt(localised.prompt_maps, pixels, product)
         with timer.stage("judge"):
             parts = make_parts(encoded, prompts, seen, product)
             answers = judge(self.language, parts, product.question, budget, self.costs, self.clock)
@@ -232,7 +232,8 @@ class Inspector:
             names = [view.name for view in views]
             words = self.bundle.manifest.prompt
             found.answers = answers
-            found.decision = decide_views(names, answers, words, product.operating_point)
+            decision = decide_views(names, answers, words, product.operating_point)
+            found.decision = overrule_by_map(decision, seen, answers, product)
             found.rung = "sentence" if all(answer.complete for answer in answers) else "verdict"
 
     def ask(self, frame: np.ndarray, question: str) -> Answer:
@@ -276,10 +277,11 @@ class Inspector:
             views = vision.views(frame, product)
             pixels = vision.preprocess(frame, views, product)
             encoded = vision.encode(pixels)
-            maps, matches = vision.localise(encoded, product)
+            localised = vision.localise(encoded, product)
             size = frame.shape[:2]
-            seen = see_frame(views, maps, matches, product, self._region_level, size, vision.threads)
-            return make_parts(encoded, vision.prompt(maps, pixels, product), seen, product)
+            seen = see_frame(views, localised, product, self._region_level, size, vision.threads)
+            prompts = vision.prompt(localised.prompt_maps, pixels, product)
+            return make_parts(encoded, prompts, seen, product)
 
     def _assemble(self, found: Findings, timer: StageTimer) -> Verdict:
         grid = self.bundle.manifest.vision.grid

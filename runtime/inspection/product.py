@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundles.bundle import Bundle
 from ..common.errors import RecipeError
-from ..recipes.recipe import OperatingPoint, Recipe, WithoutVerdict, load_recipe
+from ..recipes.recipe import Decide, OperatingPoint, Recipe, WithoutVerdict, load_recipe
 from ..vision.memory_bank import MemoryBank, load_bank
 from ..vision.views import WHOLE, Layout
 
@@ -26,6 +26,7 @@ class Product:
         question: the question, with the description before it.
         resize: how frames or views are fitted to the encoder's input.
         operating_point: limits of p(anomaly) and map score; None: the greedy answer decides.
+        decide: whether a high map score overrules the answer.
         without_verdict: the status of a part without time for an answer: NO_RESULT, or by the map.
         layout: the views of a frame: the whole frame, regions or tiles.
     """
@@ -36,8 +37,14 @@ class Product:
     question: str
     resize: Literal["crop", "stretch"]
     operating_point: OperatingPoint | None = None
+    decide: Decide = "answer and map"
     without_verdict: WithoutVerdict = "no_result"
     layout: Layout = WHOLE
+
+    @property
+    def limit(self) -> float | None:
+        """The map score that no good part exceeds; None without a memory bank that has units of normal variation."""
+        return None if self.bank is None or self.bank.variation is None else self.bank.variation.limit
 
 
 def prepare_product(
@@ -72,6 +79,7 @@ def prepare_product(
         question=f"{recipe.description} {question}".strip(),
         resize=recipe.resize or (bundle.manifest.preprocess.resize if recipe.layout.is_whole else "stretch"),
         operating_point=recipe.operating_point,
+        decide=recipe.decide,
         without_verdict=recipe.without_verdict,
         layout=recipe.layout,
     )

@@ -82,6 +82,13 @@ class Result(Schema, frozen=True, kw_only=True):
     peak: Annotated[
         float | None, Meta(description="Maximum of the anomaly map; of several views the highest.")
     ] = None
+    limit: Annotated[
+        float | None,
+        Meta(
+            description="The map score that no good part exceeds, in units of normal variation (1.0 is what good parts "
+            "score); null without normal samples, where maps have no such units."
+        ),
+    ] = None
     regions: Annotated[
         tuple[Region, ...],
         Meta(
@@ -117,7 +124,8 @@ class Result(Schema, frozen=True, kw_only=True):
         DecidedBy | None,
         Meta(
             description='"answer": the model\'s greedy answer; "operating point": the recipe\'s limit of p(anomaly); '
-            '"map": the recipe\'s limit of the map score, without time for an answer; null for NO_RESULT.'
+            '"map": the map score is over the limit although the answer is negative, or decides alone because there '
+            "was no time for an answer; null for NO_RESULT."
         ),
     ] = None
     contradiction: Annotated[bool, Meta(description="Whether the model's answer contradicts the status.")] = (

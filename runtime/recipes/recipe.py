@@ -30,6 +30,7 @@ MAX_FALSE_REJECT_RATE = 0.5
 # Text from the operator that goes into the prompt; its length is limited so that the prompt fits into the context.
 PromptText = Annotated[str, Meta(max_length=500)]
 WithoutVerdict = Literal["no_result", "map"]
+Decide = Literal["answer and map", "answer"]
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,6 +68,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     resize: Literal["crop", "stretch"] | None = None
     memory_bank: MemoryBankRecord | None = None
     operating_point: OperatingPoint | None = None  # None: the greedy answer decides
+    # "answer and map": a part whose map score is over the memory bank's limit does not pass, whatever is answered;
+    # "answer": the answer alone decides, as in the original
+    decide: Decide = "answer and map"
     without_verdict: WithoutVerdict = "no_result"  # status of a part without time for an answer
     created: str = ""
     frame: FrameSize | None = None

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..bundles.bundle import Augmentation, Manifest, Vision
 from ..common.errors import RecipeError
-from .augment import NUM_IMAGES, augment, check_augmentation
+from .augment import NUM_IMAGES, augment, check_augmentation, vary
 from .memory_bank import MemoryBank, Storage
 from .pipeline import ViewSettings, VisionPipeline
+from .variation import measure_variation
 from .views import Layout
 
 # The most patches to choose a bank's rows from: twelve samples of 256 patches with their moved versions. Choosing from
@@ -53,13 +54,25 @@ def build_bank(
     augmented, overlapping = NUM_IMAGES[augmentation] > 1, geometry.shifts > 1
     thinned = overlapping and not are_few(manifest, layout, len(normals))
     kept = distinct_patches(geometry) if thinned else slice(None)
-    samples = []
+    samples, plain, varied = [], [], []
     for frame in track(normals):
         pixels = vision.preprocess(frame, vision.views(frame, settings), settings)
         versions = augment(pixels, augmentation, geometry.grid)
-        features = [vision.encode(version).patch_features[:, :, kept] for version, _ in versions]
-        samples.append(np.concatenate(features, axis=2))
+        features = [vision.encode(version).patch_features for version, _ in versions]
+        samples.append(np.concatenate([each[:, :, kept] for each in features], axis=2))
+        plain.append(features[0])
+        if not varied:
+            spec = manifest.preprocess
+            varied = [vision.encode(each).patch_features for each in vary(pixels, spec.mean, spec.std)]
     shown = np.concatenate([patches[kept] for _, patches in versions]) if augmented or thinned else None
+    measured = measure_variation(
+        plain,
+        varied,
+        geometry.tap_weights,
+        geometry.map_size,
+        per_view=bool(layout.regions),
+        threads=vision.threads,
+    )
     return MemoryBank.from_features(
         samples,
         vision.bundle.encoder_sha256,
@@ -68,6 +81,8 @@ def build_bank(
         per_view=bool(layout.regions),
         shown=shown,
         distinct=geometry.num_distinct if augmented or overlapping else None,
+        measured=measured,
+        weights=geometry.tap_weights,
         threads=vision.threads,
     )
 

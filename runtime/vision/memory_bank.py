@@ -18,22 +18,39 @@ from ..bundles.bundle import Bundle, Sha256, digest_file
 from ..common.errors import RecipeError
 from ..common.files import write_whole
 from .subsample import cover
+from .variation import Measured, Variation, tap_shares
 from .views import WHOLE, Layout
 
 Storage = Literal["float32", "float16", "int8"]
 
 
-class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A recipe's reference to its memory bank: the file beside the recipe, its digest, and the encoder's digest."""
+class MemoryBankRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A recipe's reference to its memory bank: the file beside the recipe, its digest, the encoder's digest, and the
+    variation of the normal samples."""
 
     file: Annotated[str, Meta(pattern=r"^[^/\\\x00]{1,200}$")]
     sha256: Sha256
     num_samples: Annotated[int, Meta(ge=1)]
     encoder_sha256: Sha256
+    variation: Variation | None = None
 
     def __post_init__(self) -> None:
         if self.file in (".", ".."):
             raise ValueError(f"{self.file!r} is not a file name")
+
+
+def match_scaled(patch_features, bank, gains, *, threads=1):  # type: ignore[no-untyped-def] # INTERIM
+    distance, nearest = match(patch_features, bank, indices=True, threads=threads)
+    if gains is None:
+        return distance, nearest, None
+    query = normalise(patch_features)
+    rows = bank.to_float()
+    scaled = np.zeros_like(distance)
+    for tap in range(rows.shape[0]):
+        found = nearest[:, tap]
+        best = np.einsum("bpv,bpv->bp", query[:, tap], rows[tap][found])
+        scaled += gains[tap][found] * np.maximum(1 - best, 0)
+    return distance, nearest, scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +65,9 @@ class MemoryBank:
         scales: float32 [M, T, N], the scales of int8 features; None: all 1.
         origins: int32 [M, T, N], the patch of the samples that each row shows. Patches are numbered over all samples,
             the views of each sample that share this bank, and the patches of each view. None: row n shows patch n.
+        units: float32 [M, T, N], the unit of each row, see ``variation``; None: maps have no units.
+        variation: level, spread and limit of the normal samples' scores; None without ``units``.
+        weights: of the taps in maps in units of normal variation; empty: equal.
     """
 
     features: np.ndarray
@@ -55,6 +75,9 @@ class MemoryBank:
     encoder_sha256: str
     scales: np.ndarray | None = None
     origins: np.ndarray | None = None
+    units: np.ndarray | None = None
+    variation: Variation | None = None
+    weights: tuple[float, ...] = ()
 
     @cached_property
     def prepared(self) -> tuple[Bank, ...]:
@@ -62,7 +85,18 @@ class MemoryBank:
         scales = np.ones(self.features.shape[:3], np.float32) if self.scales is None else self.scales
         return tuple(map(Bank, np.ascontiguousarray(self.features), scales))
 
-    def match(self, patch_features: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def gains(self) -> np.ndarray | None:
+        """Factor of each row's distance in maps in units of normal variation, float32 [M, T, N]: the weight of the tap
+        (``weights``) over the unit of the row and the level; None without units."""
+        if self.units is None or self.variation is None:
+            return None
+        shares = tap_shares(self.weights, self.features.shape[1])[:, None]
+        return np.ascontiguousarray(shares / (self.units * self.variation.level), np.float32)
+
+    def match(
+        self, patch_features: np.ndarray, threads: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Match each view of a frame with its bank, see ``kernels.match``.
 
         Args:
@@ -70,18 +104,25 @@ class MemoryBank:
             threads: the most CPU threads to use.
 
         Returns:
-            Distances, float32 [views, P], and the index of the nearest row in each tap, int32 [views, T, P].
+            Distances, float32 [views, P], the index of the nearest row in each tap, int32 [views, T, P], and the
+            distances in units of normal variation, float32 [views, P], or None without units.
 
         Raises:
             ValueError: the bank is for another number of regions.
         """
         banks = self.prepared
-        if len(banks) == 1:
-            return match(patch_features, banks[0], indices=True, threads=threads)
-        pairs = zip(patch_features[:, None], banks, strict=True)
-        found = [match(view, bank, indices=True, threads=threads) for view, bank in pairs]
-        distances, nearest = zip(*found, strict=True)
-        return np.concatenate(distances), np.concatenate(nearest)
+        gains = [None] * len(banks) if self.gains is None else list(self.gains)
+        views = [patch_features] if len(banks) == 1 else patch_features[:, None]
+        found = [
+            match_scaled(view, bank, gain, threads=threads)
+            for view, bank, gain in zip(views, banks, gains, strict=True)
+        ]
+        distances, nearest, scaled = (list(each) for each in zip(*found, strict=True))
+        return (
+            np.concatenate(distances),
+            np.concatenate(nearest),
+            None if self.gains is None else np.concatenate(scaled),
+        )
 
     def nearest_normal(self, view: int, nearest: np.ndarray) -> int:
         """Number of the normal patch, as in ``origins``, that is nearest to a patch of a view.
@@ -105,6 +146,8 @@ class MemoryBank:
         per_view: bool = False,
         shown: np.ndarray | None = None,
         distinct: int | None = None,
+        measured: Measured | None = None,
+        weights: Sequence[float] = (),
         threads: int = 1,
     ) -> MemoryBank:
         """Make the bank of several normal images.
@@ -120,6 +163,8 @@ class MemoryBank:
                 augmented samples and for a part of the patches.
             distinct: number of patches of a view without augmentation and overlap; None: all P. The bank then keeps
                 this many patches per view and sample, or ``max_patches`` if that is less.
+            measured: the variation of the samples; None: maps get no units.
+            weights: of the taps in maps in units of normal variation; empty: equal.
             threads: the most CPU threads to choose the greedy coreset.
 
         Raises:
@@ -153,15 +198,53 @@ class MemoryBank:
             origins = (image * (int(shown.max()) + 1) + shown[patch]).astype(np.int32)
         banks = [prepare_bank(bank, storage) for bank in rows]
         scales = np.stack([bank.scales for bank in banks]) if storage == "int8" else None
-        return cls(np.stack([bank.rows for bank in banks]), len(samples), encoder_sha256, scales, origins)
+        units = None if measured is None else units_of_rows(measured.units, rows.shape[:3], origins, per_view)
+        return cls(
+            np.stack([bank.rows for bank in banks]),
+            len(samples),
+            encoder_sha256,
+            scales,
+            origins,
+            units,
+            None if measured is None else measured.variation,
+            tuple(weights),
+        )
 
     def save(self, path: Path) -> MemoryBankRecord:
         """Write the bank as npz and return the recipe's reference to it."""
-        arrays = {"features": self.features, "scales": self.scales, "origins": self.origins}
+        arrays = {
+            "features": self.features,
+            "scales": self.scales,
+            "origins": self.origins,
+            "units": self.units,
+        }
         buffer = io.BytesIO()
         np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
         write_whole(path, buffer.getvalue())
-        return MemoryBankRecord(path.name, digest_file(path).sha256, self.num_samples, self.encoder_sha256)
+        digest = digest_file(path).sha256
+        return MemoryBankRecord(path.name, digest, self.num_samples, self.encoder_sha256, self.variation)
+
+
+def units_of_rows(
+    units: np.ndarray, shape: tuple[int, ...], origins: np.ndarray | None, per_view: bool
+) -> np.ndarray:
+    """The unit of each row of a bank.
+
+    Args:
+        units: of the samples' patches, float32 [samples, views, T, P].
+        shape: of the bank, (M, T, N).
+        origins: the patch that each row shows, see ``MemoryBank``; None: row n shows patch n.
+        per_view: the bank is of M views, each with its own rows.
+
+    Returns:
+        float32 [M, T, N].
+    """
+    _, _, taps, patches = units.shape
+    by_bank = units.swapaxes(0, 1) if per_view else units.reshape(1, -1, taps, patches)  # [M, images, T, P]
+    flat = by_bank.swapaxes(1, 2).reshape(shape[0], taps, -1)
+    if origins is None:
+        return np.ascontiguousarray(flat, np.float32)
+    return np.ascontiguousarray(np.take_along_axis(flat, origins, axis=2), np.float32)
 
 
 def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: Layout = WHOLE) -> MemoryBank:
@@ -187,15 +270,13 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
         raise RecipeError(f"{path} was altered: copy it again or {again}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            features, scales, origins = (arrays.get(name) for name in ("features", "scales", "origins"))
+            features, scales, origins, units = (
+                arrays.get(name) for name in ("features", "scales", "origins", "units")
+            )
         if features is None:
             raise ValueError("it holds no features")
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"{path} is not a memory bank: {again}") from error
-    if features.ndim == 3:  # written by a version without regions and tiles
-        features, scales, origins = (
-            array if array is None else array[None] for array in (features, scales, origins)
-        )
     vision = bundle.manifest.vision
     num_banks = max(1, len(layout.regions))
     patches = record.num_samples * vision.grid**2 * (layout.num_views // num_banks)
@@ -227,4 +308,17 @@ def load_bank(record: MemoryBankRecord, folder: Path, bundle: Bundle, layout: La
         )
     ):
         raise RecipeError(f"{path} has no valid patch numbers (origins): {again}")
-    return MemoryBank(features, record.num_samples, record.encoder_sha256, scales, origins)
+    if units is None or record.variation is None:
+        raise RecipeError(f"{path} was made by a version that did not measure the normal variation: {again}")
+    if units.shape != features.shape[:3] or units.dtype != np.float32 or not (np.isfinite(units) & (units > 0)).all():
+        raise RecipeError(f"{path} has units that do not fit its features: {again}")
+    return MemoryBank(
+        features,
+        record.num_samples,
+        record.encoder_sha256,
+        scales,
+        origins,
+        units,
+        record.variation,
+        tuple(vision.tap_weights),
+    )

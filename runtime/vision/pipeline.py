@@ -15,7 +15,7 @@ from ..common.lifetime import Lifetime
 from .engines import Engine, open_networks
 from .images import check_frame
 from .resident_stages import open_resident_stages
-from .stages import Encoded, Matches, Reference, Stages
+from .stages import Encoded, Localised, Reference, Stages
 from .views import Layout, View
 
 CACHE_BYTES = 256 << 20
@@ -100,16 +100,17 @@ class VisionPipeline:
         """``views``, ``preprocess`` and ``encode`` in one call."""
         return self.encode(self.preprocess(frame, self.views(frame, settings), settings))
 
-    def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
-        """Anomaly maps, float32 [views, S, S], higher where more anomalous, and with a memory bank the nearest normal
+    def localise(self, encoded: Encoded, reference: Reference) -> Localised:
+        """Anomaly maps, float32 [views, M, M], higher where more anomalous, and with a memory bank the nearest normal
         patches."""
         self._lifetime.check()
         return self._stages.localise(encoded, reference)
 
-    def prompt(self, maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
-        """Maps, and the encoder's input for the same views → prompt embeddings, float32 [views, num_prompts, D]."""
+    def prompt(self, prompt_maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
+        """Maps as in ``Localised.prompt_maps``, and the encoder's input for the same views → prompt embeddings,
+        float32 [views, num_prompts, D]."""
         self._lifetime.check()
-        return self._stages.prompt(maps, pixels, reference)
+        return self._stages.prompt(prompt_maps, pixels, reference)
 
     @contextmanager
     def encoder_cache(self, max_bytes: int = CACHE_BYTES) -> Iterator[None]:

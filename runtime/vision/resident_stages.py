@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .engines.device import Buffer, Device
 from .engines.gpu import Graph
 from .engines.tensorrt import TensorRtEngine
 from .memory_bank import MemoryBank
-from .stages import Encoded, Matches, Reference, Stages
+from .stages import Encoded, Localised, Matches, Reference, Stages
 
 MAX_PREPARED_BANKS = 8  # of products that take turns on a line
 
@@ -47,6 +48,21 @@ class ResidentEncoded(Encoded):
             ClosedError: the stages were closed.
         """
         return self._download(self)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBank:
+    """A memory bank on the device.
+
+    Attributes:
+        bank: the memory bank.
+        match: matches features with it.
+        maps: float32 [B, M, M] in units of normal variation; None if the prompt learner reads the same maps.
+    """
+
+    bank: MemoryBank
+    match: Match
+    maps: DeviceArray | None
 
 
 class Step:
@@ -146,7 +162,7 @@ class ResidentStages(Stages):
         self.stream, self.records = encoder.stream, make_graph is not None
         self._max_batch = min(engine.max_batch for engine in (encoder, decoder, learner))
         self._steps: dict[Any, Step] = {}
-        self._banks: dict[tuple[int, int], tuple[MemoryBank, Match]] = {}  # the one used last comes last
+        self._banks: dict[tuple[int, int], PreparedBank] = {}  # the one used last comes last
         # Host arrays whose contents lie on the device, each until one of these engines runs through host memory.
         self._writers = {
             "encoded": (encoder, decoder),
@@ -185,7 +201,7 @@ class ResidentStages(Stages):
         self._put("pixels", pixels)
         return encoded
 
-    def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
+    def localise(self, encoded: Encoded, reference: Reference) -> Localised:
         """See ``Stages.localise``."""
         self._lifetime.check()
         self._there.pop("maps", None)
@@ -193,26 +209,29 @@ class ResidentStages(Stages):
         if not self._is_there("encoded", encoded) or (bank is not None and len(bank.prepared) > 1):
             return super().localise(encoded, reference)
         batch = len(encoded.image_embeddings)
-        matches = None
+        matches = maps = None
         with self._device.current():
             if bank is None:
                 self._localise_zero_shot(reference.text_features, batch)
             else:
-                match = self._localise_few_shot(bank, batch)
-                matches = Matches(get(self._driver, match.distance), get(self._driver, match.nearest))
-            maps = self._download(self._learner.buffers["anomaly_map"], batch)
+                prepared = self._localise_few_shot(bank, batch)
+                match = prepared.match
+                scaled = None if match.scaled is None else get(self._driver, match.scaled)
+                matches = Matches(get(self._driver, match.distance), get(self._driver, match.nearest), scaled)
+                maps = None if prepared.maps is None else get(self._driver, prepared.maps)
+            prompt_maps = self._download(self._learner.buffers["anomaly_map"], batch)
         if bank is None:
             self._decoder.keep_kernels(batch)
-        self._put("maps", maps)
-        return maps, matches
+        self._put("maps", prompt_maps)
+        return Localised(prompt_maps if maps is None else maps, prompt_maps, matches)
 
-    def prompt(self, maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
+    def prompt(self, prompt_maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
         """See ``Stages.prompt``."""
         self._lifetime.check()
         reads_pixels = "pixels" in self._learner.buffers
-        if not self._is_there("maps", maps) or (reads_pixels and not self._is_there("pixels", pixels)):
-            return super().prompt(maps, pixels, reference)
-        batch = len(maps)
+        if not self._is_there("maps", prompt_maps) or (reads_pixels and not self._is_there("pixels", pixels)):
+            return super().prompt(prompt_maps, pixels, reference)
+        batch = len(prompt_maps)
         num_samples = 0 if reference.bank is None else reference.bank.num_samples
         with self._device.current():
             buffer = self._learner.buffers.get("num_samples")
@@ -270,7 +289,7 @@ class ResidentStages(Stages):
             self._steps[key] = self._make_step(enqueue, self._decoder)
         self._steps[key].run()
 
-    def _localise_few_shot(self, bank: MemoryBank, batch: int) -> Match:
+    def _localise_few_shot(self, bank: MemoryBank, batch: int) -> PreparedBank:
         key = id(bank), batch
         if key in self._banks:
             self._banks[key] = self._banks.pop(key)
@@ -279,17 +298,32 @@ class ResidentStages(Stages):
                 self._forget_bank(next(iter(self._banks)))
             self._prepare_bank(key, bank, batch)
         self._steps["few-shot", key].run()
-        return self._banks[key][1]
+        return self._banks[key]
 
     def _prepare_bank(self, key: tuple[int, int], bank: MemoryBank, batch: int) -> None:
         features = first_images(self._encoder.buffers["patch_features"], batch)
-        anomaly_map = first_images(self._learner.buffers["anomaly_map"], batch)
-        same = (match.bank for other, match in self._banks.values() if other is bank)  # at another batch
+        learner_map = first_images(self._learner.buffers["anomaly_map"], batch)
+        same = (known.match.bank for known in self._banks.values() if known.bank is bank)  # at another batch
         device_bank = next(same, None) or DeviceBank.of(self._driver, bank.prepared[0])
-        match = Match(self._driver, device_bank, features.shape, features.dtype)
-        upsample = Upsample(self._driver, match.distance.shape, anomaly_map.shape[-1], out=anomaly_map)
-        self._banks[key] = bank, match
-        self._steps["few-shot", key] = self._make_step(lambda: upsample(match(features)))
+        gains = None if bank.gains is None else bank.gains[0]
+        match = Match(self._driver, device_bank, features.shape, features.dtype, gains=gains)
+        size = learner_map.shape[-1]
+        reads_raw = match.scaled is None or self._manifest.map_units == "raw"
+        taught = match.distance if reads_raw else match.scaled
+        upsamples = [(Upsample(self._driver, taught.shape, size, out=learner_map), taught)]
+        maps = None
+        if match.scaled is not None and reads_raw:
+            shown = Upsample(self._driver, match.scaled.shape, size)
+            upsamples.append((shown, match.scaled))
+            maps = shown.out
+
+        def enqueue() -> None:
+            match(features)
+            for upsample, distances in upsamples:
+                upsample(distances)
+
+        self._banks[key] = PreparedBank(bank, match, maps)
+        self._steps["few-shot", key] = self._make_step(enqueue)
 
     def _forget_bank(self, key: tuple[int, int]) -> None:
         """Its graph holds addresses of its buffers: both go."""

@@ -47,6 +47,23 @@ class Matches(NamedTuple):
 
     distance: np.ndarray  # float32 [views, P], distance to the nearest normal patch, mean over the layers
     nearest: np.ndarray  # int32 [views, T, P], index of the nearest row of the memory bank in each layer
+    scaled: np.ndarray | None  # float32 [views, P], distance in units of normal variation
+
+
+@dataclass(frozen=True, eq=False)
+class Localised:
+    """The anomaly maps of the views of a frame.
+
+    Attributes:
+        maps: float32 [views, M, M], higher where more anomalous; with a memory bank that has units 1.0 is what good
+            parts score.
+        prompt_maps: the maps that the prompt learner reads, in the units that it was taught.
+        matches: the nearest normal patches; None without a memory bank.
+    """
+
+    maps: np.ndarray
+    prompt_maps: np.ndarray
+    matches: Matches | None
 
 
 class Stages:
@@ -71,22 +88,29 @@ class Stages:
         outputs = self.networks["encoder"].run(pixels=pixels)
         return Encoded(outputs["image_embedding"], outputs["patch_features"])
 
-    def localise(self, encoded: Encoded, reference: Reference) -> tuple[np.ndarray, Matches | None]:
-        """Anomaly maps, float32 [views, S, S], and with a memory bank the nearest normal patches."""
-        size = self._manifest.preprocess.size
-        if reference.bank is not None:
-            distance, nearest = reference.bank.match(encoded.patch_features, self._threads)
-            return upsample(distance, size, threads=self._threads), Matches(distance, nearest)
-        logits = self.networks["decoder"].run(
-            patch_features=encoded.patch_features, text_features=reference.text_features
-        )["patch_logits"]
-        return localise(logits, size, threads=self._threads), None
+    def localise(self, encoded: Encoded, reference: Reference) -> Localised:
+        """Anomaly maps against a memory bank, or without one against text features."""
+        size = self._manifest.vision.map_size
+        bank = reference.bank
+        if bank is None:
+            logits = self.networks["decoder"].run(
+                patch_features=encoded.patch_features, text_features=reference.text_features
+            )["patch_logits"]
+            maps = localise(logits, size, threads=self._threads)
+            return Localised(maps, maps, None)
+        matches = Matches(*bank.match(encoded.patch_features, self._threads))
+        distances = matches.distance if matches.scaled is None else matches.scaled
+        maps = upsample(distances, size, threads=self._threads)
+        if matches.scaled is None or self._manifest.map_units != "raw":
+            return Localised(maps, maps, matches)
+        return Localised(maps, upsample(matches.distance, size, threads=self._threads), matches)
 
-    def prompt(self, maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
-        """Maps, and the encoder's input for the same views → prompt embeddings, float32 [views, num_prompts, D]."""
+    def prompt(self, prompt_maps: np.ndarray, pixels: np.ndarray, reference: Reference) -> np.ndarray:
+        """Maps as in ``Localised.prompt_maps``, and the encoder's input for the same views → prompt embeddings,
+        float32 [views, num_prompts, D]."""
         num_samples = 0 if reference.bank is None else reference.bank.num_samples
         learner = self._manifest.components["prompt_learner"]
-        inputs = learner_inputs(learner, maps, num_samples, pixels)
+        inputs = learner_inputs(learner, prompt_maps, num_samples, pixels)
         return self.networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
 
     def close(self) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from anomalygpt_edge.export.checkpoints import open_networks
-from anomalygpt_edge.export.description import PIXEL_MEAN, PIXEL_STD, prompt_layout
+from anomalygpt_edge.export.description import prompt_layout
 from anomalygpt_edge.export.gguf_llm import write_gguf
 from anomalygpt_edge.export.parity import ANSWER_LIMITS
 from anomalygpt_edge.export.tolerances import TOLERANCES
 from anomalygpt_edge.kernels import INJECTED, preprocess
+from anomalygpt_edge.models.imagebind import VisionConfig
 from anomalygpt_edge.runtime.bundles.bundle import Language
 from anomalygpt_edge.runtime.language.model import LanguageModel
 from anomalygpt_edge.runtime.vision.images import read_image
@@ -56,7 +57,7 @@ def language(tmp_path_factory) -> Iterator[LanguageModel]:
 
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """Normalised pixels [3, S, S] → grey levels 0..255."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (VisionConfig.pixel_mean, VisionConfig.pixel_std))
     return (pixels * std + mean) * 255
 
 
@@ -65,7 +66,7 @@ def test_pixels_are_the_originals(case):
     """Within one grey level, as the original's Pillow 10 resized them: squeezed for its demo, else cropped."""
     frame = read_image(HERE / "inputs" / CASES[case]["image"])
     resize = "stretch" if CASES[case]["web_demo"] else "crop"
-    pixels = preprocess(frame, 224, resize, tuple(PIXEL_MEAN), tuple(PIXEL_STD))[0]
+    pixels = preprocess(frame, 224, resize, VisionConfig.pixel_mean, VisionConfig.pixel_std)[0]
     with np.load(HERE / "golden.npz") as arrays:
         expected = arrays[INDEX["aliases"].get(f"{case}/pixels", f"{case}/pixels")]
     assert np.abs(to_grey(pixels) - expected).max() <= 1.01

@@ -99,7 +99,7 @@ def test_names_that_leave_the_folder_are_refused(bundle: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda m: m.update(schema_version=99), "schema version 99, but this program reads 3"),
+        (lambda m: m.update(schema_version=99), "schema version 99, but this program reads 4"),
         (lambda m: m.update(threshold=0.5), "threshold"),
         (lambda m: m["vision"].update(depth=3), "depth"),
         (lambda m: m.pop("classes"), "classes"),

@@ -101,7 +101,10 @@ def test_normal_samples_replace_the_text_map(zero_shot: Inspector, tiny_model: A
         banks = [tiny_model.encode(torch.tensor(pixels_of(zero_shot, normal)))[1] for normal in normals]
         distance = few_shot_distance(query, torch.cat(banks, dim=2))
         expected = upsample_map(distance)[0].numpy()
-    np.testing.assert_allclose(zero_shot.inspect(frame(0)).anomaly_map, expected, atol=1e-4)
+    vision, product = zero_shot.vision, zero_shot.product
+    localised = vision.localise(vision.encode_frame(frame(0), product), product)
+    np.testing.assert_allclose(localised.prompt_maps[0], expected, atol=1e-4)
+    np.testing.assert_array_equal(localised.maps[0], zero_shot.inspect(frame(0)).anomaly_map)
     assert zero_shot.inspect(normals[1]).peak == pytest.approx(0, abs=1e-4)
 
 

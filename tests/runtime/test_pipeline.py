@@ -27,9 +27,9 @@ def inspector(tiny_bundle: Path) -> Iterator[Inspector]:
 
 def test_the_stages_give_the_map_of_an_inspection(inspector: Inspector) -> None:
     vision, product = inspector.vision, inspector.product
-    maps, matches = vision.localise(vision.encode_frame(frame(), product), product)
-    np.testing.assert_array_equal(maps[0], inspector.inspect(frame()).anomaly_map)
-    assert matches is None
+    found = vision.localise(vision.encode_frame(frame(), product), product)
+    np.testing.assert_array_equal(found.maps[0], inspector.inspect(frame()).anomaly_map)
+    assert found.matches is None
 
 
 def test_cached_features_equal_the_encoders(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ from anomalygpt_edge.runtime.bundles.bundle import Bundle, open_bundle
 from anomalygpt_edge.runtime.common.errors import AgptError, RecipeError
 from anomalygpt_edge.runtime.recipes.recipe import MemoryBankRecord, Recipe, load_recipe, save_recipe
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
+from anomalygpt_edge.runtime.vision.variation import Variation, measure_variation
 
 DIGEST = "0" * 64
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=60)
@@ -29,7 +31,9 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=6
         description=TEXT,
         question=TEXT,
         resize=st.sampled_from([None, "crop", "stretch"]),
-        memory_bank=st.none() | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST)),
+        memory_bank=st.none()
+        | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST))
+        | st.just(MemoryBankRecord("bank.npz", DIGEST, 4, DIGEST, Variation(1.5, 0.2, 2.5, 4))),
         created=TEXT,
     )
 )
@@ -87,8 +91,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture
 def bank(bundle: Bundle) -> MemoryBank:
-    raw = np.random.default_rng(0).normal(size=(2, 4, 256, 32)).astype(np.float32)
-    return MemoryBank.from_features(raw[:, None], bundle.encoder_sha256)
+    raw = np.random.default_rng(0).normal(size=(2, 4, 256, 32)).astype(np.float32)[:, None]
+    measured = measure_variation(raw, [], (), 224)
+    return MemoryBank.from_features(raw, bundle.encoder_sha256, measured=measured)
 
 
 def test_a_bank_holds_the_normalised_patches_of_every_sample(bundle: Bundle) -> None:
@@ -101,7 +106,19 @@ def test_a_bank_holds_the_normalised_patches_of_every_sample(bundle: Bundle) -> 
 def test_a_bank_is_read_back(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:
     record = bank.save(tmp_path / "bank.npz")
     assert (record.num_samples, record.encoder_sha256) == (2, bundle.encoder_sha256)
-    np.testing.assert_array_equal(load_bank(record, tmp_path, bundle).features, bank.features)
+    loaded = load_bank(record, tmp_path, bundle)
+    np.testing.assert_array_equal(loaded.features, bank.features)
+    np.testing.assert_array_equal(loaded.gains, bank.gains)
+    assert loaded.variation == bank.variation
+
+
+def test_a_bank_without_variation_is_refused(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:
+    record = replace(bank, units=None, variation=None).save(tmp_path / "bank.npz")
+    with pytest.raises(RecipeError, match="normal variation: run agpt enroll again"):
+        load_bank(record, tmp_path, bundle)
+    record = replace(bank, units=bank.units * 0).save(tmp_path / "bank.npz")
+    with pytest.raises(RecipeError, match="units that do not fit"):
+        load_bank(record, tmp_path, bundle)
 
 
 def test_an_altered_bank_is_refused(bank: MemoryBank, bundle: Bundle, tmp_path: Path) -> None:

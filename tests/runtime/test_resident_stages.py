@@ -48,9 +48,12 @@ def pixels(batch: int = 1, seed: int = 0) -> np.ndarray:
 
 def results(stages: Stages, images: np.ndarray, reference: Against) -> dict[str, np.ndarray]:
     encoded = stages.encode(images)
-    maps, matches = stages.localise(encoded, reference)
-    found = (encoded.image_embeddings, maps, stages.prompt(maps, images, reference))
-    return dict(zip(RESULTS, found, strict=True)) | ({} if matches is None else matches._asdict())
+    localised = stages.localise(encoded, reference)
+    prompts = stages.prompt(localised.prompt_maps, images, reference)
+    found = dict(zip(RESULTS, (encoded.image_embeddings, localised.maps, prompts), strict=True))
+    if localised.matches is None:
+        return found
+    return found | {name: each for name, each in localised.matches._asdict().items() if each is not None}
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -220,7 +223,7 @@ def test_patch_features_are_downloaded_when_they_are_read(
     expected = host.encode(images).patch_features
     np.testing.assert_allclose(encoded.patch_features, expected, atol=SAME * np.abs(expected).max())
     assert machine.cuda.copies == ["dtoh"]
-    maps, _ = stages.localise(encoded, Against(text()))
+    maps = stages.localise(encoded, Against(text())).prompt_maps
     stages.prompt(maps, images, Against(text()))
     encoded.patch_features  # noqa: B018  the stages behind leave them there
     stages.encode(images)
@@ -236,8 +239,8 @@ def test_features_that_others_overwrote_are_not_taken_for_the_encoders(
     """The decoder shares the encoder's buffer, and the host path writes to it."""
     stages, reference = machine.open(tiny_bundle), Against(text())
     encoded, other = stages.encode(pixels()), host.encode(pixels(seed=1))
-    found, _ = stages.localise(other, reference)
-    np.testing.assert_allclose(found, host.localise(other, reference)[0], atol=SAME)
+    found, expected = (each.localise(other, reference).maps for each in (stages, host))
+    np.testing.assert_allclose(found, expected, atol=SAME)
     with pytest.raises(RuntimeError, match="overwritten"):
         stages.localise(encoded, reference)
 
@@ -255,7 +258,7 @@ def test_the_host_path_in_between_changes_nothing(machine: Machine, seeing_bundl
         large, reference = pixels(3, seed=9), references[(index + 1) % 3]
         assert_same(results(stages, large, reference), results(plain, large, reference))
     encoded = stages.encode(pixels())
-    maps, _ = stages.localise(encoded, references[0])
+    maps = stages.localise(encoded, references[0]).prompt_maps
     stages.prompt(maps + 1, pixels(seed=5), references[2])  # a map that is not the last stage's
     found = stages.prompt(maps, pixels(), references[0])
     limit = SAME * np.abs(found).max()
@@ -281,7 +284,7 @@ def test_a_learner_that_reads_more_reads_the_encoders_pixels_and_the_number_of_n
             copies = ["htod", *["dtoh"] * (3 if reference.bank is None else 5)]
             assert machine.cuda.copies == copies, "pixels are uploaded once, unchanged counts not at all"
     images = pixels()
-    maps, _ = stages.localise(stages.encode(images), Against(text()))
+    maps = stages.localise(stages.encode(images), Against(text())).prompt_maps
     other = pixels(seed=7)  # not what was encoded
     found, expected = (each.prompt(maps, other, Against(text())) for each in (stages, plain))
     np.testing.assert_allclose(found, expected, atol=SAME * np.abs(expected).max())
@@ -318,7 +321,7 @@ def test_closing_frees_everything_and_ends_its_use(machine: Machine, tiny_bundle
         for _ in range(3):
             results(stages, pixels(), reference)
     encoded = stages.encode(pixels())
-    maps, _ = stages.localise(encoded, references[0])
+    maps = stages.localise(encoded, references[0]).prompt_maps
     assert machine.cuda.memory
     assert machine.num_graphs == 4
     stages.close()

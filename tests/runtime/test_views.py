@@ -30,6 +30,7 @@ from anomalygpt_edge.runtime.outputs.records import Identity, make_record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
 from anomalygpt_edge.runtime.vision.regions import Region, find_regions_of_views, name_places
+from anomalygpt_edge.runtime.vision.stages import Localised
 from anomalygpt_edge.runtime.vision.views import (
     FrameSize,
     Layout,
@@ -484,7 +485,7 @@ def test_a_rejected_part_always_has_a_region(layout, resize, level, num_specks, 
         row, column, side = rng.integers(0, 56), rng.integers(0, 56), rng.integers(1, 4)
         maps[rng.integers(len(views)), row : row + side, column : column + side] = rng.random()
     product = SimpleNamespace(layout=layout, resize=resize)
-    seen = see_frame(views, maps, None, product, level, (120, 160), 1)
+    seen = see_frame(views, Localised(maps, maps, None), product, level, (120, 160), 1)
     regions = seen.shown(seen.regions, Status.FAIL)
     assert regions
     assert {region.view for region in regions} <= {view.name for view in views}

@@ -57,7 +57,7 @@ def run_chain(
     results = networks["encoder"].run(pixels=pixels)
     features = results["patch_features"]
     results |= networks["decoder"].run(patch_features=features, text_features=text_features)
-    results["anomaly_map"] = localise(results["patch_logits"], pixels.shape[-1])
+    results["anomaly_map"] = localise(results["patch_logits"], bundle.manifest.vision.map_size)
     learner = bundle.manifest.components["prompt_learner"]
     inputs = learner_inputs(learner, results["anomaly_map"], 0, pixels)
     return results | networks["prompt_learner"].run(**inputs)
