@@ -289,8 +289,12 @@ class Inspector:
 
     @property
     def _region_level(self) -> float | None:
-        levels = self.bundle.manifest.region_level
-        return levels.zero_shot if self.product.bank is None else levels.few_shot
+        """The level of regions in the maps' units: the bundle's, or the limit if the bundle's is for raw maps."""
+        manifest, product = self.bundle.manifest, self.product
+        if product.limit is not None and manifest.map_units == "raw":
+            return product.limit
+        levels = manifest.region_level
+        return levels.zero_shot if product.bank is None else levels.few_shot
 
     def _checked_bank(self, bank: MemoryBank) -> MemoryBank:
         if bank.encoder_sha256 != self.bundle.encoder_sha256:

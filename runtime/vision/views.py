@@ -183,7 +183,7 @@ def unseen_share(views: tuple[View, ...], frame_size: tuple[int, int], resize: R
         y = (y[: rows - part[0].start] + 0.5) * height / rows - y0
         u, v = xx * x + yx * y, xy * x + yy * y  # the inverse of a rotation is its transpose
         seen[part] |= (u >= across[0]) & (u <= across[1]) & (v >= down[0]) & (v <= down[1])
-    return 1 - np.count_nonzero(seen) / seen.size
+    return 1 - int(np.count_nonzero(seen)) / seen.size
 
 
 def describe_share(share: float) -> str:
