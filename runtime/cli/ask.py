@@ -25,7 +25,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..bundles.bundle import Manifest
-    from ..language.dialogue import Dialogue
+    from ..inspection.conversation import Conversation
 
 END_WORDS = ("quit", "exit")  # a line that ends a dialogue
 
@@ -88,7 +88,7 @@ def known_questions(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys(map(printable, [manifest.prompt.question, *manifest.questions])))
 
 
-def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:
+def answer_lines(dialogue: Conversation, lines: Iterable[str]) -> None:
     """Print the answer to each line. Empty lines are skipped.
 
     Standard input is read until a line is ``quit`` or ``exit``; a question that is not UTF-8 or does not fit into the
@@ -116,6 +116,8 @@ def answer_lines(dialogue: Dialogue, lines: Iterable[str]) -> None:
                 tell(str(error))
             else:
                 print(printable(answer.text), flush=True)
+                if answer.source == "inspection" and answer.model_text not in ("", answer.text):
+                    print(f"(the inspection's answer; the model said: {printable(answer.model_text)})", flush=True)
                 if answer.num_turns_dropped > num_dropped:
                     num_dropped = answer.num_turns_dropped
                     print(

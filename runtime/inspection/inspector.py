@@ -26,6 +26,7 @@ from ..vision.pipeline import VisionPipeline
 from ..vision.views import FrameSize
 from .assemble import Findings, assemble_verdict, make_parts, overrule_by_map, see_frame
 from .budget import MAP_STAGES, VERDICT_STAGES, Budget, CostsOfViews, StageCosts
+from .conversation import Conversation
 from .decide import Decision, decide_by_map, decide_views
 from .judge import judge
 from .product import Product, prepare_product
@@ -249,17 +250,21 @@ class Inspector:
             part.image_embedding, part.prompt_embeddings, question, reading=part.reading
         )
 
-    def dialogue(self, frame: np.ndarray) -> Dialogue:
-        """A dialogue about a frame (the view with the highest map score).
+    def dialogue(self, frame: np.ndarray) -> Conversation:
+        """A conversation about a frame: questions about the decision are answered from the verdict, other questions by
+        the language model about the view with the highest map score.
 
         Raises:
             ImageError: it is not a frame.
             ClosedError: the inspector was closed.
         """
-        part = self.part(frame)
+        question = self.product.question
+        with self._working(), self.vision.encoder_cache():
+            part = self.part(frame)
+            verdict = self.inspect(frame)
         dialogue = Dialogue(self.language, part.image_embedding, part.prompt_embeddings, part.reading)
         dialogue.view = part.view
-        return dialogue
+        return Conversation(verdict, dialogue, self.product, question)
 
     def part(self, frame: np.ndarray) -> Part:
         """The language model's input for the view with the highest map score, with the product's question.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +11,9 @@ import numpy as np
 
 from ..bundles.bundle import Bundle
 from ..common.errors import RecipeError
-from ..recipes.recipe import Decide, OperatingPoint, Recipe, WithoutVerdict, load_recipe
+from ..recipes.recipe import Decide, OperatingPoint, Recipe, SeverityRule, WithoutVerdict, load_recipe
 from ..vision.memory_bank import MemoryBank, load_bank
+from ..vision.regions import Region
 from ..vision.views import WHOLE, Layout
 
 
@@ -29,6 +31,8 @@ class Product:
         decide: whether a high map score overrules the answer.
         without_verdict: the status of a part without time for an answer: NO_RESULT, or by the map.
         layout: the views of a frame: the whole frame, regions or tiles.
+        mm_per_pixel: scale of the frame; None: not known.
+        severity: grades of defects, the worst first.
     """
 
     name: str
@@ -40,11 +44,29 @@ class Product:
     decide: Decide = "answer and map"
     without_verdict: WithoutVerdict = "no_result"
     layout: Layout = WHOLE
+    mm_per_pixel: float | None = None
+    severity: tuple[SeverityRule, ...] = ()
 
     @property
     def limit(self) -> float | None:
         """The map score that no good part exceeds; None without a memory bank that has units of normal variation."""
         return None if self.bank is None or self.bank.variation is None else self.bank.variation.limit
+
+
+    def severity_of(self, regions: Sequence[Region]) -> str:
+        """The grade of a part with these regions: the first rule that one of them meets; "" if none does."""
+        for rule in self.severity:
+            if any(self._meets(region, rule) for region in regions):
+                return rule.name
+        return ""
+
+    def _meets(self, region: Region, rule: SeverityRule) -> bool:
+        mm2 = region.area_px * (self.mm_per_pixel or 0) ** 2
+        return (
+            (rule.min_area_px is None or region.area_px >= rule.min_area_px)
+            and (rule.min_area_mm2 is None or mm2 >= rule.min_area_mm2)
+            and (not rule.places or region.place in rule.places)
+        )
 
 
 def prepare_product(
@@ -82,4 +104,6 @@ def prepare_product(
         decide=recipe.decide,
         without_verdict=recipe.without_verdict,
         layout=recipe.layout,
+        mm_per_pixel=recipe.mm_per_pixel,
+        severity=recipe.severity,
     )

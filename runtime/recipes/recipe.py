@@ -14,6 +14,7 @@ from msgspec import Meta
 from ..bundles.bundle import Name
 from ..common.errors import RecipeError
 from ..common.files import write_whole
+from ..common.places import PLACES
 from ..common.schema_errors import describe_error
 from ..vision.memory_bank import MemoryBankRecord
 from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
@@ -53,6 +54,26 @@ class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError(f"the operating point's score is {self.score}")
 
 
+class SeverityRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A grade of defects, for example "critical" from 4 square millimetres on.
+
+    Attributes:
+        name: of the grade.
+        min_area_px: smallest area of a region in square pixels of the frame; None: any.
+        min_area_mm2: the same in square millimetres; needs ``mm_per_pixel``.
+        places: places where the rule holds ("top left"); empty: everywhere.
+    """
+
+    name: Name
+    min_area_px: Annotated[float, Meta(ge=0)] | None = None
+    min_area_mm2: Annotated[float, Meta(ge=0)] | None = None
+    places: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [place for place in self.places if place not in PLACES]:
+            raise ValueError(f"{unknown[0]!r} is not a place: choose among {', '.join(PLACES)}")
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The settings of a product; None or "" means the bundle's default.
 
@@ -76,6 +97,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     frame: FrameSize | None = None
     tiles: Tiles | None = None
     regions: tuple[RegionOfInterest, ...] = ()
+    mm_per_pixel: Annotated[float, Meta(gt=0)] | None = None  # of the frame; sizes are also stated in millimetres
+    severity: tuple[SeverityRule, ...] = ()  # the first rule that a region meets is its grade: the worst comes first
 
     @property
     def layout(self) -> Layout:
@@ -89,6 +112,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
             raise ValueError(f"schema version {self.schema_version}, but this program reads {SCHEMA_VERSION}")
         if self.without_verdict == "map" and self.operating_point is None:
             raise ValueError("there is no operating_point, which without_verdict = 'map' requires")
+        if self.mm_per_pixel is None and any(rule.min_area_mm2 is not None for rule in self.severity):
+            raise ValueError("a severity rule has min_area_mm2, which requires mm_per_pixel")
 
 
 def load_recipe(path: Path | str) -> Recipe:
