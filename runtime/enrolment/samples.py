@@ -78,7 +78,9 @@ def check_sizes(samples: Sequence[Sample]) -> None:
             )
 
 
-def largest_unseen(samples: Sequence[Sample], layout: Layout, resize: Resize) -> tuple[float, tuple[int, int]]:
+def largest_unseen(
+    samples: Sequence[Sample], layout: Layout, resize: Resize
+) -> tuple[float, tuple[int, int]]:
     """The largest share of a sample that no view shows, 0..1, and (height, width) of that sample in pixels."""
     sizes = {sample.pixels.shape[:2] for sample in samples}
     return max((unseen_share(layout.views(size), size, resize), size) for size in sizes)

@@ -53,7 +53,6 @@ class Line:
         records: RecordFile | None = None,
         overlays: OverlayFolder | None = None,
         rejects_only: bool = False,
-        level: float | None = None,
         max_parts: int | None = None,
         budget_ms: float | None = None,
     ) -> None:
@@ -61,7 +60,6 @@ class Line:
         Args:
             choose_recipe: prepares the inspector for a frame's product; returns the recipe's name.
             rejects_only: write no overlay for a PASS.
-            level: the map's operating level, which scales the overlays' colours.
             max_parts: stop after this many parts; None: when the source ends.
             budget_ms: time for each part, from its frame's arrival here; stages that do not fit are skipped.
         """
@@ -69,7 +67,6 @@ class Line:
         self._choose_recipe = choose_recipe
         self._records, self._overlays = records, overlays
         self._rejects_only = rejects_only
-        self._level = level
         self._max_parts = max_parts
         self._budget_ms = budget_ms
         self.tally = Tally()
@@ -154,7 +151,7 @@ class Line:
         assert self._overlays is not None
         note = "  |  ".join(filter(None, (f"part {frame.part_id}", frame.product, f"{latency_ms:.0f} ms")))
         try:
-            image = draw_overlay(_drawable(frame), verdict, note, self._level)
+            image = draw_overlay(_drawable(frame), verdict, note)
             self._overlays.put(overlay_name(sequence, frame.part_id), image)
         except Exception as error:  # native code may raise any exception
             self.num_overlays_missing += 1

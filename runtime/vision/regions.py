@@ -37,7 +37,9 @@ class Region(Schema, frozen=True):
     peak: Annotated[float, Meta(description="The largest value of the anomaly map inside the region.")]
     view: Annotated[
         str,
-        Meta(description='The region or tile that place refers to; "" where the frame is inspected as a whole.'),
+        Meta(
+            description='The region or tile that place refers to; "" where the frame is inspected as a whole.'
+        ),
     ] = ""
 
 
@@ -171,7 +173,10 @@ def _position(box: Box, resize: Literal["crop", "stretch"], x: float, y: float) 
 def _whole_view(view: View, peak: float, frame_size: tuple[int, int]) -> Region:
     """A region that covers a view's box, turned boxes as if upright."""
     height, width = frame_size
-    left, top = min(max(0, math.floor(view.box.x)), width - 1), min(max(0, math.floor(view.box.y)), height - 1)
+    left, top = (
+        min(max(0, math.floor(view.box.x)), width - 1),
+        min(max(0, math.floor(view.box.y)), height - 1),
+    )
     right, bottom = min(width, left + int(view.box.width)), min(height, top + int(view.box.height))
     box = (left, top, right - left, bottom - top)
     return Region(box=box, place="center", area_px=float(box[2] * box[3]), peak=peak)

@@ -116,7 +116,11 @@ def test_boxes_lie_in_the_frame(height: int, width: int, resize: str, seed: int,
     [
         ("Yes, there is an anomaly in the image, at the top left of the image.", ["top left"], True),
         ("Yes, there is an anomaly in the image, at the top left of the image.", ["top left"] * 2, True),
-        ("Yes, there is an anomaly in the image, at the top left of the image.", ["top left", "center"], False),
+        (
+            "Yes, there is an anomaly in the image, at the top left of the image.",
+            ["top left", "center"],
+            False,
+        ),
         ("Yes, there are 2 anomalies in the image, they are at the top and left.", ["left", "top"], True),
         ("Yes, there are 2 anomalies in the image, they are at the top and left.", ["left"], False),
         ("Yes, there is an anomaly in the image, at the top left of the image.", ["top"], False),

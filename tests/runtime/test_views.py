@@ -415,7 +415,7 @@ def test_the_record_contains_every_view(inspector: Inspector, recipes: dict[str,
     for x, y, width, height in (region["box"] for region in stored["regions"]):
         assert 0 <= x <= x + width <= 160
         assert 0 <= y <= y + height <= 120
-    draw_overlay(frame(), verdict, level=0.1)
+    draw_overlay(frame(), verdict)
 
 
 def test_the_map_in_the_frame_combines_all_views(inspector: Inspector, recipes: dict[str, Path]) -> None:
