@@ -22,7 +22,7 @@ from .tally import Tally, outcome
 REFRESH_SECONDS = 0.1
 MAX_ROWS = 18
 CHROME_ROWS = 8  # lines of the table's title, header, rules and caption of up to three lines
-MAP_COLUMNS = 100  # a narrower terminal has no column for the map score
+MAP_COLUMNS = 120  # a narrower terminal has no column for the map score
 MAP_LEGEND = "map 1 = good parts, red over the limit"
 SENTENCE_LINES = ((140, 1), (100, 2), (0, 3))  # from this terminal width on, a sentence takes this many lines
 STATUS_STYLES = {Status.PASS: "bold green", Status.FAIL: "bold red", Status.NO_RESULT: "bold yellow"}
