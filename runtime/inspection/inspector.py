@@ -20,6 +20,7 @@ from ..language.dialogue import Dialogue
 from ..language.model import LanguageModel
 from ..recipes.recipe import Recipe
 from ..vision.bank_builder import build_bank
+from ..vision.batches import Progress
 from ..vision.engines import AUTO, choose_engine
 from ..vision.memory_bank import MemoryBank, Storage
 from ..vision.pipeline import VisionPipeline
@@ -68,6 +69,7 @@ class Inspector:
         self.product = product
         self.clock = time.perf_counter
         self._costs = CostsOfViews()
+        self._progress: Progress | None = None
         self._resources = resources
         self._lifetime = Lifetime("the inspector")
         self._lock = threading.RLock()
@@ -127,6 +129,16 @@ class Inspector:
     def reset_costs(self) -> None:
         """Discard the measured durations of the stages, for example after the machine's load has changed."""
         self._costs = CostsOfViews()
+
+    def watch(self, progress: Progress | None) -> None:
+        """Show the progress of frames with many views.
+
+        Args:
+            progress: called in the thread of the inspection with the stage ("encode", "localise", "prompt" or
+                "judge"), the number of views that have passed it and the number of views; None: nothing is called.
+        """
+        self._progress = progress
+        self.vision.watch(progress)
 
     def close(self) -> None:
         """Free the models' native memory and restore NumPy's threads; may be called twice."""
@@ -228,7 +240,9 @@ class Inspector:
             prompts = vision.prompt(localised.prompt_maps, pixels, product)
         with timer.stage("judge"):
             parts = make_parts(encoded, prompts, seen, product)
-            answers = judge(self.language, parts, product.question, budget, self.costs, self.clock)
+            answers = judge(
+                self.language, parts, product.question, budget, self.costs, self.clock, self._progress
+            )
         with timer.stage("decide"):
             names = [view.name for view in views]
             words = self.bundle.manifest.prompt

@@ -34,6 +34,10 @@ class Display(Protocol):
 
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None: ...
 
+    def progress(self, part_id: str, stage: str, done: int, total: int) -> None:
+        """Show how many views of the part that is being inspected have passed a stage, on a terminal."""
+        ...
+
     def say(self, sentence: str) -> None:
         """Show what the operator must know and no part's line tells."""
         ...
@@ -81,6 +85,7 @@ class LiveTable:
         self._console = console
         self._rows: deque[tuple[Frame, Verdict, float]] = deque(maxlen=MAX_ROWS)
         self._tally = Tally()
+        self._progress = ""
         self._drawn = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
@@ -88,6 +93,12 @@ class LiveTable:
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
         self._rows.append((frame, verdict, latency_ms))
         self._tally = tally
+        self._progress = ""
+        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._draw()
+
+    def progress(self, part_id: str, stage: str, done: int, total: int) -> None:
+        self._progress = f"part {printable(part_id)}: {stage} {done} of {total} views"
         if time.monotonic() - self._drawn >= REFRESH_SECONDS:
             self._draw()
 
@@ -142,8 +153,11 @@ class LiveTable:
         return max(1, min(MAX_ROWS, (self._console.height - CHROME_ROWS) // lines))
 
     def _caption(self) -> str:
+        if not self._rows:
+            return self._progress
         verdict = self._rows[-1][1]
         remarks = (
+            self._progress,
             self._tally.counts(self._total),
             self._tally.catches(),
             self._tally.latency(),
@@ -179,6 +193,9 @@ class PlainLines:
             f"[{truth}]" if (truth := outcome(frame, verdict.status)) else "",
         ]
         self._print("  ".join(filter(None, fields)))
+
+    def progress(self, part_id: str, stage: str, done: int, total: int) -> None:
+        pass
 
     def say(self, sentence: str) -> None:
         tell(sentence)

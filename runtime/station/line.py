@@ -24,6 +24,8 @@ from ..outputs.records import Identity, RecordFile, make_record
 from ..outputs.tally import Tally
 from ..vision.images import check_frame
 
+PROGRESS_SECONDS = 2.0  # a part that takes longer shows its progress
+
 
 class FrameInspector(Protocol):
     """The interface of an inspector that the line uses."""
@@ -75,6 +77,7 @@ class Line:
         self.num_overlays_missing = 0
         self.overlay_failure = ""
         self._overlay_failed = False
+        self._part_id, self._started = "", 0.0  # of the part that is being inspected
 
     def run(self) -> Tally:
         """Inspect until the source ends, or SIGINT or SIGTERM arrives; the part being inspected is finished.
@@ -93,6 +96,11 @@ class Line:
             self.stopped_by = stopping.number
         return self.tally
 
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show the progress of a part that takes long; for ``Inspector.watch``."""
+        if time.perf_counter() - self._started >= PROGRESS_SECONDS:
+            self._display.progress(self._part_id, stage, done, total)
+
     def _frames(self, stopping: StopRequest) -> Iterator[Frame]:
         """The camera's frames. If the camera fails, one frame without pixels follows, for the part that was due."""
         frames = self._camera.frames()
@@ -109,6 +117,7 @@ class Line:
 
     def _handle(self, frame: Frame) -> None:
         started = time.perf_counter()
+        self._part_id, self._started = frame.part_id, started
         verdict, recipe = self._inspect(frame, started)
         latency_ms = (time.perf_counter() - started) * 1e3
         sequence = self._records.next_sequence if self._records else self.tally.num_parts + 1

@@ -143,6 +143,7 @@ def run_line(options: RunOptions) -> None:
             max_parts=options.parts,
             budget_ms=options.budget_ms,
         )
+        inspector.watch(line.progress)
         line.run()
     print("\n".join(summary(line, options)))
     if line.lost:

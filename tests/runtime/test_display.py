@@ -113,6 +113,18 @@ def test_what_is_not_inspected_is_said() -> None:
     assert "25 % of the frame is not inspected" in table
 
 
+def test_the_progress_of_a_long_part_is_shown_on_a_terminal_until_its_verdict() -> None:
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=150, height=30)
+        display = open_display("agpt run: test", console)
+        display.progress("board [7]", "encode", 16, 138)
+        assert ("part board [7]: encode 16 of 138 views" in console.file.getvalue()) is terminal
+        before = len(console.file.getvalue())
+        display.put(Frame("board [7]", "test", None), verdict_of(1, 2), 10.0, Tally())
+        display.close()
+        assert "of 138 views" not in console.file.getvalue()[before:]
+
+
 def test_markup_in_an_id_is_only_text():
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
     display = open_display("title", console)
