@@ -181,7 +181,7 @@ def _legend(canvas: np.ndarray, corner: tuple[int, int], right: int, limit: floa
     if limit is None:
         marks, note = [(0.0, "0"), (1.0, "1")], "raw map, without a limit"
     else:
-        marks = [(0.0, "0"), (0.5, f"limit {limit:.2g}"), (1.0, f"{2 * limit:.2g}")]
+        marks = [(0.0, "0"), (0.5, f"limit {limit:.2f}"), (1.0, f"{2 * limit:.2f}")]
         note = ""
         if limit > 1:
             marks.insert(1, (0.5 / limit, "1 = good parts"))
@@ -303,11 +303,11 @@ def _figures(verdict: Verdict) -> list[str]:
         figures.append(f"p(anomaly) {verdict.p_anomaly:.3f}")
     if text := map_score(verdict):
         figures.append(text)
+    if verdict.agreement is False:
+        figures.append("sentence and map name different places")
     if nearest := verdict.nearest_normal:
         place = f"{nearest.view}, {nearest.place}" if nearest.view else nearest.place
         figures.append(f"nearest normal: sample {nearest.sample}, {place}")
-    if verdict.agreement is False:
-        figures.append("sentence and map name different places")
     return figures
 
 
