@@ -13,7 +13,15 @@ from ...kernels import cell_peaks, summarise
 from ..common.places import PLACES, named_places, place_name
 from ..language.answer import Answer, MapReading, Part
 from ..vision.memory_bank import MemoryBank
-from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level, name_places
+from ..vision.regions import (
+    MAX_REGIONS,
+    Region,
+    find_regions,
+    find_regions_of_views,
+    half_way_level,
+    name_places,
+    region_in_frame,
+)
 from ..vision.stages import Encoded, Localised, Matches
 from ..vision.views import FrameSize, View, unseen_share
 from .budget import Rung
@@ -204,6 +212,8 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
     regions = seen.shown(seen.regions, decision.status) if shows_regions else ()
     if views:  # the deciding view's sentence and regions refer to the same image
         regions = name_places(regions, shown, product.resize, deciding)
+        if decision.status is Status.FAIL and frame:
+            regions = with_deciding(regions, seen.views[deciding], (frame.height, frame.width))
     return msgspec.structs.replace(
         verdict,
         maps=seen.maps,
@@ -225,6 +235,19 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
             for each in views
         ),
     )
+
+
+def with_deciding(
+    regions: tuple[Region, ...], view: SeenView, frame_size: tuple[int, int]
+) -> tuple[Region, ...]:
+    """The regions of a frame, highest peak first, with the highest one of the deciding view if it had none.
+
+    The regions are those of the blended map of all views, and the view that decides may have a lower map than others.
+    """
+    if any(region.view == view.view.name for region in regions):
+        return regions
+    own = region_in_frame(view.regions[0], view.view, frame_size)
+    return tuple(sorted((*regions[: MAX_REGIONS - 1], own), key=lambda region: -region.peak))
 
 
 def add_answers(

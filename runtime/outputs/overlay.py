@@ -86,7 +86,9 @@ def draw_overlay(frame: np.ndarray | None, verdict: Verdict, note: str = "") -> 
         for picture in (marked, pane):
             _outline_views(picture, verdict, scale)
         _name_views(pane, verdict, scale)
-        regions = verdict.regions[:1] if is_below_limit(verdict) else verdict.regions
+        regions = verdict.regions
+        if is_below_limit(verdict):  # the highest region of the view that decides
+            regions = tuple(region for region in regions if region.view == verdict.view)[:1] or regions[:1]
         _outline_regions(marked, regions, scale)
         _outline_regions(pane, regions, scale)
     below = width > LONG * height

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from ...kernels import Box, Summary, Window, components, project, resize_window, summarise
-from ...kernels.geometry import frame_to_map
+from ...kernels.geometry import box_to_frame, frame_to_map
 from ..bundles.bundle import Schema
 from ..common.places import place_name
 from .views import View
@@ -161,6 +161,20 @@ def name_places(
         row, column = (min(max(each, 0.0), 1.0) for each in points[best])
         named.append(msgspec.structs.replace(region, view=views[best].name, place=place_name(row, column)))
     return tuple(named)
+
+
+def region_in_frame(region: Region, view: View, frame_size: tuple[int, int]) -> Region:
+    """A region of a view, in pixels of its box, as a region in pixels of a frame of (height, width) pixels.
+
+    In a rotated view the box of the result is the upright one around the region.
+    """
+    x, y, width, height = region.box
+    xx, xy, x0, yx, yy, y0 = box_to_frame(view.box)
+    corners = [(u, v) for u in (x, x + width) for v in (y, y + height)]
+    columns = [min(max(round(xx * u + xy * v + x0), 0), frame_size[1]) for u, v in corners]
+    rows = [min(max(round(yx * u + yy * v + y0), 0), frame_size[0]) for u, v in corners]
+    box = (min(columns), min(rows), max(columns) - min(columns), max(rows) - min(rows))
+    return msgspec.structs.replace(region, box=box, view=view.name)
 
 
 def _position(box: Box, resize: Literal["crop", "stretch"], x: float, y: float) -> tuple[float, float]:

@@ -21,10 +21,10 @@ from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, Recip
 from anomalygpt_edge.runtime.common.places import PLACES
 from anomalygpt_edge.runtime.enrolment.enroll import enroll
 from anomalygpt_edge.runtime.evaluation.trace import trace_inspection
-from anomalygpt_edge.runtime.inspection.assemble import see_frame
-from anomalygpt_edge.runtime.inspection.decide import decide, decide_views
+from anomalygpt_edge.runtime.inspection.assemble import add_maps, see_frame
+from anomalygpt_edge.runtime.inspection.decide import Decision, decide, decide_views
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
-from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.outputs.overlay import draw_overlay
 from anomalygpt_edge.runtime.outputs.records import Identity, make_record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
@@ -293,7 +293,9 @@ def test_every_view_is_judged_like_a_frame_of_its_own(
         own = (
             bank
             if len(bank.features) == 1
-            else MemoryBank(bank.features[index : index + 1], 2, bank.encoder_sha256)
+            else replace(
+                bank, features=bank.features[index : index + 1], units=bank.units[index : index + 1]
+            )
         )
         inspector.use(replace(product, bank=own, layout=Layout()))
         alone = inspector.inspect(frame()[y : y + height, x : x + width])
@@ -518,6 +520,24 @@ def test_a_region_is_named_in_the_view_whose_sentence_is_shown() -> None:
     far = Region((5, 5, 10, 10), "center", 100.0, 0.9)
     (found,) = name_places([far], views, "stretch", 1)
     assert (found.view, found.place) == ("first", "top left"), "the second view does not show it"
+
+
+@pytest.mark.parametrize("angle", [0.0, 90.0])
+def test_the_deciding_view_has_a_region_where_others_are_higher(angle: float) -> None:
+    """The second region fails by its answer although the map of the first one is higher."""
+    boxes = (Box(0, 0, 60, 60), Box(90, 50, 60, 60, angle))
+    regions = tuple(RegionOfInterest(name, *box) for name, box in zip(("a", "b"), boxes, strict=True))
+    product = SimpleNamespace(layout=Layout(frame=SIZE, regions=regions), resize="stretch", limit=None)
+    maps = np.full((2, 60, 60), 0.1, np.float32)
+    maps[0, 20:40, 20:40] = 0.9
+    maps[1, 5:15, 40:55] = 0.3
+    seen = see_frame(product.layout.views((120, 160)), Localised(maps, maps, None), product, 0.5, (120, 160), 1)
+    verdict = Verdict(status=Status.FAIL, reason="", frame=SIZE, resize="stretch")
+    shown = add_maps(verdict, seen, Decision(Status.FAIL, "", deciding=1), product).regions
+    assert [(region.view, region.place) for region in shown] == [("a", "center"), ("b", "top right")]
+    assert shown[1].box == ((130, 55, 15, 10) if angle == 0 else (135, 90, 10, 15))
+    passed = add_maps(verdict, seen, Decision(Status.PASS, "", deciding=1), product).regions
+    assert [region.view for region in passed] == ["a"]
 
 
 def test_places_in_views_that_are_turned_or_cropped() -> None:
