@@ -469,7 +469,7 @@ SOME_LAYOUTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     SOME_LAYOUTS,
     st.sampled_from(["crop", "stretch"]),
@@ -482,9 +482,9 @@ def test_a_rejected_part_always_has_a_region(layout, resize, level, num_specks, 
     """Also where the map has only specks, or where the blended map stays below the level that a view's map reaches."""
     rng = np.random.default_rng(seed)
     views = layout.views((120, 160))
-    maps = np.full((len(views), 56, 56), background, np.float32)
+    maps = np.full((len(views), 224, 224), background, np.float32)
     for _ in range(num_specks):
-        row, column, side = rng.integers(0, 56), rng.integers(0, 56), rng.integers(1, 4)
+        row, column, side = rng.integers(0, 224), rng.integers(0, 224), rng.integers(1, 5)
         maps[rng.integers(len(views)), row : row + side, column : column + side] = rng.random()
     product = SimpleNamespace(layout=layout, resize=resize)
     seen = see_frame(views, Localised(maps, maps, None), product, level, (120, 160), 1)
