@@ -178,7 +178,7 @@ class PlainLines:
 
     def put(self, frame: Frame, verdict: Verdict, latency_ms: float, tally: Tally) -> None:
         if verdict.unseen and verdict.unseen != self._unseen:  # said once
-            self._print(unseen_text(verdict.unseen))
+            self.say(unseen_text(verdict.unseen))
             self._unseen = verdict.unseen
         fields = [
             f"{tally.num_parts:>5}" + (f" of {self._total}" if self._total else ""),

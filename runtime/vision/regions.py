@@ -82,8 +82,8 @@ def find_regions(
     large = [each for each in found if each.area >= min_area]
     regions = []
     for x, y, width, height, area, peak in large or sorted(found, key=lambda each: -each.peak)[:1]:
-        left, right = round((x + window.left) * scale_x), round((x + width + window.left) * scale_x)
-        top, bottom = round((y + window.top) * scale_y), round((y + height + window.top) * scale_y)
+        left, right = _pixels((x + window.left) * scale_x, (x + width + window.left) * scale_x, frame_size[1])
+        top, bottom = _pixels((y + window.top) * scale_y, (y + height + window.top) * scale_y, frame_size[0])
         regions.append(
             Region(
                 box=(left, top, right - left, bottom - top),
@@ -93,6 +93,12 @@ def find_regions(
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak)[:MAX_REGIONS])
+
+
+def _pixels(first: float, last: float, length: int) -> tuple[int, int]:
+    """The limits of an interval on a side of ``length`` pixels, in whole pixels; it has at least one pixel."""
+    start = min(max(round(first), 0), length - 1)
+    return start, min(max(round(last), start + 1), length)
 
 
 def find_regions_of_views(
@@ -171,10 +177,11 @@ def region_in_frame(region: Region, view: View, frame_size: tuple[int, int]) -> 
     x, y, width, height = region.box
     xx, xy, x0, yx, yy, y0 = box_to_frame(view.box)
     corners = [(u, v) for u in (x, x + width) for v in (y, y + height)]
-    columns = [min(max(round(xx * u + xy * v + x0), 0), frame_size[1]) for u, v in corners]
-    rows = [min(max(round(yx * u + yy * v + y0), 0), frame_size[0]) for u, v in corners]
-    box = (min(columns), min(rows), max(columns) - min(columns), max(rows) - min(rows))
-    return msgspec.structs.replace(region, box=box, view=view.name)
+    columns = [xx * u + xy * v + x0 for u, v in corners]
+    rows = [yx * u + yy * v + y0 for u, v in corners]
+    left, right = _pixels(min(columns), max(columns), frame_size[1])
+    top, bottom = _pixels(min(rows), max(rows), frame_size[0])
+    return msgspec.structs.replace(region, box=(left, top, right - left, bottom - top), view=view.name)
 
 
 def _position(box: Box, resize: Literal["crop", "stretch"], x: float, y: float) -> tuple[float, float]:
