@@ -125,7 +125,8 @@ def test_the_commands_work(folder: Path, page: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
 def test_the_python_example_works(folder: Path, page: str) -> None:
     if not (folder / "tray.toml").exists():
-        run(folder, ["agpt", "enroll", "--name", "tray", "--normal", "good", "--out", "tray.toml"])
+        enrolment = ["--name", "tray", "--normal", "good", "--resize", "crop", "--out", "tray.toml"]
+        run(folder, ["agpt", "enroll", *enrolment])
     code = blocks(page, "python")[0]
     assert len(code.splitlines()) <= 10
     assert run(folder, ["python", "-c", code]).startswith("FAIL 0.9")

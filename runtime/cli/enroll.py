@@ -80,6 +80,14 @@ def enroll(
             "pixels and degrees clockwise. May be given several times."
         ),
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="How the frame is fitted to the square that the model sees: crop (the centre square; the rest is not "
+            "inspected) or stretch (everything, distorted). Required without --tiles and --region where crop would "
+            "leave out more than a tenth of the frame. Default: the bundle's; stretch for tiles and regions."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     engine: EngineOption = "auto",
 ) -> None:
@@ -88,12 +96,12 @@ def enroll(
     from ..enrolment.enroll import check_folder, check_options
     from ..enrolment.enroll import enroll as make_recipe
     from ..enrolment.operating_point import rate_limit
-    from ..enrolment.samples import identical_samples, read_samples
+    from ..enrolment.samples import check_unseen, identical_samples, largest_unseen, read_samples
     from ..inspection.inspector import Inspector
     from ..vision.image_files import image_paths
-    from ..vision.views import parse_region, parse_tiles
+    from ..vision.views import describe_seen, describe_share, make_layout, parse_region, parse_tiles
 
-    check_options(name, storage, max_patches, augmentation, without_verdict)
+    check_options(name, storage, max_patches, augmentation, without_verdict, resize)
     check_folder(out)
     grid = parse_tiles(tiles, overlap) if tiles is not None else None
     regions = [parse_region(text) for text in region or ()]
@@ -101,7 +109,11 @@ def enroll(
     others = read_samples(image_paths(held_out, tell)) if held_out else []
     for name_of_copy, name_of_first in identical_samples(samples):
         tell(f"{name_of_copy} is identical to {name_of_first}: it adds nothing to the memory bank")
+    layout = make_layout(grid, tuple(regions), samples[0].pixels.shape[:2])
     with Inspector.open(bundle, class_name=class_name, threads=threads, engine=engine) as inspector:
+        fitted = inspector.bundle.manifest.preprocess.resize if layout.is_whole else "stretch"
+        if resize is None:
+            check_unseen(samples, layout, fitted, overlap)
         recipe = make_recipe(
             inspector,
             samples,
@@ -117,8 +129,12 @@ def enroll(
             tiles=grid,
             regions=regions,
             augmentation=augmentation,  # type: ignore[arg-type]  # checked there
+            resize=resize,  # type: ignore[arg-type]  # checked there
         )
     print(f"{out}: recipe {name!r} from {len(samples)} good parts; use it with --recipe {out}")
+    unseen, _ = largest_unseen(samples, layout, recipe.resize or fitted)
+    if unseen:
+        print(f"not inspected: {describe_share(unseen)} of the frame, outside {describe_seen(layout)}")
     if point := recipe.operating_point:
         limit = rate_limit(point.false_reject_rate, point.num_normals)
         print(

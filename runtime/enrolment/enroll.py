@@ -22,7 +22,7 @@ from ..inspection.verdict import Verdict
 from ..recipes.recipe import Recipe, WithoutVerdict, save_recipe
 from ..vision.augment import check_augmentation
 from ..vision.memory_bank import MemoryBank, Storage
-from ..vision.views import RegionOfInterest, Tiles, make_layout
+from ..vision.views import RegionOfInterest, Resize, Tiles, make_layout
 from .operating_point import check_rate, choose_operating_point
 from .samples import Sample, check_apart, check_sizes, name_samples
 
@@ -48,6 +48,7 @@ def enroll(
     tiles: Tiles | None = None,
     regions: Sequence[RegionOfInterest] = (),
     augmentation: Augmentation | None = None,
+    resize: Resize | None = None,
 ) -> Recipe:
     """Make a recipe, ``out`` (TOML), and its memory bank in the same folder (``<stem>.bank.npz``).
 
@@ -69,6 +70,9 @@ def enroll(
         tiles: inspect tiles of the frame, which share the memory bank.
         regions: inspect these boxes of the frame, each with its own memory bank.
         augmentation: of the normal samples in the memory bank, see ``augment``; None for the bundle's default.
+        resize: how frames, or regions and tiles, are fitted to the encoder's square input: "crop" cuts the centre
+            square, so that the rest is not inspected (``Verdict.unseen``); "stretch" keeps everything. None: the
+            bundle's default for whole frames, "stretch" for regions and tiles.
 
     Returns:
         The recipe as written; load it with ``inspector.use(out)``.
@@ -82,7 +86,7 @@ def enroll(
     known, others = name_samples(normals, "normal image"), name_samples(held_out, "held-out image")
     if not known:
         raise RecipeError("there are no normal images: give at least one")
-    check_options(name, storage, max_patches, augmentation, without_verdict)
+    check_options(name, storage, max_patches, augmentation, without_verdict, resize)
     check_folder(out)
     if false_reject_rate is not None:
         check_rate(false_reject_rate, len(others or known))
@@ -97,6 +101,7 @@ def enroll(
         class_name=class_name,
         description=description,
         question=question,
+        resize=resize,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         frame=layout.frame,
         tiles=layout.tiles,
@@ -144,6 +149,7 @@ def check_options(
     max_patches: int | None,
     augmentation: str | None,
     without_verdict: str,
+    resize: str | None = None,
 ) -> None:
     """Check the options of ``enroll``.
 
@@ -160,6 +166,8 @@ def check_options(
         check_augmentation(augmentation)
     if without_verdict not in get_args(WithoutVerdict):
         raise ConfigError(f"--without-verdict must be no_result or map, not {without_verdict!r}")
+    if resize is not None and resize not in get_args(Resize):
+        raise ConfigError(f"--resize must be crop or stretch, not {resize!r}")
 
 
 def check_folder(out: Path) -> None:

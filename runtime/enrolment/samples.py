@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.errors import ImageError, RecipeError
+from ..common.errors import ConfigError, ImageError, RecipeError
 from ..vision.images import check_frame, read_image
+from ..vision.views import Layout, Resize, describe_share, tiles_to_cover, unseen_share
+
+MAX_UNSEEN = 0.1  # share of the frame outside the centre square that needs the user's choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,38 @@ def check_sizes(samples: Sequence[Sample]) -> None:
                 f"{sample.name} has {other_width} x {other_height} pixels, but {samples[0].name} has {width} x "
                 f"{height}: tiles and regions need images of one size"
             )
+
+
+def largest_unseen(
+    samples: Sequence[Sample], layout: Layout, resize: Resize
+) -> tuple[float, tuple[int, int]]:
+    """The largest share of a sample that no view shows, 0..1, and (height, width) of that sample in pixels."""
+    sizes = {sample.pixels.shape[:2] for sample in samples}
+    return max((unseen_share(layout.views(size), size, resize), size) for size in sizes)
+
+
+def check_unseen(samples: Sequence[Sample], layout: Layout, resize: Resize, overlap: float) -> None:
+    """Check that whole frames are inspected almost completely.
+
+    Args:
+        samples: the normal samples.
+        layout: the views of a frame; regions are a choice already, and tiles show the whole frame.
+        resize: how frames are fitted to the encoder's input.
+        overlap: of the tiles that the message proposes.
+
+    Raises:
+        ConfigError: over 10 % of a frame lies outside the centre square.
+    """
+    if not layout.is_whole:
+        return
+    share, (height, width) = largest_unseen(samples, layout, resize)
+    if share > MAX_UNSEEN:
+        tiles = tiles_to_cover((height, width), overlap)
+        raise ConfigError(
+            f"{describe_share(share)} of a frame of {width} x {height} pixels lies outside its centre square and would "
+            f"not be inspected: give --tiles {tiles} or --resize stretch to inspect all of it, or --resize crop to "
+            "accept it"
+        )
 
 
 def check_apart(normals: Sequence[Sample], held_out: Sequence[Sample]) -> None:

@@ -13,9 +13,17 @@ from ...kernels import cell_peaks, summarise
 from ..common.places import PLACES, named_places, place_name
 from ..language.answer import Answer, MapReading, Part
 from ..vision.memory_bank import MemoryBank
-from ..vision.regions import Region, find_regions, find_regions_of_views, half_way_level
+from ..vision.regions import (
+    MAX_REGIONS,
+    Region,
+    find_regions,
+    find_regions_of_views,
+    half_way_level,
+    name_places,
+    region_in_frame,
+)
 from ..vision.stages import Encoded, Localised, Matches
-from ..vision.views import FrameSize, View
+from ..vision.views import FrameSize, View, unseen_share
 from .budget import Rung
 from .decide import Decision, overrule
 from .product import Product
@@ -50,7 +58,7 @@ class SeenFrame:
         views: the results of each view.
         maps: float32 [views, S, S].
         matches: the nearest normal patches; None without a memory bank.
-        regions: the regions in frame coordinates.
+        regions: the regions in frame coordinates, with places in the view that shows each best.
         level: the bundle's region level; None if none was chosen at training.
     """
 
@@ -114,10 +122,7 @@ def see_frame(
     if product.layout.is_whole:
         regions = seen[0].regions
     else:
-        highest = summarise(max(seen, key=lambda view: view.peak).anomaly_map)
-        boxes = [view.box for view in views]
-        frame_level = half_way_level(highest, level)
-        regions = find_regions_of_views(maps, boxes, frame_level, frame_size, product.resize, threads)
+        regions = find_regions_of_views(maps, views, level, frame_size, product.resize, threads)
     return SeenFrame(seen, maps, localised.matches, regions, level)
 
 
@@ -203,6 +208,13 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
     deciding = seen.highest if decision.deciding is None else decision.deciding
     shows_regions = decision.status is not Status.NO_RESULT or decision.is_of_answers
     views = () if product.layout.is_whole else seen.views
+    frame = verdict.frame
+    shown = tuple(each.view for each in seen.views)
+    regions = seen.shown(seen.regions, decision.status) if shows_regions else ()
+    if views:  # the deciding view's sentence and regions refer to the same image
+        regions = name_places(regions, shown, product.resize, deciding)
+        if decision.status is Status.FAIL and frame:
+            regions = with_deciding(regions, seen.views[deciding], (frame.height, frame.width))
     return msgspec.structs.replace(
         verdict,
         maps=seen.maps,
@@ -211,7 +223,8 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
         limit=product.limit,
         peak=max(view.peak for view in seen.views),
         view=seen.views[deciding].view.name,
-        regions=seen.shown(seen.regions, decision.status) if shows_regions else (),
+        regions=regions,
+        unseen=round(unseen_share(shown, (frame.height, frame.width), product.resize), 4) if frame else None,
         views=tuple(
             ViewResult(
                 name=each.view.name,
@@ -223,6 +236,19 @@ def add_maps(verdict: Verdict, seen: SeenFrame, decision: Decision, product: Pro
             for each in views
         ),
     )
+
+
+def with_deciding(
+    regions: tuple[Region, ...], view: SeenView, frame_size: tuple[int, int]
+) -> tuple[Region, ...]:
+    """The regions of a frame, highest peak first, with the highest one of the deciding view if it had none.
+
+    The regions are those of the blended map of all views, and the view that decides may have a lower map than others.
+    """
+    if any(region.view == view.view.name for region in regions):
+        return regions
+    own = region_in_frame(view.regions[0], view.view, frame_size)
+    return tuple(sorted((*regions[: MAX_REGIONS - 1], own), key=lambda region: -region.peak))
 
 
 def add_answers(
@@ -241,7 +267,7 @@ def add_answers(
         verdict,
         p_anomaly=answer.p_anomaly,
         sentence=whole_sentence(answer),
-        agreement=places_agree(answer.text, view.regions) if answer.affirmative else None,
+        agreement=places_agree(answer.text, seen.at_level(view.regions)) if answer.affirmative else None,
         nearest_normal=nearest_normal(seen, deciding, product.bank, grid) if rejected else None,
         views=tuple(
             msgspec.structs.replace(
@@ -273,9 +299,9 @@ def nearest_normal(seen: SeenFrame, index: int, bank: MemoryBank | None, grid: i
 
 
 def places_agree(sentence: str, regions: tuple[Region, ...]) -> bool | None:
-    """Whether a place in the sentence is the place of a region; None if the sentence names no place."""
-    places = named_places(sentence)
-    return any(region.place in places for region in regions) if places else None
+    """Whether the sentence names the place of every region and no other; None if it names no place."""
+    places = set(named_places(sentence))
+    return places == {region.place for region in regions} if places else None
 
 
 def whole_sentence(answer: Answer) -> str:

@@ -20,6 +20,7 @@ from ..language.dialogue import Dialogue
 from ..language.model import LanguageModel
 from ..recipes.recipe import Recipe
 from ..vision.bank_builder import build_bank
+from ..vision.batches import Progress
 from ..vision.engines import AUTO, choose_engine
 from ..vision.images import check_frame
 from ..vision.memory_bank import MemoryBank, Storage
@@ -69,6 +70,7 @@ class Inspector:
         self.product = product
         self.clock = time.perf_counter
         self._costs = CostsOfViews()
+        self._progress: Progress | None = None
         self._resources = resources
         self._lifetime = Lifetime("the inspector")
         self._lock = threading.RLock()
@@ -128,6 +130,16 @@ class Inspector:
     def reset_costs(self) -> None:
         """Discard the measured durations of the stages, for example after the machine's load has changed."""
         self._costs = CostsOfViews()
+
+    def watch(self, progress: Progress | None) -> None:
+        """Show the progress of frames with many views.
+
+        Args:
+            progress: called in the thread of the inspection with the stage ("encode", "localise", "prompt" or
+                "judge"), the number of views that have passed it and the number of views; None: nothing is called.
+        """
+        self._progress = progress
+        self.vision.watch(progress)
 
     def close(self) -> None:
         """Free the models' native memory and restore NumPy's threads; may be called twice."""
@@ -233,7 +245,9 @@ class Inspector:
             prompts = vision.prompt(localised.prompt_maps, pixels, product)
         with timer.stage("judge"):
             found.parts = make_parts(encoded, prompts, seen, product)
-            answers = judge(self.language, found.parts, product.question, budget, self.costs, self.clock)
+            answers = judge(
+                self.language, found.parts, product.question, budget, self.costs, self.clock, self._progress
+            )
         with timer.stage("decide"):
             names = [view.name for view in views]
             words = self.bundle.manifest.prompt
@@ -301,8 +315,12 @@ class Inspector:
 
     @property
     def _region_level(self) -> float | None:
-        levels = self.bundle.manifest.region_level
-        return levels.zero_shot if self.product.bank is None else levels.few_shot
+        """The level of regions in the maps' units: the bundle's, or the limit if the bundle's is for raw maps."""
+        manifest, product = self.bundle.manifest, self.product
+        if product.limit is not None and manifest.map_units == "raw":
+            return product.limit
+        levels = manifest.region_level
+        return levels.zero_shot if product.bank is None else levels.few_shot
 
     def _checked_bank(self, bank: MemoryBank) -> MemoryBank:
         if bank.encoder_sha256 != self.bundle.encoder_sha256:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..language.answer import Answer, Part
 from ..language.model import LanguageModel
+from ..vision.batches import Progress
 from .budget import Budget, PassTimer, StageCosts
 
 
@@ -16,6 +17,7 @@ def judge(
     budget: Budget,
     costs: StageCosts,
     clock: Callable[[], float],
+    progress: Progress | None = None,
 ) -> list[Answer]:
     """One answer for each view, in groups as large as fit into the language model's context.
 
@@ -27,6 +29,7 @@ def judge(
             over the sentences.
         costs: the stage costs; the durations of the passes are added to them.
         clock: current time in seconds.
+        progress: called after each group if there are several.
     """
     timer = PassTimer(costs, clock, budget, len(parts))
     group_size = language.num_together(question)
@@ -35,4 +38,6 @@ def judge(
         group = parts[first : first + group_size]
         answers += language.answer_all(group, stop=timer.begin(len(group)))
         timer.lap()
+        if progress is not None and len(parts) > group_size:
+            progress("judge", len(answers), len(parts))
     return answers

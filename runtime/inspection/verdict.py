@@ -18,6 +18,7 @@ from .budget import Rung
 
 DecidedBy = Literal["answer", "operating point", "map"]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 NUMBERS = ("p_anomaly", "score", "peak")
 
 
@@ -115,7 +116,8 @@ class Result(Schema, frozen=True, kw_only=True):
     agreement: Annotated[
         bool | None,
         Meta(
-            description="Whether a place in the sentence is a region's place; null if the sentence names none."
+            description="Whether the sentence names the places of all regions that reach the region level, and no "
+            "others; null if it names none."
         ),
     ] = None
     decided_by: Annotated[
@@ -156,6 +158,13 @@ class Result(Schema, frozen=True, kw_only=True):
             'centre square, "stretch" keeps everything.'
         ),
     ] = "crop"
+    unseen: Annotated[
+        Share | None,
+        Meta(
+            description="Share of the frame that was not inspected, 0 to 1: outside the regions or tiles, or outside "
+            "the centre square; null where no map was computed.",
+        ),
+    ] = None
 
 
 class Verdict(Result, frozen=True, kw_only=True):

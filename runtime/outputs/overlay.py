@@ -1,24 +1,31 @@
-"""The overlay of a verdict: the frame, the frame with its anomaly map and regions, and a caption."""
+"""The overlay of a verdict: the frame with its regions, the anomaly map with its colour scale, and a caption."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
+import msgspec
 import numpy as np
 
-from ...kernels import summarise
+from ...kernels.geometry import box_to_frame
 from ..common.errors import AgptError
 from ..common.files import write_whole
 from ..common.printable import printable
 from ..inspection.verdict import Region, Status, Verdict
-from ..vision.regions import half_way_level
+from ..vision.views import describe_share
 
-PANE_SIDE = 480  # longest side of each of the two pictures, px
+PANE_SIDE = 480  # longest side of each of the two pictures, px; twice as much for long frames
+LONG = 2.0  # ratio of a frame's sides from which on it is long
+MIN_WIDTH = 640  # of the overlay, px, so that the caption has room
 MARGIN = 12
+LABEL_WIDTH = 200  # room for the labels of a frame that is narrower, px
+MAX_NAMED_VIEWS = 6
+LEGEND_HEIGHT = 44
 CAPTION_HEIGHT = 80
 
 # The "up" filter compresses photographs better and faster than OpenCV's default; OpenCV 4 does not offer it.
@@ -33,84 +40,163 @@ BACKGROUND: Color = (30, 26, 24)
 INK: Color = (245, 245, 245)
 FAINT_INK: Color = (170, 165, 160)
 DARK_INK: Color = (20, 16, 14)
+UNSEEN: Color = (72, 68, 66)  # stripes of the map where nothing was inspected
 STATUS_COLORS: dict[Status, Color] = {
     Status.PASS: (110, 200, 80),
     Status.FAIL: (80, 80, 240),
     Status.NO_RESULT: (60, 180, 245),
 }
-MAX_OPACITY = 0.55
-DIMMING = 0.6  # opacity of the background colour outside the inspected area
-HEAT_FROM, HEAT_FULL = 0.7, 1.8  # multiples of the region level: heat from 0 to its maximum
+DIMMING = 0.6  # opacity of the background colour over the part of the frame that was not inspected
+
+# The colour scale of maps: from 0 to the limit calm colours, from there to twice the limit alarm colours. Raw maps,
+# 0 to 1, have only the calm ones.
+CALM: tuple[Color, ...] = ((46, 36, 30), (96, 62, 40), (150, 104, 52), (178, 158, 96))
+ALARM: tuple[Color, ...] = ((70, 215, 255), (20, 130, 255), (40, 30, 225), (60, 0, 140))
+STEPS = 128  # colours of each half
+JUST_BELOW = 1 - 1e-4
+BELOW_LIMIT = "map below the limit"
 
 
-def draw_overlay(
-    frame: np.ndarray | None, verdict: Verdict, note: str = "", level: float | None = None
-) -> np.ndarray:
+def draw_overlay(frame: np.ndarray | None, verdict: Verdict, note: str = "") -> np.ndarray:
     """Draw one part's verdict.
+
+    The colours of the map depend on ``verdict.limit`` alone, so they mean the same for every part of a recipe. Alarm
+    colours are values from the limit on in views whose score is over the limit; elsewhere single pixels over it have
+    the highest calm colour. A rejected part whose score is not over the limit has its highest region outlined.
 
     Args:
         frame: uint8 [H, W, 3] BGR; None when no usable frame arrived.
         verdict: the verdict about it.
         note: a line in small letters under the sentence (part, product, time).
-        level: the region level, which the heat's scale is relative to (``half_way_level`` for a FAIL that does not
-            reach it). None scales each map to its own range, as AnomalyGPT does.
 
     Returns:
         uint8 [h, w, 3] BGR.
     """
     scene = np.full((PANE_SIDE * 3 // 4, PANE_SIDE, 3), 48, np.uint8) if frame is None else frame
-    plain = _fit(scene)
-    heated = plain
-    if frame is not None and verdict.anomaly_map is not None:
-        if level is not None and verdict.status is Status.FAIL:
-            level = half_way_level(summarise(verdict.anomaly_map), level)
-        heated = _heat(plain, verdict.map_in_frame(outside=np.nan, size=plain.shape[:2]), level)
-        scale = heated.shape[1] / frame.shape[1]
-        _outline_views(heated, verdict, scale)
-        _mark_regions(heated, verdict.regions, scale)
-    height, width = plain.shape[:2]
-    canvas = np.full((height + CAPTION_HEIGHT + 2 * MARGIN, 2 * width + 3 * MARGIN, 3), BACKGROUND, np.uint8)
-    canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = plain
-    canvas[MARGIN : MARGIN + height, 2 * MARGIN + width : 2 * (MARGIN + width)] = heated
-    _caption(canvas, MARGIN + height, verdict, note)
+    marked = _fit(scene)
+    height, width = marked.shape[:2]
+    shown = np.full((height, width), np.nan, np.float32)
+    if frame is not None and verdict.maps is not None:
+        shown = calmed(verdict).map_in_frame(outside=np.nan, size=(height, width))
+        unseen = ~np.isfinite(shown)
+        marked[unseen] = (marked[unseen] * (1 - DIMMING) + np.array(BACKGROUND) * DIMMING).astype(np.uint8)
+    pane = _map_pane(shown, verdict.limit)
+    if frame is not None and verdict.maps is not None:
+        scale = width / frame.shape[1]
+        for picture in (marked, pane):
+            _outline_views(picture, verdict, scale)
+        _name_views(pane, verdict, scale)
+        regions = verdict.regions
+        if is_below_limit(verdict):  # the highest region of the view that decides
+            regions = tuple(region for region in regions if region.view == verdict.view)[:1] or regions[:1]
+        _outline_regions(marked, regions, scale)
+        _outline_regions(pane, regions, scale)
+    below = width > LONG * height
+    gap = (
+        MARGIN if below or width >= LABEL_WIDTH else LABEL_WIDTH
+    )  # beside a narrow frame there is room for labels
+    left, top = (MARGIN, 2 * MARGIN + height) if below else (MARGIN + width + gap, MARGIN)
+    bottom = top + height
+    canvas_width = max(left + width + MARGIN, MIN_WIDTH)
+    canvas = np.full(
+        (bottom + LEGEND_HEIGHT + CAPTION_HEIGHT + MARGIN, canvas_width, 3), BACKGROUND, np.uint8
+    )
+    canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width] = marked
+    canvas[top : top + height, left : left + width] = pane
+    if frame is not None and verdict.maps is not None:
+        beside = canvas[MARGIN : MARGIN + height, MARGIN : MARGIN + width + (0 if below else gap - MARGIN)]
+        _label_regions(beside, regions, scale, BELOW_LIMIT if is_below_limit(verdict) else "")
+    details = [note, *_figures(verdict)]
+    if verdict.maps is not None:
+        apart = left + width == canvas_width - MARGIN and not below
+        _legend(canvas, (left if apart else MARGIN, bottom + 10), canvas_width - MARGIN, verdict.limit)
+        if verdict.unseen and apart:
+            text = _cut(unseen_text(verdict.unseen), 15, width)
+            _write(canvas, (MARGIN, bottom + 26), text, 15, STATUS_COLORS[Status.NO_RESULT])
+        elif verdict.unseen:
+            details.insert(1, unseen_text(verdict.unseen))
+    _caption(canvas, bottom + LEGEND_HEIGHT - MARGIN, verdict, details)
     return canvas
 
 
+def is_below_limit(verdict: Verdict) -> bool:
+    """Whether a part is rejected although its map score is not over the limit."""
+    limit, score = verdict.limit, verdict.score
+    return verdict.status is Status.FAIL and limit is not None and score is not None and score <= limit
+
+
+def calmed(verdict: Verdict) -> Verdict:
+    """The verdict with maps that reach the limit only in views whose score is over the limit."""
+    if verdict.limit is None or verdict.maps is None:
+        return verdict
+    scores = [view.score for view in verdict.views] or [verdict.score]
+    alarming = np.array([score is not None and score > verdict.limit for score in scores])
+    highest = np.where(alarming, np.inf, verdict.limit * JUST_BELOW).astype(np.float32)
+    return msgspec.structs.replace(verdict, maps=np.minimum(verdict.maps, highest[:, None, None]))
+
+
 def _fit(image: np.ndarray) -> np.ndarray:
-    """A copy of the image whose longer side is ``PANE_SIDE``."""
+    """A copy of the image whose longer side is ``PANE_SIDE``, or twice that if it is ``LONG``."""
     height, width = image.shape[:2]
-    scale = PANE_SIDE / max(height, width)
+    side = 2 * PANE_SIDE if max(height, width) > LONG * min(height, width) else PANE_SIDE
+    scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _heat(image: np.ndarray, anomaly_map: np.ndarray, level: float | None) -> np.ndarray:
-    """Blend the map over the image, from yellow to deep red for high values; NaN (not inspected) is dimmed.
-
-    Args:
-        image: uint8 [h, w, 3] BGR.
-        anomaly_map: float32 [h, w].
-        level: as in ``draw_overlay``.
-    """
-    inspected = np.isfinite(anomaly_map)
-    if not inspected.any():
-        low, high = 0.0, 1.0
-    elif level is None:
-        low, high = float(anomaly_map[inspected].min()), float(anomaly_map[inspected].max())
-    else:
-        low, high = HEAT_FROM * level, HEAT_FULL * level
-    strength = np.clip((np.nan_to_num(anomaly_map) - low) / max(high - low, 1e-6), 0, 1)
-    tint = _heat_colors()[(strength * 255).astype(np.uint8)]
-    opacity = np.where(inspected, MAX_OPACITY * strength**0.75, DIMMING)[..., None]
-    tint[~inspected] = BACKGROUND
-    return (image * (1 - opacity) + tint * opacity).astype(np.uint8)
-
-
 @lru_cache(maxsize=1)
-def _heat_colors() -> np.ndarray:
-    """The warm half of OpenCV's turbo colour map, uint8 [256, 3] BGR."""
-    warm = np.linspace(150, 240, 256).astype(np.uint8)
-    return cv2.applyColorMap(warm[None], cv2.COLORMAP_TURBO)[0]
+def scale_colors() -> np.ndarray:
+    """The colours of the scale, uint8 [2 * STEPS, 3] BGR: calm ones, then alarm ones."""
+    halves = []
+    for colors in (CALM, ALARM):
+        positions = np.linspace(0, STEPS - 1, len(colors))
+        channels = [np.interp(np.arange(STEPS), positions, channel) for channel in zip(*colors, strict=True)]
+        halves.append(np.stack(channels, axis=1).round().astype(np.uint8))
+    return np.concatenate(halves)
+
+
+def color_steps(values: np.ndarray, limit: float | None) -> np.ndarray:
+    """The indices in ``scale_colors`` of a map's finite values, as an integer array of the same shape."""
+    if limit is None:
+        return np.clip(values * STEPS, 0, STEPS - 1).astype(np.intp)
+    steps = np.clip(values / limit * STEPS, 0, 2 * STEPS - 1).astype(np.intp)
+    return np.where(values < limit, np.minimum(steps, STEPS - 1), np.maximum(steps, STEPS))
+
+
+def _map_pane(anomaly_map: np.ndarray, limit: float | None) -> np.ndarray:
+    """The map in the colours of the scale, uint8 [h, w, 3] BGR; striped where it is NaN (not inspected)."""
+    inspected = np.isfinite(anomaly_map)
+    pane = scale_colors()[color_steps(np.where(inspected, anomaly_map, 0), limit)]
+    rows, columns = np.ogrid[: pane.shape[0], : pane.shape[1]]
+    pane[~inspected] = BACKGROUND
+    pane[~inspected & ((rows + columns) % 12 < 2)] = UNSEEN
+    return pane
+
+
+def _legend(canvas: np.ndarray, corner: tuple[int, int], right: int, limit: float | None) -> None:
+    """Draw the colour scale from ``corner`` (its upper left) to column ``right``, with its values."""
+    left, top = corner
+    num_steps = STEPS if limit is None else 2 * STEPS
+    width = max(1, right - left)
+    steps = np.arange(width) * num_steps // width
+    canvas[top : top + 10, left:right] = scale_colors()[steps]
+    if limit is None:
+        marks, note = [(0.0, "0"), (1.0, "1")], "raw map, without a limit"
+    else:
+        marks = [(0.0, "0"), (0.5, f"limit {limit:.2f}"), (1.0, f"{2 * limit:.2f}")]
+        note = ""
+        if limit > 1:
+            marks.insert(1, (0.5 / limit, "1 = good parts"))
+    taken = left - 10
+    for position, text in marks:
+        x, length = left + round(position * (width - 1)), _text_width(text, 13)
+        start = int(np.clip(x - length / 2, left, max(left, right - length)))
+        cv2.line(canvas, (x, top), (x, top + 13), INK, 1)
+        if start > taken + 8 and start + length <= canvas.shape[1]:
+            _write(canvas, (start, top + 26), text, 13, FAINT_INK)
+            taken = start + length
+    if note and (start := left + (width - _text_width(note, 13)) // 2) > left + 20:
+        _write(canvas, (start, top + 26), note, 13, FAINT_INK)
 
 
 def _outline_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
@@ -123,26 +209,74 @@ def _outline_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
             cv2.polylines(image, [outline], True, STATUS_COLORS[Status.FAIL], 1, cv2.LINE_AA)
 
 
-def _mark_regions(image: np.ndarray, regions: list[Region] | tuple[Region, ...], scale: float) -> None:
-    """Outline each region and label it with its place; ``scale`` is pane pixels per frame pixel."""
+def _name_views(image: np.ndarray, verdict: Verdict, scale: float) -> None:
+    """Write the names of views into their upper left corners, where there is room: of failing ones, or of a few."""
+    for view in verdict.views:
+        if view.status != Status.FAIL and len(verdict.views) > MAX_NAMED_VIEWS:
+            continue
+        if _text_width(view.name, 12) + 12 <= view.box.width * scale and view.box.height * scale >= 24:
+            xx, xy, x0, yx, yy, y0 = box_to_frame(view.box)
+            u, v = 6 / scale, 16 / scale
+            corner = (round((xx * u + xy * v + x0) * scale), round((yx * u + yy * v + y0) * scale))
+            _write(image, corner, view.name, 12, INK)
+
+
+def _outline_regions(image: np.ndarray, regions: Sequence[Region], scale: float) -> None:
+    """Outline each region; ``scale`` is pane pixels per frame pixel."""
     for region in regions:
         x, y, width, height = (round(side * scale) for side in region.box)
         for thickness, color in ((4, DARK_INK), (2, INK)):
             cv2.rectangle(image, (x, y), (x + width, y + height), color, thickness, cv2.LINE_AA)
-        _label(image, (x, y), region.place)
 
 
-def _label(image: np.ndarray, corner: tuple[int, int], text: str) -> None:
-    """Write a text on a small plate above a box's upper left corner, inside the image."""
-    width, height = _text_width(text, 14) + 10, 20
-    x = int(np.clip(corner[0] - 1, 0, max(0, image.shape[1] - width)))
-    y = int(np.clip(corner[1] - height - 1, 0, max(0, image.shape[0] - height)))
-    cv2.rectangle(image, (x, y), (x + width, y + height), INK, cv2.FILLED)
-    _write(image, (x + 5, y + 15), text, 14, DARK_INK)
+def _label_regions(image: np.ndarray, regions: Sequence[Region], scale: float, remark: str) -> None:
+    """Label each region with its place on a small plate, beside all regions and earlier plates where possible."""
+    boxes = [_Rectangle(*(round(side * scale) for side in region.box)) for region in regions]
+    taken = list(boxes)
+    for region, box in zip(regions, boxes, strict=True):
+        text = f"{region.view}: {region.place}" if region.view else region.place
+        text = _cut(f"{text}, {remark}" if remark else text, 14, image.shape[1] - 10)
+        width, height = _text_width(text, 14) + 10, 20
+        places = (
+            (box.x - 1, box.y - height - 1),
+            (box.x - 1, box.y + box.height + 2),
+            (box.x + box.width + 4, box.y),
+            (box.x - width - 4, box.y),
+            (box.x - 1, box.y - 2 * height - 3),
+        )
+        candidates = [
+            _Rectangle(
+                int(np.clip(x, 0, max(0, image.shape[1] - width - 1))),
+                int(np.clip(y, 0, max(0, image.shape[0] - height - 1))),
+                width,
+                height,
+            )
+            for x, y in places
+        ]
+        free = (each for each in candidates if not any(each.overlaps(other) for other in taken))
+        x, y, width, height = plate = next(free, candidates[0])
+        taken.append(plate)
+        cv2.rectangle(image, (x, y), (x + width, y + height), INK, cv2.FILLED)
+        _write(image, (x + 5, y + 15), text, 14, DARK_INK)
 
 
-def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
-    """Write status, headline, note and figures below the panes, whose lower edge is at row ``top``."""
+class _Rectangle(NamedTuple):
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def overlaps(self, other: _Rectangle) -> bool:
+        return (
+            self.x < other.x + other.width
+            and other.x < self.x + self.width
+            and self.y < other.y + other.height
+            and other.y < self.y + self.height
+        )
+
+
+def _caption(canvas: np.ndarray, top: int, verdict: Verdict, details: Sequence[str]) -> None:
+    """Write status, headline and details (note, figures) below row ``top``."""
     status = verdict.status.value.replace("_", " ")
     plate_width = _text_width(status, 22, bold=True) + 28
     left, upper = MARGIN, top + MARGIN
@@ -153,8 +287,8 @@ def _caption(canvas: np.ndarray, top: int, verdict: Verdict, note: str) -> None:
     lines = _wrap(headline(verdict), 18, canvas.shape[1] - MARGIN - text_left)
     for row, line in enumerate(lines):
         _write(canvas, (text_left, upper + 33 - 7 * len(lines) + 22 * row), line, 18, INK)
-    details = "  |  ".join(part for part in (note, *_figures(verdict)) if part)
-    _write(canvas, (left, upper + 70), _cut(details, 15, canvas.shape[1] - 2 * MARGIN), 15, FAINT_INK)
+    line = "  |  ".join(part for part in details if part)
+    _write(canvas, (left, upper + 70), _cut(line, 15, canvas.shape[1] - 2 * MARGIN), 15, FAINT_INK)
 
 
 def headline(verdict: Verdict) -> str:
@@ -169,14 +303,29 @@ def _figures(verdict: Verdict) -> list[str]:
     figures = []
     if verdict.p_anomaly is not None and np.isfinite(verdict.p_anomaly):
         figures.append(f"p(anomaly) {verdict.p_anomaly:.3f}")
-    if verdict.score is not None and np.isfinite(verdict.score):
-        figures.append(f"map score {verdict.score:.3f}")
+    if text := map_score(verdict):
+        figures.append(text)
+    if verdict.agreement is False:
+        figures.append("sentence and map name different places")
     if nearest := verdict.nearest_normal:
         place = f"{nearest.view}, {nearest.place}" if nearest.view else nearest.place
         figures.append(f"nearest normal: sample {nearest.sample}, {place}")
-    if verdict.agreement is False:
-        figures.append("sentence and map disagree")
     return figures
+
+
+def map_score(verdict: Verdict) -> str:
+    """The map score with the limit that it is compared with; "" if there is none."""
+    score, limit = verdict.score, verdict.limit
+    if score is None or not np.isfinite(score):
+        return ""
+    if limit is None:
+        return f"raw map score {score:.3f}"
+    return f"map score {score:.2f}, limit {limit:.2f}"
+
+
+def unseen_text(share: float) -> str:
+    """The remark that a share of the frame, 0..1, was not inspected."""
+    return f"{describe_share(share)} of the frame is not inspected"
 
 
 def _wrap(text: str, size: int, room: int) -> list[str]:

@@ -24,6 +24,8 @@ from ..outputs.records import Identity, RecordFile, make_record
 from ..outputs.tally import Tally
 from ..vision.images import check_frame
 
+PROGRESS_SECONDS = 2.0  # a part that takes longer shows its progress
+
 
 class FrameInspector(Protocol):
     """The interface of an inspector that the line uses."""
@@ -53,7 +55,6 @@ class Line:
         records: RecordFile | None = None,
         overlays: OverlayFolder | None = None,
         rejects_only: bool = False,
-        level: float | None = None,
         max_parts: int | None = None,
         budget_ms: float | None = None,
     ) -> None:
@@ -61,7 +62,6 @@ class Line:
         Args:
             choose_recipe: prepares the inspector for a frame's product; returns the recipe's name.
             rejects_only: write no overlay for a PASS.
-            level: the map's operating level, which scales the overlays' colours.
             max_parts: stop after this many parts; None: when the source ends.
             budget_ms: time for each part, from its frame's arrival here; stages that do not fit are skipped.
         """
@@ -69,7 +69,6 @@ class Line:
         self._choose_recipe = choose_recipe
         self._records, self._overlays = records, overlays
         self._rejects_only = rejects_only
-        self._level = level
         self._max_parts = max_parts
         self._budget_ms = budget_ms
         self.tally = Tally()
@@ -78,6 +77,7 @@ class Line:
         self.num_overlays_missing = 0
         self.overlay_failure = ""
         self._overlay_failed = False
+        self._part_id, self._started = "", 0.0  # of the part that is being inspected
 
     def run(self) -> Tally:
         """Inspect until the source ends, or SIGINT or SIGTERM arrives; the part being inspected is finished.
@@ -96,6 +96,11 @@ class Line:
             self.stopped_by = stopping.number
         return self.tally
 
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show the progress of a part that takes long; for ``Inspector.watch``."""
+        if time.perf_counter() - self._started >= PROGRESS_SECONDS:
+            self._display.progress(self._part_id, stage, done, total)
+
     def _frames(self, stopping: StopRequest) -> Iterator[Frame]:
         """The camera's frames. If the camera fails, one frame without pixels follows, for the part that was due."""
         frames = self._camera.frames()
@@ -112,6 +117,7 @@ class Line:
 
     def _handle(self, frame: Frame) -> None:
         started = time.perf_counter()
+        self._part_id, self._started = frame.part_id, started
         verdict, recipe = self._inspect(frame, started)
         latency_ms = (time.perf_counter() - started) * 1e3
         sequence = self._records.next_sequence if self._records else self.tally.num_parts + 1
@@ -154,7 +160,7 @@ class Line:
         assert self._overlays is not None
         note = "  |  ".join(filter(None, (f"part {frame.part_id}", frame.product, f"{latency_ms:.0f} ms")))
         try:
-            image = draw_overlay(_drawable(frame), verdict, note, self._level)
+            image = draw_overlay(_drawable(frame), verdict, note)
             self._overlays.put(overlay_name(sequence, frame.part_id), image)
         except Exception as error:  # native code may raise any exception
             self.num_overlays_missing += 1

@@ -129,7 +129,6 @@ def run_line(options: RunOptions) -> None:
             )
             choose_recipe = _recipe_chooser(inspector, options)
         manifest = inspector.bundle.manifest
-        few_shot = inspector.product.bank is not None
         line = Line(
             camera,
             inspector,
@@ -141,10 +140,10 @@ def run_line(options: RunOptions) -> None:
             records=records,
             overlays=overlays,
             rejects_only=options.overlays == "reject",
-            level=manifest.region_level.few_shot if few_shot else manifest.region_level.zero_shot,
             max_parts=options.parts,
             budget_ms=options.budget_ms,
         )
+        inspector.watch(line.progress)
         line.run()
     print("\n".join(summary(line, options)))
     if line.lost:

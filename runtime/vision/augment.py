@@ -6,7 +6,7 @@ every position. The preprocessed pixels are augmented, so that whole frames, til
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import cv2
@@ -58,15 +58,15 @@ def augment(pixels: np.ndarray, augmentation: Augmentation, grid: int) -> list[t
     return versions
 
 
-def vary(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
+def vary(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Iterator[np.ndarray]:
     """A good part as it may look a moment later: moved, rotated, scaled, brighter, darker, blurred, noisy.
 
     Args:
         pixels: float32 [views, 3, S, S], the encoder's input.
         mean, std: of its channels, as in the manifest.
 
-    Returns:
-        Eight versions of the same shape, the same ones for every product.
+    Yields:
+        Eight versions of the same shape, the same ones for every product; one at a time, as tiles take much memory.
     """
     planes = np.moveaxis(pixels, 1, -1) * np.float32(std) + np.float32(mean)  # 0..1
     size = planes.shape[1]
@@ -78,21 +78,25 @@ def vary(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> lis
         matrix[:, 2] += (x * size, y * size)
         return np.stack(
             [
-                cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+                cv2.warpAffine(
+                    image, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
+                )
                 for image in images
             ]
         )
 
     noise = np.random.default_rng(0).normal(0, 4 / 255, (size, size, 1)).astype(np.float32)
-    versions = [
-        moved(planes, x=0.015, y=0.01),
-        moved(planes, x=-0.01, y=-0.02),
-        moved(planes, angle=3) * 1.1,
-        moved(planes, angle=-3) * 0.9,
-        moved(planes, angle=1, scale=1.03),
-        moved(planes, angle=-1, scale=0.97),
-        np.stack([cv2.GaussianBlur(image, (0, 0), size / 448) for image in planes]),
-        planes + noise,
-    ]
-    scaled = [(np.clip(each, 0, 1) - np.float32(mean)) / np.float32(std) for each in versions]
-    return [np.ascontiguousarray(np.moveaxis(each, -1, 1), np.float32) for each in scaled]
+
+    def versions() -> Iterator[np.ndarray]:
+        yield moved(planes, x=0.015, y=0.01)
+        yield moved(planes, x=-0.01, y=-0.02)
+        yield moved(planes, angle=3) * 1.1
+        yield moved(planes, angle=-3) * 0.9
+        yield moved(planes, angle=1, scale=1.03)
+        yield moved(planes, angle=-1, scale=0.97)
+        yield np.stack([cv2.GaussianBlur(image, (0, 0), size / 448) for image in planes])
+        yield planes + noise
+
+    for version in versions():
+        scaled = (np.clip(version, 0, 1) - np.float32(mean)) / np.float32(std)
+        yield np.ascontiguousarray(np.moveaxis(scaled, -1, 1), np.float32)

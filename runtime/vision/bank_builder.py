@@ -54,20 +54,21 @@ def build_bank(
     augmented, overlapping = NUM_IMAGES[augmentation] > 1, geometry.shifts > 1
     thinned = overlapping and not are_few(manifest, layout, len(normals))
     kept = distinct_patches(geometry) if thinned else slice(None)
-    samples, plain, varied = [], [], []
+    samples, plain = [], []
+    first: np.ndarray | None = None
     for frame in track(normals):
         pixels = vision.preprocess(frame, vision.views(frame, settings), settings)
         versions = augment(pixels, augmentation, geometry.grid)
         features = [vision.encode(version).patch_features for version, _ in versions]
         samples.append(np.concatenate([each[:, :, kept] for each in features], axis=2))
         plain.append(features[0])
-        if not varied:
-            spec = manifest.preprocess
-            varied = [vision.encode(each).patch_features for each in vary(pixels, spec.mean, spec.std)]
+        first = pixels if first is None else first
     shown = np.concatenate([patches[kept] for _, patches in versions]) if augmented or thinned else None
+    assert first is not None
+    spec = manifest.preprocess
     measured = measure_variation(
         plain,
-        varied,
+        (vision.encode(each).patch_features for each in vary(first, spec.mean, spec.std)),  # made if needed
         geometry.tap_weights,
         geometry.map_size,
         per_view=bool(layout.regions),

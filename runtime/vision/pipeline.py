@@ -12,6 +12,7 @@ import numpy as np
 from ...kernels import preprocess
 from ..bundles.bundle import Bundle
 from ..common.lifetime import Lifetime
+from .batches import Progress
 from .engines import Engine, open_networks
 from .images import check_frame
 from .resident_stages import open_resident_stages
@@ -111,6 +112,10 @@ class VisionPipeline:
         float32 [views, num_prompts, D]."""
         self._lifetime.check()
         return self._stages.prompt(prompt_maps, pixels, reference)
+
+    def watch(self, progress: Progress | None) -> None:
+        """Set what is called after each batch of views of a frame that has several batches (many tiles)."""
+        self._stages.progress = progress
 
     @contextmanager
     def encoder_cache(self, max_bytes: int = CACHE_BYTES) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from ...kernels import localise, upsample
 from ..bundles.bundle import NETWORKS, Bundle
+from .batches import Progress, run_in_batches
 from .engines import Engine, learner_inputs
 from .memory_bank import MemoryBank
 
@@ -67,7 +69,12 @@ class Localised:
 
 
 class Stages:
-    """Runs encoder, decoder and prompt learner, and the kernels between them."""
+    """Runs encoder, decoder and prompt learner, and the kernels between them.
+
+    Attributes:
+        networks: the engine of each of ``NETWORKS``.
+        progress: called within a stage that runs in several batches; None: nothing is called.
+    """
 
     def __init__(self, bundle: Bundle, networks: dict[str, Engine], threads: int) -> None:
         """
@@ -79,13 +86,14 @@ class Stages:
         self._manifest = bundle.manifest
         self._threads = threads
         self.networks = networks
+        self.progress: Progress | None = None
         self._stack = ExitStack()
         for name in NETWORKS:
             self._stack.enter_context(closing(networks[name]))
 
     def encode(self, pixels: np.ndarray) -> Encoded:
         """float32 [views, 3, S, S] → image embeddings and patch features."""
-        outputs = self.networks["encoder"].run(pixels=pixels)
+        outputs = self._run("encode", "encoder", {"pixels": pixels})
         return Encoded(outputs["image_embedding"], outputs["patch_features"])
 
     def localise(self, encoded: Encoded, reference: Reference) -> Localised:
@@ -93,9 +101,9 @@ class Stages:
         size = self._manifest.vision.map_size
         bank = reference.bank
         if bank is None:
-            logits = self.networks["decoder"].run(
-                patch_features=encoded.patch_features, text_features=reference.text_features
-            )["patch_logits"]
+            features = {"patch_features": encoded.patch_features}
+            text = {"text_features": reference.text_features}
+            logits = self._run("localise", "decoder", features, text)["patch_logits"]
             maps = localise(logits, size, threads=self._threads)
             return Localised(maps, maps, None)
         matches = Matches(*bank.match(encoded.patch_features, self._threads))
@@ -111,7 +119,17 @@ class Stages:
         num_samples = 0 if reference.bank is None else reference.bank.num_samples
         learner = self._manifest.components["prompt_learner"]
         inputs = learner_inputs(learner, prompt_maps, num_samples, pixels)
-        return self.networks["prompt_learner"].run(**inputs)["prompt_embeddings"]
+        return self._run("prompt", "prompt_learner", inputs)["prompt_embeddings"]
+
+    def _run(
+        self,
+        stage: str,
+        network: str,
+        views: Mapping[str, np.ndarray],
+        shared: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """See ``run_in_batches``."""
+        return run_in_batches(self.networks[network], views, shared, stage=stage, progress=self.progress)
 
     def close(self) -> None:
         """Close the engines."""

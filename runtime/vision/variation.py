@@ -8,7 +8,7 @@ score of good parts among themselves, so that 1.0 is a good part of any product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -67,7 +67,7 @@ class Measured:
 
 def measure_variation(
     samples: Sequence[np.ndarray],
-    versions: Sequence[np.ndarray],
+    versions: Iterable[np.ndarray],
     weights: Sequence[float],
     map_size: int,
     *,
@@ -89,10 +89,8 @@ def measure_variation(
     comparisons = _leave_one_out(features, per_view, threads)
     different = [i for i, found in enumerate(comparisons) if found is not None]
     if len(different) < 2:
-        known = [features[0]] * len(versions)
         comparisons = [
-            _compare(normalise(version), [sample], [0], per_view, threads)
-            for version, sample in zip(versions, known, strict=True)
+            _compare(normalise(version), features[:1], [0], per_view, threads) for version in versions
         ]
         distances = np.mean([found.distance for found in comparisons], axis=0)  # of the one sample's patches
         units = np.repeat(_units(distances[None], per_view), len(features), axis=0)

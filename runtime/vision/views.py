@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from ...kernels import Box, split_grid, tile_grid
-from ...kernels.geometry import check_box
+from ...kernels.geometry import box_to_frame, check_box
 from ...kernels.types import MAX_SIDE
 from ..bundles.bundle import Name, Schema
 from ..common.errors import ConfigError, ImageError
 from ..common.schema_errors import describe_error
 
 MAX_VIEWS = 256  # per frame; each view passes the networks
+MAX_MASK_PIXELS = 1 << 20  # of the mask on which the inspected share of a frame is counted
+Resize = Literal["crop", "stretch"]
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 Pixels = Annotated[float, Meta(ge=-MAX_SIDE, le=MAX_SIDE)]
 
@@ -143,6 +147,63 @@ def _checked_box(region: RegionOfInterest, height: int, width: int) -> Box:
 
 def _tile_name(index: int, num_columns: int) -> str:
     return f"row {index // num_columns + 1} column {index % num_columns + 1}"
+
+
+@lru_cache(maxsize=64)
+def unseen_share(views: tuple[View, ...], frame_size: tuple[int, int], resize: Resize) -> float:
+    """Share of a frame that no view shows, 0..1: outside the regions or tiles, and outside the centre square of each
+    view that is cropped.
+
+    Args:
+        views: the views.
+        frame_size: (height, width) of the frame in pixels.
+        resize: how each view is fitted to the encoder's square input.
+
+    Returns:
+        The share, exact for upright boxes in frames of up to a megapixel, otherwise to about 0.001.
+    """
+    height, width = frame_size
+    scale = min(1.0, math.sqrt(MAX_MASK_PIXELS / (height * width)))
+    seen = np.zeros((max(1, round(scale * height)), max(1, round(scale * width))), bool)
+    rows, columns = seen.shape
+    for _, box in views:
+        xx, xy, x0, yx, yy, y0 = box_to_frame(box)
+        side = min(box.width, box.height) if resize == "crop" else None
+        seen_width, seen_height = (side, side) if side else (box.width, box.height)
+        left, top = (box.width - seen_width) / 2, (box.height - seen_height) / 2
+        across, down = (left, left + seen_width), (top, top + seen_height)
+        corners_x = [(xx * u + xy * v + x0) * columns / width for u in across for v in down]
+        corners_y = [(yx * u + yy * v + y0) * rows / height for u in across for v in down]
+        part = (
+            slice(max(0, math.floor(min(corners_y))), max(0, math.ceil(max(corners_y)))),
+            slice(max(0, math.floor(min(corners_x))), max(0, math.ceil(max(corners_x)))),
+        )
+        y, x = np.ogrid[part[0], part[1]]
+        x = (x[:, : columns - part[1].start] + 0.5) * width / columns - x0
+        y = (y[: rows - part[0].start] + 0.5) * height / rows - y0
+        u, v = xx * x + yx * y, xy * x + yy * y  # the inverse of a rotation is its transpose
+        seen[part] |= (u >= across[0]) & (u <= across[1]) & (v >= down[0]) & (v <= down[1])
+    return 1 - int(np.count_nonzero(seen)) / seen.size
+
+
+def describe_share(share: float) -> str:
+    """A share, 0..1, as a percentage that is 0 or 100 only if the share is."""
+    percent = 100 * share
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    return f"{min(max(percent, 0.1), 99.9):.{0 if 1 <= percent <= 99 else 1}f} %"
+
+
+def describe_seen(layout: Layout) -> str:
+    """What a layout inspects of a frame, for messages about the rest."""
+    return "the regions" if layout.regions else "the tiles" if layout.tiles else "the centre square"
+
+
+def tiles_to_cover(frame_size: tuple[int, int], overlap: float) -> str:
+    """The grid of square tiles, "ROWSxCOLUMNS", that covers a frame of (height, width) pixels with fewest tiles."""
+    short, long = sorted(frame_size)
+    count = math.ceil((long - short) / (short * (1 - overlap))) + 1
+    return f"1x{count}" if frame_size[1] >= frame_size[0] else f"{count}x1"
 
 
 def parse_tiles(text: str, overlap: float) -> Tiles:

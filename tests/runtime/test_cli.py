@@ -33,6 +33,9 @@ def agpt(*arguments: object, timeout: float = 120) -> subprocess.CompletedProces
     )
 
 
+UNSEEN = "agpt: 25 % of the frame is not inspected\n"  # of pictures of 80 x 60 pixels
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """The command in this process: status, standard output, standard error."""
@@ -97,6 +100,10 @@ def test_mistakes_on_the_command_line(call):
         (["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "b"], "did you mean --normal b?"),
         (["verify", "a", "b"], "agpt verify --help"),
         (["trace"], "Missing argument"),
+        (
+            ["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "--resize", "fit"],
+            "--resize must be crop or stretch",
+        ),
         (
             ["enroll", "--name", "x", "--out", "r.toml", "--normal", "a", "--without-verdict", "pass"],
             "--without-verdict must be no_result or map, not 'pass'",
@@ -163,7 +170,7 @@ def test_a_folder_is_inspected_and_the_broken_file_gets_its_record(tiny_bundle, 
     out = tmp_path / "out"
     result = agpt("run", "--source", parts, "--bundle", tiny_bundle, "--out", out, "--threads", 1)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert result.stderr == UNSEEN
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert [record["part_id"] for record in records] == ["a", "b", "c"]
     assert records[1]["status"] == "NO_RESULT"
@@ -195,7 +202,16 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     (parts / "b.png").unlink()
     recipe = tmp_path / "recipe.toml"
     bundle = ("--bundle", tiny_bundle, "--threads", 1)
-    assert call("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *bundle)[0] == 0
+    enrolment = ("enroll", "--name", "gear", "--normal", parts, "--out", recipe, *bundle)
+    status, _, complaint = call(*enrolment)
+    assert status == 2
+    assert not recipe.exists()
+    assert "25 % of a frame of 80 x 60 pixels" in complaint
+    assert "--tiles 1x2 or --resize stretch" in complaint
+    assert "--resize crop to accept it" in complaint
+    status, said, _ = call(*enrolment, "--resize", "crop")
+    assert status == 0
+    assert "not inspected: 25 % of the frame, outside the centre square" in said
     out = tmp_path / "out"
     assert (
         call("run", "--source", parts, "--recipe", recipe, "--out", out, "--overlays", "none", *bundle)[0]
@@ -203,6 +219,7 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
     )
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert [record["recipe"] for record in records] == ["gear", "gear"]
+    assert [record["unseen"] for record in records] == [0.25, 0.25]
     assert all(record["peak"] < 1e-3 for record in records), "a part is no distance from itself"
     assert not (out / "overlays").exists()
     status, said, _ = call("ask", parts / "a.png", "Is there any anomaly?", "--recipe", recipe, *bundle)
@@ -216,9 +233,9 @@ def test_enroll_then_run_ask_and_verify(call, tiny_bundle, parts, tmp_path):
 @pytest.mark.parametrize(
     ("options", "dtype", "rows", "exact"),
     [
-        (["--storage", "float16"], np.float16, 512, 1e-3),
-        (["--storage", "int8"], np.int8, 512, 1e-2),
-        (["--max-patches", 100], np.float32, 100, None),
+        (["--storage", "float16", "--resize", "stretch"], np.float16, 512, 1e-3),
+        (["--storage", "int8", "--resize", "crop"], np.int8, 512, 1e-2),
+        (["--max-patches", 100, "--resize", "crop"], np.float32, 100, None),
         (["--storage", "int8", "--max-patches", 64, "--tiles", "2x2"], np.int8, 64, None),
         (["--tiles", "2x2"], np.float32, 4 * 512, 1e-3),
         (["--region", "left=0,0,20,30", "--region", "right=25,5,20,20,15"], np.float32, 512, 1e-3),
@@ -341,7 +358,7 @@ def test_a_stopped_run_prints_its_summary_and_is_no_success(tiny_bundle, tmp_pat
     assert "    1 of 100000  " in first
     num_parts = len((out / "records.jsonl").read_text().splitlines())
     assert f"{num_parts} parts: " in printed
-    assert complaint == f"agpt: stopped by {number.name} after {num_parts} parts\n"
+    assert complaint == f"{UNSEEN}agpt: stopped by {number.name} after {num_parts} parts\n"
     assert process.returncode == 128 + number
 
 
@@ -498,4 +515,4 @@ def test_a_run_says_what_it_leaves_out_and_how_far_it_is(call, tiny_bundle, part
         status, said, err = call("run", "--source", parts, "--bundle", tiny_bundle, "--out", out)
         assert status == 0
         assert "    3 of 3  " in said
-        assert err == f"agpt: {parts}: {left_out}\n"
+        assert err == f"agpt: {parts}: {left_out}\n{UNSEEN}"

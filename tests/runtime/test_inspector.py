@@ -80,7 +80,7 @@ def test_an_inspection_gives_a_complete_verdict(zero_shot: Inspector) -> None:
     assert verdict.peak == verdict.anomaly_map.max() >= verdict.score > 0
     assert list(verdict.timings_ms) == STAGES
     assert verdict.regions
-    assert verdict.agreement is any(region.place == "top left" for region in verdict.regions)
+    assert verdict.agreement is ({region.place for region in verdict.regions} == {"top left"})
     assert verdict.map_in_frame().shape == (120, 160)
 
 

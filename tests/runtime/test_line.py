@@ -20,6 +20,7 @@ from anomalygpt_edge.runtime.inspection.inspector import Inspector
 from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.outputs.overlay import OverlayFolder
 from anomalygpt_edge.runtime.outputs.records import Identity, RecordFile
+from anomalygpt_edge.runtime.station import line as line_module
 from anomalygpt_edge.runtime.station.line import Line, no_result
 from anomalygpt_edge.runtime.vision.views import FrameSize
 
@@ -62,10 +63,13 @@ class FakeCamera:
 
 class Silent:
     def __init__(self):
-        self.seen, self.said, self.closed = [], [], False
+        self.seen, self.said, self.steps, self.closed = [], [], [], False
 
     def put(self, frame, verdict, latency_ms, tally):
         self.seen.append(frame.part_id)
+
+    def progress(self, part_id, stage, done, total):
+        self.steps.append((part_id, stage, done, total))
 
     def say(self, sentence):
         self.said.append(sentence)
@@ -129,6 +133,19 @@ def test_a_lost_camera_gives_the_due_part_no_result(tmp_path, error, said):
     assert [record["status"] for record in records(tmp_path)] == ["PASS", "PASS", "NO_RESULT"]
     assert said in records(tmp_path)[2]["reason"]
     assert said in str(line.lost)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, [("a", "encode", 12, 138)]), (60.0, [])])
+def test_only_a_part_that_takes_long_shows_its_progress(tmp_path, monkeypatch, seconds, shown):
+    class Slow:
+        def inspect(self, frame):
+            line.progress("encode", 12, 138)
+            return Verdict(status=Status.PASS, reason="")
+
+    monkeypatch.setattr(line_module, "PROGRESS_SECONDS", seconds)
+    line = make_line(tmp_path, FakeCamera([frame("a")]), Slow())
+    line.run()
+    assert line._display.steps == shown
 
 
 def test_a_product_without_recipe_is_no_result_and_the_line_goes_on(tmp_path):

@@ -52,7 +52,8 @@ def test_a_record_holds_everything_and_is_plain_json(tmp_path):
     assert stored["part_id"] == "7"
     assert stored["source"] == "camera 0#7"
     assert stored["status"] == "FAIL"
-    assert stored["regions"] == [{"box": [1, 2, 3, 4], "place": "top left", "area_px": 7.5, "peak": 0.5}]
+    region = {"box": [1, 2, 3, 4], "place": "top left", "area_px": 7.5, "peak": 0.5, "view": ""}
+    assert stored["regions"] == [region]
     assert stored["score"] == 0.25
     assert stored["timings_ms"] == {"encode": 1.235}
     assert (stored["recipe"], stored["bundle"], stored["bundle_sha256"]) == ("gears", "nano", "ab" * 32)

@@ -82,6 +82,14 @@ def test_small_components_are_left_out_and_the_strongest_comes_first() -> None:
     assert [region.place for region in regions] == ["bottom right", "center"]
 
 
+def test_the_highest_of_several_specks_is_kept_where_there_is_nothing_else() -> None:
+    values = np.zeros((224, 224), np.float32)
+    values[5, 5] = 0.8
+    values[200, 200] = 0.9
+    (region,) = find_regions(values, 0.5, (224, 224), "crop")
+    assert (region.place, region.box) == ("bottom right", (200, 200, 1, 1))
+
+
 def test_a_flat_map_has_no_region_above_it() -> None:
     assert find_regions(np.full((224, 224), 0.2, np.float32), 0.3, (224, 224), "crop") == ()
 
@@ -106,11 +114,15 @@ def test_boxes_lie_in_the_frame(height: int, width: int, resize: str, seed: int,
 @pytest.mark.parametrize(
     ("sentence", "places", "agree"),
     [
+        ("Yes, there is an anomaly in the image, at the top left of the image.", ["top left"], True),
+        ("Yes, there is an anomaly in the image, at the top left of the image.", ["top left"] * 2, True),
         (
             "Yes, there is an anomaly in the image, at the top left of the image.",
             ["top left", "center"],
-            True,
+            False,
         ),
+        ("Yes, there are 2 anomalies in the image, they are at the top and left.", ["left", "top"], True),
+        ("Yes, there are 2 anomalies in the image, they are at the top and left.", ["left"], False),
         ("Yes, there is an anomaly in the image, at the top left of the image.", ["top"], False),
         ("Yes, there is an anomaly in the image, at the top left of the image.", [], False),
         ("Yes, there is an anomaly.", ["center"], None),

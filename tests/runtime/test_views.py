@@ -14,27 +14,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalygpt_edge.kernels import Box, normalise, split_grid
+from anomalygpt_edge.kernels import Box, normalise, project, split_grid
 from anomalygpt_edge.runtime.bundles.bundle import read_manifest, seal
 from anomalygpt_edge.runtime.cameras import Frame
 from anomalygpt_edge.runtime.common.errors import ConfigError, ImageError, RecipeError
+from anomalygpt_edge.runtime.common.places import PLACES
 from anomalygpt_edge.runtime.enrolment.enroll import enroll
 from anomalygpt_edge.runtime.evaluation.trace import trace_inspection
-from anomalygpt_edge.runtime.inspection.decide import decide, decide_views
+from anomalygpt_edge.runtime.inspection.assemble import add_maps, see_frame
+from anomalygpt_edge.runtime.inspection.decide import Decision, decide, decide_views
 from anomalygpt_edge.runtime.inspection.inspector import Inspector
-from anomalygpt_edge.runtime.inspection.verdict import Status
+from anomalygpt_edge.runtime.inspection.verdict import Status, Verdict
 from anomalygpt_edge.runtime.outputs.overlay import draw_overlay
 from anomalygpt_edge.runtime.outputs.records import Identity, make_record
 from anomalygpt_edge.runtime.recipes.recipe import OperatingPoint, Recipe, load_recipe, save_recipe
 from anomalygpt_edge.runtime.vision.memory_bank import MemoryBank, load_bank
-from anomalygpt_edge.runtime.vision.regions import find_regions_of_views
+from anomalygpt_edge.runtime.vision.regions import Region, find_regions_of_views, name_places
+from anomalygpt_edge.runtime.vision.stages import Localised
 from anomalygpt_edge.runtime.vision.views import (
     FrameSize,
     Layout,
     RegionOfInterest,
     Tiles,
+    View,
     parse_region,
     parse_tiles,
+    tiles_to_cover,
+    unseen_share,
 )
 
 SIZE = FrameSize(width=160, height=120)
@@ -122,6 +128,66 @@ def test_regions_are_read_from_the_command_line() -> None:
 def test_an_invalid_region_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--region"):
         parse_region(text)
+
+
+def whole(width: int, height: int) -> tuple[View, ...]:
+    return Layout().views((height, width))
+
+
+@pytest.mark.parametrize(
+    ("views", "size", "resize", "share"),
+    [
+        (whole(640, 480), (480, 640), "crop", 0.25),
+        (whole(640, 480), (480, 640), "stretch", 0),
+        (whole(4000, 200), (200, 4000), "crop", 0.95),
+        (whole(200, 4000), (4000, 200), "crop", 0.95),
+        (whole(500, 500), (500, 500), "crop", 0),
+        ((View("a", Box(0, 0, 50, 100)), View("b", Box(25, 0, 50, 100))), (100, 100), "stretch", 0.25),
+        ((View("a", Box(0, 0, 100, 50)),), (100, 100), "crop", 0.75),
+        ((View("a", Box(10, 40, 80, 20, 90)),), (100, 100), "stretch", 0.84),
+    ],
+)
+def test_the_share_of_the_frame_that_is_not_inspected(views, size, resize, share) -> None:
+    assert unseen_share(views, size, resize) == pytest.approx(share, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 400), st.integers(1, 400), st.sampled_from(["crop", "stretch"]),
+    st.lists(
+        st.tuples(*[st.integers(0, 399)] * 2, st.integers(1, 400), st.integers(1, 400), st.sampled_from([0.0, 30.0])),
+        min_size=1, max_size=4,
+    ),
+)  # fmt: skip
+def test_the_unseen_share_is_that_of_the_pixels_without_a_map(height, width, resize, boxes) -> None:
+    views = []
+    for x, y, w, h, angle in boxes:
+        x, y = x % width, y % height
+        w, h = min(w, width - x), min(h, height - y)
+        views.append(View(f"view {len(views)}", Box(x, y, w, h, angle)))
+    maps = np.zeros((len(views), 448, 448), np.float32)
+    mapped = project(maps, [view.box for view in views], resize, (height, width), outside=np.nan)
+    perimeters = sum(2 * (view.box.width + view.box.height) for view in views)
+    allowed = 1.5 * perimeters / (height * width)  # the map's square is truncated to a whole pixel, as in the original
+    assert abs(unseen_share(tuple(views), (height, width), resize) - np.isnan(mapped).mean()) <= allowed
+
+
+@given(st.integers(20, 4000), st.integers(20, 4000), st.floats(0, 0.5))
+def test_the_tiles_that_are_proposed_cover_the_frame_with_squares(height, width, overlap) -> None:
+    try:
+        tiles = parse_tiles(tiles_to_cover((height, width), overlap), overlap)
+        boxes = split_grid(height, width, tiles.rows, tiles.columns, overlap)
+    except (ConfigError, ValueError):
+        assert max(height, width) > 50 * min(height, width)
+        return
+    if max(height, width) >= 1.3 * min(height, width):
+        assert {(box.width, box.height) for box in boxes} == {(min(height, width),) * 2}
+
+
+def test_large_and_tiled_frames_are_counted_as_a_whole() -> None:
+    views = Layout(frame=FrameSize(width=8000, height=2000), tiles=Tiles(side=448, overlap=0.2)).views((2000, 8000))
+    assert unseen_share(views, (2000, 8000), "stretch") == 0
+    assert unseen_share(whole(8000, 2000), (2000, 8000), "crop") == pytest.approx(0.75, abs=1e-3)
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------------
@@ -340,7 +406,7 @@ def test_the_record_contains_every_view(inspector: Inspector, recipes: dict[str,
     for x, y, width, height in (region["box"] for region in stored["regions"]):
         assert 0 <= x <= x + width <= 160
         assert 0 <= y <= y + height <= 120
-    draw_overlay(frame(), verdict, level=0.1)
+    draw_overlay(frame(), verdict)
 
 
 def test_the_map_in_the_frame_combines_all_views(inspector: Inspector, recipes: dict[str, Path]) -> None:
@@ -367,11 +433,109 @@ def test_a_blob_across_several_tiles_is_one_region(rows, columns, height, width,
     truth = np.zeros((height, width), np.float32)
     truth[y : y + 30, x : x + 30] = 1
     maps = np.stack([stretch(truth, box) for box in boxes])
-    regions = find_regions_of_views(maps, boxes, 0.5, (height, width), "stretch")
+    views = [View(f"tile {index}", box) for index, box in enumerate(boxes)]
+    regions = find_regions_of_views(maps, views, 0.5, (height, width), "stretch")
     assert len(regions) == 1
     for found, expected in zip(regions[0].box, (x, y, 30, 30), strict=True):
         assert abs(found - expected) <= 3
     assert abs(regions[0].area_px - 900) <= 180
+
+
+SOME_LAYOUTS = st.one_of(
+    st.builds(
+        lambda rows, columns, overlap: Layout(frame=SIZE, tiles=Tiles(rows=rows, columns=columns, overlap=overlap)),
+        st.integers(1, 4), st.integers(1, 4), st.floats(0, 0.9),
+    ),
+    st.lists(
+        st.builds(
+            lambda index, x, y, width, height, angle: RegionOfInterest(f"r{index}", x, y, width, height, angle),
+            st.integers(0, 999), st.integers(0, 100), st.integers(0, 60), st.integers(1, 60), st.integers(1, 60),
+            st.sampled_from([0.0, 30.0, 90.0]),
+        ),
+        min_size=1, max_size=3, unique_by=lambda region: region.name,
+    ).map(lambda regions: Layout(frame=SIZE, regions=tuple(regions))),
+    st.just(Layout()),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    SOME_LAYOUTS,
+    st.sampled_from(["crop", "stretch"]),
+    st.none() | st.floats(0.01, 1),
+    st.integers(0, 12),
+    st.floats(0, 0.3),
+    st.integers(0, 9999),
+)
+def test_a_rejected_part_always_has_a_region(layout, resize, level, num_specks, background, seed) -> None:
+    """Also where the map has only specks, or where the blended map stays below the level that a view's map reaches."""
+    rng = np.random.default_rng(seed)
+    views = layout.views((120, 160))
+    maps = np.full((len(views), 224, 224), background, np.float32)
+    for _ in range(num_specks):
+        row, column, side = rng.integers(0, 224), rng.integers(0, 224), rng.integers(1, 5)
+        maps[rng.integers(len(views)), row : row + side, column : column + side] = rng.random()
+    product = SimpleNamespace(layout=layout, resize=resize)
+    seen = see_frame(views, Localised(maps, maps, None), product, level, (120, 160), 1)
+    regions = seen.shown(seen.regions, Status.FAIL)
+    assert regions
+    assert {region.view for region in regions} <= {view.name for view in views}
+    assert all(seen.shown(view.regions, Status.FAIL) for view in seen.views)
+    for region in regions:
+        x, y, width, height = region.box
+        assert 0 <= x < x + width <= 160
+        assert 0 <= y < y + height <= 120
+        assert region.place in PLACES
+        assert region.peak <= maps.max() + 1e-6
+
+
+def test_a_view_smaller_than_a_pixel_of_the_frames_map_has_a_region() -> None:
+    views = [View("mark", Box(7003, 4003, 1, 1)), View("edge", Box(0, 5999, 1, 1))]
+    maps = np.stack([np.full((56, 56), value, np.float32) for value in (0.9, 0.1)])
+    (region,) = find_regions_of_views(maps, views, 0.5, (6000, 8000), "stretch")
+    assert (region.view, region.place, region.box) == ("mark", "center", (7003, 4003, 1, 1))
+    assert region.peak == pytest.approx(0.9)
+
+
+def test_a_region_is_named_in_the_view_whose_sentence_is_shown() -> None:
+    """A defect in the overlap of two tiles is at the right of the first and at the left of the second."""
+    views = [View("first", Box(0, 0, 100, 100)), View("second", Box(60, 0, 100, 100))]
+    (region,) = (Region((82, 45, 10, 10), "center", 100.0, 0.9),)
+    assert [
+        (found.view, found.place)
+        for first in (None, 0, 1)
+        for found in name_places([region], views, "stretch", first)
+    ] == [("second", "left"), ("first", "right"), ("second", "left")]
+    far = Region((5, 5, 10, 10), "center", 100.0, 0.9)
+    (found,) = name_places([far], views, "stretch", 1)
+    assert (found.view, found.place) == ("first", "top left"), "the second view does not show it"
+
+
+@pytest.mark.parametrize("angle", [0.0, 90.0])
+def test_the_deciding_view_has_a_region_where_others_are_higher(angle: float) -> None:
+    """The second region fails by its answer although the map of the first one is higher."""
+    boxes = (Box(0, 0, 60, 60), Box(90, 50, 60, 60, angle))
+    regions = tuple(RegionOfInterest(name, *box) for name, box in zip(("a", "b"), boxes, strict=True))
+    product = SimpleNamespace(layout=Layout(frame=SIZE, regions=regions), resize="stretch", limit=None)
+    maps = np.full((2, 60, 60), 0.1, np.float32)
+    maps[0, 20:40, 20:40] = 0.9
+    maps[1, 5:15, 40:55] = 0.3
+    seen = see_frame(product.layout.views((120, 160)), Localised(maps, maps, None), product, 0.5, (120, 160), 1)
+    verdict = Verdict(status=Status.FAIL, reason="", frame=SIZE, resize="stretch")
+    shown = add_maps(verdict, seen, Decision(Status.FAIL, "", deciding=1), product).regions
+    assert [(region.view, region.place) for region in shown] == [("a", "center"), ("b", "top right")]
+    assert shown[1].box == ((130, 55, 15, 10) if angle == 0 else (135, 90, 10, 15))
+    passed = add_maps(verdict, seen, Decision(Status.PASS, "", deciding=1), product).regions
+    assert [region.view for region in passed] == ["a"]
+
+
+def test_places_in_views_that_are_turned_or_cropped() -> None:
+    turned = [View("label", Box(50, 50, 100, 100, 90.0))]
+    (found,) = name_places([Region((130, 60, 10, 10), "center", 100.0, 0.9)], turned, "stretch")
+    assert found.place == "top left", "clockwise by 90 degrees: the box's top is at the frame's right"
+    wide = [View("wide", Box(0, 0, 300, 100))]
+    (found,) = name_places([Region((180, 40, 10, 10), "center", 100.0, 0.9)], wide, "crop")
+    assert found.place == "right"
 
 
 def stretch(image: np.ndarray, box: Box, size: int = 224) -> np.ndarray:
