@@ -7,10 +7,11 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
+LITE := models/lite/checkpoint
 NANO := models/nano/checkpoint
 ARGS ?=
 
-.PHONY: help demo test test-slow test-golden test-sanitize gpu-check lint bench bench-page venv venv-dev nano-train nano-bundle nano-sheet clean
+.PHONY: help demo test test-slow test-golden test-sanitize gpu-check lint bench bench-page venv venv-dev lite-train lite-bundle nano-train nano-bundle nano-sheet clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,10 +68,18 @@ venv:  ## create or update .venv for the runtime
 venv-dev:  ## the same, with the packages for export, training and tests
 	@$(PYTHON) -m tools.venv --extra dev
 
-nano-train: venv-dev  ## train the bundled model (hours on two cores; resumes)
+lite-train: venv-dev  ## train the bundled model (hours on two cores; resumes)
+	$(BIN)/python -m anomalygpt_edge.models.lite.train $(ARGS)
+
+lite-bundle: venv-dev  ## export lite's checkpoint as the bundle that ships
+	$(BIN)/agpt export --imagebind $(LITE)/vision.safetensors --vicuna $(LITE)/vicuna \
+	  --pandagpt $(LITE)/pandagpt.safetensors --anomalygpt $(LITE)/anomalygpt.safetensors \
+	  --text-features $(LITE)/text_features.npz --about $(LITE)/model.json --out models/lite/bundle $(ARGS)
+
+nano-train: venv-dev  ## train nano, the small model for tests (an hour on two cores; resumes)
 	$(BIN)/python -m anomalygpt_edge.models.nano.train $(ARGS)
 
-nano-bundle: venv-dev  ## export the trained checkpoint as the bundle that ships
+nano-bundle: venv-dev  ## export nano's checkpoint as its bundle
 	$(BIN)/agpt export --imagebind $(NANO)/imagebind.safetensors --vicuna $(NANO)/vicuna \
 	  --pandagpt $(NANO)/pandagpt.safetensors --anomalygpt $(NANO)/anomalygpt.safetensors \
 	  --text-features $(NANO)/text_features.npz --about $(NANO)/model.json --out models/nano/bundle $(ARGS)

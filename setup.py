@@ -181,6 +181,7 @@ setup(
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildWithCuda},
     package_data={
+        "anomalygpt_edge.models.lite": ["bundle/*", "*.md"],
         "anomalygpt_edge.models.nano": ["bundle/*", "*.md"],
         "anomalygpt_edge.kernels.cuda": ["*.cu", "*.cuh"],
     },

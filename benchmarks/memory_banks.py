@@ -59,6 +59,7 @@ GRIDS = {
     "whole": None,
     **{f"{n} x {n}, overlap {o:g}": Tiles(rows=n, columns=n, overlap=o) for n in (2, 3) for o in (0.0, 0.2)},
 }
+NANO = Path(__file__).parents[1] / "models" / "nano" / "bundle"
 
 
 def features(inspector: Inspector, samples: list[Sample]) -> list[np.ndarray]:
@@ -148,7 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=RESULTS, help="file for the results")
     options = parser.parse_args()
-    with Inspector.open() as inspector:
+    with Inspector.open(NANO) as inspector:
         results = {
             "families": options.families,
             "banks": banks(inspector, options.families),

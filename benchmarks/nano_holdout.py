@@ -54,6 +54,7 @@ PLAIN = {
 }  # defects that can be recognised on a regular surface without a normal sample
 BINS = 10  # of p(anomaly)
 NUM_ASKED = 3  # parts of a family that all questions are asked about
+NANO = Path(__file__).parents[1] / "models" / "nano" / "bundle"
 
 
 @dataclass
@@ -206,7 +207,7 @@ def caught_by_kind(families: list[list[Inspected]]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--bundle", type=Path, default=NANO, help="bundle folder; by default nano's")
     parser.add_argument("--shots", default="0,1,4", help="numbers of normal samples, comma-separated")
     parser.add_argument("--families", type=int, default=len(held_out_families()), help="number of families")
     parser.add_argument(

@@ -48,6 +48,7 @@ WAYS = (
     "features, patch by patch with its twin",
     "pixels with its twin, lighting matched",
 )
+NANO = Path(__file__).parents[1] / "models" / "nano" / "bundle"
 
 
 @dataclass
@@ -168,7 +169,7 @@ def print_tables(found: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="bundle folder; by default the bundled model")
+    parser.add_argument("--bundle", type=Path, default=NANO, help="bundle folder; by default nano's")
     parser.add_argument("--families", type=int, default=70, help="number of validation families")
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()

@@ -26,6 +26,7 @@ from ..models.text_tower import TextConfig, TextEncoder
 from .imagebind import read_text_config, read_vision_config
 from .keys import check_keys, module_shapes, name_some, read_metadata, shape_of
 from .lite import is_lite, read_lite_config
+from .options import vision_file
 from .tensor_files import CheckpointError, Tensors, open_tensors
 from .text_features import read_text_features
 from .vicuna import LlamaSource, open_llama, read_lora, size_name
@@ -127,9 +128,9 @@ def load_model(checkpoints: Checkpoints, *, with_llama: bool = True) -> AnomalyG
 
 
 def open_checkpoint_folder(folder: Path) -> Checkpoints:
-    """Open a folder written by ``models.nano.save.save_checkpoint``."""
+    """Open a folder written by the training of nano or lite."""
     return open_checkpoints(
-        folder / "imagebind.safetensors",
+        vision_file(folder),
         folder / "vicuna",
         folder / "pandagpt.safetensors",
         folder / "anomalygpt.safetensors",

@@ -49,9 +49,9 @@ class ExportOptions:
 
     @classmethod
     def of_folder(cls, checkpoint: Path, out: Path, **others: Any) -> ExportOptions:
-        """Options for a folder that ``models.nano.save`` wrote; raises like the constructor."""
+        """Options for a folder that the training of nano or lite wrote; raises like the constructor."""
         return cls(
-            imagebind=checkpoint / "imagebind.safetensors",
+            imagebind=vision_file(checkpoint),
             vicuna=checkpoint / "vicuna",
             pandagpt=checkpoint / "pandagpt.safetensors",
             anomalygpt=checkpoint / "anomalygpt.safetensors",
@@ -122,3 +122,9 @@ def check_target(out: Path) -> None:
         raise ConfigError(f"{out} is a file: give a folder for --out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
         raise ConfigError(f"{out} exists and is not a bundle: choose another folder or empty it")
+
+
+def vision_file(folder: Path) -> Path:
+    """The vision encoder of a checkpoint folder: lite's ``vision.safetensors``, or ``imagebind.safetensors``."""
+    lite = folder / "vision.safetensors"
+    return lite if lite.exists() else folder / "imagebind.safetensors"

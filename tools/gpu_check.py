@@ -421,7 +421,7 @@ def store(report: Report, folder: Path, bundle: str) -> Path | None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make gpu-check", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--bundle", type=Path, help="bundle folder; default: the nano bundle that ships with the package"
+        "--bundle", type=Path, help="bundle folder; default: the lite bundle that ships with the package"
     )
     parser.add_argument(
         "--golden", action="store_true", help="also compare with the golden vectors at full size"

@@ -290,15 +290,15 @@ class Bundle:
 
 
 def default_bundle() -> Path:
-    """Folder of the nano bundle that ships with the package."""
-    return Path(str(resources.files("anomalygpt_edge.models.nano") / "bundle"))
+    """Folder of the ``lite`` bundle that ships with the package."""
+    return Path(str(resources.files("anomalygpt_edge.models.lite") / "bundle"))
 
 
 def open_bundle(path: Path | str | None = None, with_plans: bool = True) -> Bundle:
     """Open a bundle folder after checking the digest of every file.
 
     Args:
-        path: the folder; the nano bundle that ships with the package when None.
+        path: the folder; the ``lite`` bundle that ships with the package when None.
         with_plans: False ignores the plans and does not check their files, so that they can be built again.
 
     Raises:

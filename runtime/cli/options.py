@@ -24,7 +24,7 @@ def path(text: str) -> Path:
 BundleOption = Annotated[
     Path | None,
     typer.Option(
-        "--bundle", parser=path, help="Bundle folder. Default: the nano model that ships with the package."
+        "--bundle", parser=path, help="Bundle folder. Default: the lite model that ships with the package."
     ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(parser=path, help="Bundle folder.")]

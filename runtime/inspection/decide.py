@@ -1,6 +1,6 @@
 """The decision about a part: by the language model's greedy answer, as in AnomalyGPT, or by the recipe's limits.
 
-The anomaly map can overrule in one direction: a part whose map score is over the limit that no good part exceeds is
+The anomaly map can overrule in one direction: a part whose map score is over the limit that few good parts exceed is
 rejected although the answer is negative. A recipe may have an operating point, a limit of p(anomaly) that decides
 instead of the answer. It may also let the map score decide when there is no time for the language model before the
 deadline. The record contains which of them decided, and whether the status contradicts the sentence.
@@ -99,14 +99,14 @@ def overrule(decision: Decision, score: float, limit: float, place: str, view: i
     Args:
         decision: by the answers.
         score: the highest map score of the views.
-        limit: the score that no good part exceeds.
+        limit: the score that few good parts exceed.
         place: of the highest region ("top left"), with the view's name before it if there are several.
         view: index of the view with this score.
         answer: the language model's answer about this view.
     """
     if decision.status is not Status.PASS or score <= limit:
         return decision
-    reason = f"rejected by the map at {place} (score {score:.3g}, good parts at most {limit:.3g}); the model answered "
+    reason = f"rejected by the map at {place} (score {score:.3g}, limit {limit:.3g}); the model answered "
     statuses = tuple(Status.FAIL if i == view else each for i, each in enumerate(decision.statuses))
     return Decision(Status.FAIL, f"{reason}{answer!r}", "map", True, statuses, view)
 

@@ -49,7 +49,7 @@ class Product:
 
     @property
     def limit(self) -> float | None:
-        """The map score that no good part exceeds; None without a memory bank that has units of normal variation."""
+        """The map score that few good parts exceed; None without a memory bank that has units of normal variation."""
         return None if self.bank is None or self.bank.variation is None else self.bank.variation.limit
 
 

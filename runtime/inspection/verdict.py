@@ -85,7 +85,7 @@ class Result(Schema, frozen=True, kw_only=True):
     limit: Annotated[
         float | None,
         Meta(
-            description="The map score that no good part exceeds, in units of normal variation (1.0 is what good parts "
+            description="The map score that few good parts exceed, in units of normal variation (1.0 is what good parts "
             "score); null without normal samples, where maps have no such units."
         ),
     ] = None

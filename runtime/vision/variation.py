@@ -23,8 +23,12 @@ SOFTNESS = -4.0  # exponent of the mean of the leave-one-out scores: one unusual
 LEAST = 1e-6  # smallest unit: a cosine distance below is rounding
 SAME = 1e-4  # mean distance below which two samples are copies of one image, which show no variation
 MAX_OTHERS = 16 * 1024  # patches that a sample is compared with; of more, evenly spaced ones
-MOST_SPREAD = 3.0  # spreads of the leave-one-out scores between the level and the limit
-LEAST_SPREAD = 0.2  # of the logarithm of scores, assumed of every product
+# The limit is ``WIDTH`` predicted standard deviations of the logarithm of a good part's score above its mean. The
+# deviation of few samples is mixed with that of most products (``PRIOR_SPREAD``, which counts as ``PRIOR_SAMPLES``).
+# A single sample does not show how parts differ: ``SINGLE_SPREAD`` is how far its augmented versions mislead.
+WIDTH = 1.5
+PRIOR_SPREAD, PRIOR_SAMPLES = 0.2, 2
+SINGLE_SPREAD = 0.9
 
 
 class Variation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +37,7 @@ class Variation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         levels: their score in units of the patches, of each region that has its own patches; maps are divided by it.
         spread: standard deviation of the logarithm of their scores.
-        limit: map score, in multiples of the level, that no good part exceeds.
+        limit: map score, in multiples of the level, that few good parts exceed.
         num_samples: number of different samples it was measured on.
     """
 
@@ -109,7 +113,7 @@ def measure_variation(
     levels = by_view.mean(axis=0) if single else (by_view**SOFTNESS).mean(axis=0) ** (1 / SOFTNESS)
     scores = (by_view / levels).max(axis=1)
     spread = float(np.log(scores).std(ddof=1)) if len(scores) > 1 else 0.0
-    limit = overrule_limit(scores, spread, single)
+    limit = overrule_limit(scores, single)
     variation = Variation(tuple(map(float, levels)), spread, limit, max(1, len(different)))
     return Measured(units, tuple(map(float, scores)), variation)
 
@@ -120,12 +124,24 @@ def tap_shares(weights: Sequence[float], num_taps: int) -> np.ndarray:
     return (shares / shares.sum()).astype(np.float32)
 
 
-def overrule_limit(scores: np.ndarray, spread: float, single: bool) -> float:
-    """The map score that no good part exceeds, from leave-one-out scores in multiples of the level."""
-    count = 1 if single else len(scores)
-    centre = float(np.log(scores).mean())
-    width = max(spread, LEAST_SPREAD) * MOST_SPREAD * float(np.sqrt(1 + 1 / count))
-    return max(float(np.exp(centre + width)), float(scores.max()))
+def overrule_limit(scores: np.ndarray, single: bool) -> float:
+    """The map score that few good parts exceed: about one in fifteen if the logarithm of scores is normal.
+
+    It is the upper end of the prediction interval for the next good part (Hahn and Meeker, Statistical Intervals,
+    1991), with a prior for the spread.
+
+    Args:
+        scores: float [n], of the samples against each other, or of augmented versions, in multiples of the level.
+        single: the scores are of augmented versions of a single sample.
+    """
+    logarithms = np.log(scores)
+    centre = float(logarithms.mean())
+    if single:
+        return float(np.exp(max(centre, 0.0) + WIDTH * SINGLE_SPREAD))
+    squares = float(((logarithms - centre) ** 2).sum())
+    degrees = PRIOR_SAMPLES + len(scores) - 1
+    variance = (PRIOR_SAMPLES * PRIOR_SPREAD**2 + squares) / degrees
+    return float(np.exp(centre + WIDTH * np.sqrt(variance * (1 + 1 / len(scores)))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,8 @@ def language(tmp_path_factory) -> Iterator[LanguageModel]:
 
 def to_grey(pixels: np.ndarray) -> np.ndarray:
     """Normalised pixels [3, S, S] → grey levels 0..255."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (VisionConfig.pixel_mean, VisionConfig.pixel_std))
+    spec = VisionConfig.pixel_mean, VisionConfig.pixel_std
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in spec)
     return (pixels * std + mean) * 255
 
 

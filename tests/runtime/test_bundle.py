@@ -196,4 +196,4 @@ def test_publishing_where_the_file_system_cannot_swap(bundle: Path, tmp_path: Pa
 
 
 def test_the_default_bundle_is_in_the_package() -> None:
-    assert default_bundle().parts[-2:] == ("nano", "bundle")
+    assert default_bundle().parts[-2:] == ("lite", "bundle")

@@ -119,7 +119,7 @@ class Parrot:
 
 
 def test_an_overruled_answer_is_quoted_and_not_passed_off_as_the_models() -> None:
-    reason = "rejected by the map at top left (score 3, good parts at most 2); the model answered 'No'"
+    reason = "rejected by the map at top left (score 3, limit 2); the model answered 'No'"
     overruled = msgspec.structs.replace(FAIL, reason=reason, contradiction=True, decided_by="map")
     conversation = Conversation(overruled, Parrot("No.", False), PRODUCT, "Is there any anomaly?")  # type: ignore[arg-type]
     for question in ("", "Is there any anomaly?", "Is the part good?"):
