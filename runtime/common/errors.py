@@ -56,3 +56,7 @@ class ClosedError(AgptError):
 
 class LateError(AgptError):
     """The part's deadline left no time for a verdict."""
+
+
+class FrameError(AgptError):
+    """A frame does not show the enrolled product."""

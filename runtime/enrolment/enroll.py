@@ -113,6 +113,7 @@ def enroll(
     try:
         with inspector.vision.encoder_cache():
             bank = settings.build(inspector, known, progress=True)
+            check = inspector.learn_check([sample.pixels for sample in known], bank)
             point = None
             if false_reject_rate is not None:
                 inspector.use(bank)
@@ -122,7 +123,7 @@ def enroll(
         inspector.use(before)
     record = bank.save(out.with_name(f"{out.stem}.bank.npz"))
     recipe = msgspec.structs.replace(
-        recipe, memory_bank=record, operating_point=point, without_verdict=without_verdict
+        recipe, memory_bank=record, frame_check=check, operating_point=point, without_verdict=without_verdict
     )
     save_recipe(recipe, out)
     return recipe

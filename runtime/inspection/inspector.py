@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from ..bundles.bundle import Augmentation, open_bundle
-from ..common.errors import AgptError, BundleError, LateError, RecipeError
+from ..common.errors import AgptError, BundleError, FrameError, LateError, RecipeError
 from ..common.lifetime import Lifetime, single_threaded_blas
 from ..common.machine import default_threads
 from ..language.answer import Answer, Part
 from ..language.dialogue import Dialogue
 from ..language.model import LanguageModel
 from ..recipes.recipe import Recipe
-from ..vision.bank_builder import build_bank
+from ..vision.bank_builder import build_bank, learn_check
 from ..vision.batches import Progress
 from ..vision.engines import AUTO, choose_engine
+from ..vision.frame_check import FrameCheck, refuse_patches, refuse_pixels
 from ..vision.images import check_frame
 from ..vision.memory_bank import MemoryBank, Storage
 from ..vision.pipeline import VisionPipeline
@@ -113,7 +114,9 @@ class Inspector:
             inspector = cls(vision, language, product, stack)
             inspector._warm_up()
             if normals is not None:
-                inspector.use(inspector.make_bank(normals))
+                bank = inspector.make_bank(normals)
+                inspector.use(bank)
+                inspector.product = replace(inspector.product, check=inspector.learn_check(normals, bank))
             inspector._resources = stack.pop_all()
         return inspector
 
@@ -171,7 +174,7 @@ class Inspector:
             if isinstance(product, Product):
                 self.product = product
             elif isinstance(product, MemoryBank):
-                self.product = replace(self.product, bank=self._checked_bank(product))
+                self.product = replace(self.product, bank=self._checked_bank(product), check=None)
             else:
                 self.product = self.prepare(product)
 
@@ -189,6 +192,11 @@ class Inspector:
             return build_bank(
                 self.vision, normals, self.product, storage, max_patches, augmentation, track=track
             )
+
+    def learn_check(self, normals: Sequence[np.ndarray], bank: MemoryBank) -> FrameCheck:
+        """The frame check of the normal frames of a memory bank of the current product; see ``bank_builder``."""
+        with self._working():
+            return learn_check(self.vision, normals, self.product, bank)
 
     def inspect(self, frame: np.ndarray, deadline: float | None = None) -> Verdict:
         """Inspect a frame, uint8 [H, W, 3] BGR of any size.
@@ -224,12 +232,14 @@ class Inspector:
 
         Raises:
             LateError: there is no time for a verdict or for a map.
+            FrameError: the frame does not show the product.
         """
         vision, product = self.vision, self.product
         if not budget.fits(MAP_STAGES):
             raise LateError(NO_TIME_FOR_MAP)
         with timer.stage("preprocess"):
             views = vision.views(frame, product)
+            refuse(refuse_pixels(frame, product.check))
             pixels = vision.preprocess(frame, views, product)
         with timer.stage("encode"):
             encoded = vision.encode(pixels)
@@ -238,6 +248,9 @@ class Inspector:
             size = frame.shape[:2]
             seen = see_frame(views, localised, product, self._region_level, size, vision.threads)
             found.seen, found.rung = seen, "map"
+            if product.check is not None and localised.matches is not None:
+                distance, nearest, _ = localised.matches
+                refuse(refuse_patches(distance, nearest, product.check, product.name))
         if not budget.fits(VERDICT_STAGES):
             found.decision = self._decide_without_answer(seen.views[seen.highest].score, seen.highest)
             return
@@ -386,6 +399,12 @@ class StageTimer:
             seconds = self._clock() - start
             self._costs.add(name, seconds)
             self.milliseconds[name] = round(1e3 * seconds, 3)
+
+
+def refuse(reason: str) -> None:
+    """Raise ``FrameError`` if there is a reason."""
+    if reason:
+        raise FrameError(reason)
 
 
 def frame_size_of(frame: object) -> FrameSize | None:

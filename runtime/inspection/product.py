@@ -12,6 +12,7 @@ import numpy as np
 from ..bundles.bundle import Bundle
 from ..common.errors import RecipeError
 from ..recipes.recipe import Decide, OperatingPoint, Recipe, SeverityRule, WithoutVerdict, load_recipe
+from ..vision.frame_check import FrameCheck
 from ..vision.memory_bank import MemoryBank, load_bank
 from ..vision.regions import Region
 from ..vision.views import WHOLE, Layout
@@ -25,6 +26,7 @@ class Product:
         name: the recipe's name.
         text_features: float32 [2, E], the reference of zero-shot maps, used without a memory bank.
         bank: the memory bank of normal samples; with it few-shot maps replace zero-shot maps, as in AnomalyGPT.
+        check: what frames of the product look like; None: frames are only checked for showing anything at all.
         question: the question, with the description before it.
         resize: how frames or views are fitted to the encoder's input.
         operating_point: limits of p(anomaly) and map score; None: the greedy answer decides.
@@ -40,6 +42,7 @@ class Product:
     bank: MemoryBank | None
     question: str
     resize: Literal["crop", "stretch"]
+    check: FrameCheck | None = None
     operating_point: OperatingPoint | None = None
     decide: Decide = "answer and map"
     without_verdict: WithoutVerdict = "no_result"
@@ -100,6 +103,7 @@ def prepare_product(
         bank=bank,
         question=f"{recipe.description} {question}".strip(),
         resize=recipe.resize or (bundle.manifest.preprocess.resize if recipe.layout.is_whole else "stretch"),
+        check=recipe.frame_check,
         operating_point=recipe.operating_point,
         decide=recipe.decide,
         without_verdict=recipe.without_verdict,

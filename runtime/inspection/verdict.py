@@ -85,8 +85,8 @@ class Result(Schema, frozen=True, kw_only=True):
     limit: Annotated[
         float | None,
         Meta(
-            description="The map score that few good parts exceed, in units of normal variation (1.0 is what good parts "
-            "score); null without normal samples, where maps have no such units."
+            description="The map score that few good parts exceed, in units of normal variation (1.0 is what good "
+            "parts score); null without normal samples, where maps have no such units."
         ),
     ] = None
     regions: Annotated[

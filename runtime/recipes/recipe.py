@@ -16,6 +16,7 @@ from ..common.errors import RecipeError
 from ..common.files import write_whole
 from ..common.places import PLACES
 from ..common.schema_errors import describe_error
+from ..vision.frame_check import FrameCheck
 from ..vision.memory_bank import MemoryBankRecord
 from ..vision.views import FrameSize, Layout, RegionOfInterest, Tiles
 
@@ -88,6 +89,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     question: PromptText = ""
     resize: Literal["crop", "stretch"] | None = None
     memory_bank: MemoryBankRecord | None = None
+    frame_check: FrameCheck | None = None  # None: frames are only checked for showing anything at all
     operating_point: OperatingPoint | None = None  # None: the greedy answer decides
     # "answer and map": a part whose map score is over the memory bank's limit does not pass, whatever is answered;
     # "answer": the answer alone decides, as in the original

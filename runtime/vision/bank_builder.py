@@ -9,6 +9,7 @@ import numpy as np
 from ..bundles.bundle import Augmentation, Manifest, Vision
 from ..common.errors import RecipeError
 from .augment import NUM_IMAGES, augment, check_augmentation, vary
+from .frame_check import FrameCheck, learn_frame_check, statistics
 from .memory_bank import MemoryBank, Storage
 from .pipeline import ViewSettings, VisionPipeline
 from .variation import measure_variation
@@ -17,6 +18,8 @@ from .views import Layout
 # The most patches to choose a bank's rows from: twelve samples of 256 patches with their moved versions. Choosing from
 # more takes minutes, and many samples need no augmentation.
 MAX_CANDIDATES = 12 * 1024
+MAX_CHECKED = 8  # normal samples that are matched with the others for the frame check
+MAX_VARIED_VIEWS = 4  # views of a frame whose augmented versions are encoded for the frame check
 
 
 def build_bank(
@@ -86,6 +89,37 @@ def build_bank(
         weights=geometry.tap_weights,
         threads=vision.threads,
     )
+
+
+def learn_check(
+    vision: VisionPipeline, normals: Sequence[np.ndarray], settings: ViewSettings, bank: MemoryBank
+) -> FrameCheck:
+    """Learn the frame check of a product: each normal sample is matched with the rows of the others.
+
+    Augmented versions of the first sample count as well, where a frame has few views: samples that were taken at the
+    same moment differ less than the same part under drifting light.
+
+    Args:
+        vision: its encoder computes the features.
+        normals: the frames of the bank, uint8 [H, W, 3] BGR each, in its order.
+        settings: the views of the product's frames.
+        bank: their memory bank.
+    """
+    spec = vision.bundle.manifest.preprocess
+    chosen = np.unique(np.linspace(0, len(normals) - 1, MAX_CHECKED).round().astype(int)).tolist()
+    different = 1 if bank.variation is None else bank.variation.num_samples
+    found, versions = [], []
+    for index in chosen:
+        pixels = vision.preprocess(normals[index], vision.views(normals[index], settings), settings)
+        if different > 1:
+            others = bank.without_sample(index)
+            features = vision.encode(pixels).patch_features
+            found.append(statistics(*others.match(features, vision.threads)[:2]))
+        if index == 0 and (different == 1 or len(pixels) <= MAX_VARIED_VIEWS):
+            for varied in vary(pixels, spec.mean, spec.std):
+                distance, nearest, _ = bank.match(vision.encode(varied).patch_features, vision.threads)
+                versions.append(statistics(distance, nearest))
+    return learn_frame_check(normals, found or versions, versions, different)
 
 
 def default_augmentation(manifest: Manifest, layout: Layout, num_samples: int) -> Augmentation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -54,6 +54,7 @@ class MemoryBank:
         units: float32 [M, T, N], the unit of each row, see ``variation``; None: maps have no units.
         variation: levels, spread and limit of the normal samples' scores; None without ``units``.
         weights: of the taps in maps in units of normal variation; empty: equal.
+        patches_per_sample: number of patches of each normal sample, by which they are numbered; 0 in a loaded bank.
     """
 
     features: np.ndarray
@@ -64,6 +65,7 @@ class MemoryBank:
     units: np.ndarray | None = None
     variation: Variation | None = None
     weights: tuple[float, ...] = ()
+    patches_per_sample: int = 0
 
     @cached_property
     def prepared(self) -> tuple[Bank, ...]:
@@ -112,6 +114,14 @@ class MemoryBank:
         ]
         distance, scaled, nearest = map(np.concatenate, zip(*found, strict=True))
         return distance, nearest, scaled
+
+    def without_sample(self, sample: int) -> MemoryBank:
+        """The bank without the rows of one normal sample (from 0), which then match nothing."""
+        banks, _, rows, _ = self.features.shape
+        numbers = np.arange(rows)[None, None] if self.origins is None else self.origins
+        keeps = (numbers // self.patches_per_sample != sample)[..., None]
+        features = self.features * np.broadcast_to(keeps, (banks, self.features.shape[1], rows, 1))
+        return replace(self, features=features.astype(self.features.dtype))
 
     def nearest_normal(self, view: int, nearest: np.ndarray) -> int:
         """Number of the normal patch, as in ``origins``, that is nearest to a patch of a view.
@@ -197,6 +207,7 @@ class MemoryBank:
             units,
             None if measured is None else measured.variation,
             tuple(weights),
+            groups.shape[1] // len(samples) * (groups.shape[3] if shown is None else int(shown.max()) + 1),
         )
 
     def save(self, path: Path) -> MemoryBankRecord:

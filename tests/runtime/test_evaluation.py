@@ -50,7 +50,10 @@ class FakeInspector:
     seen: list = field(default_factory=list)
     bundle = SimpleNamespace(
         manifest=SimpleNamespace(
-            classes=["object", "metal nut"], default_class="object", preprocess=SimpleNamespace(size=SIZE)
+            classes=["object", "metal nut"],
+            default_class="object",
+            preprocess=SimpleNamespace(size=SIZE),
+            vision=SimpleNamespace(map_size=SIZE),
         )
     )
 

@@ -150,7 +150,7 @@ def test_a_whole_inspection_with_the_cuda_kernels(tiny_bundle: Path, shim: ShimD
     with kernels.using(kernels.available()[0]), Inspector.open(tiny_bundle, threads=1) as inspector:
         for name, product in products(inspector).items():
             expected, _ = inspect(inspector, product, shim)
-            same(found[name][0], expected, 1e-4 if name == "zero-shot" else 1e-3)
+            same(found[name][0], expected, 1e-4 if name == "zero-shot" else 5e-3)  # float16 distances in units
     few_shot = {
         "preprocess_BGR8_f32",
         "match_f16",
@@ -172,10 +172,11 @@ def inspect(inspector: Inspector, product: Product, shim: ShimDriver) -> tuple[V
 
 
 def same(found: Verdict, expected: Verdict, tolerance: float) -> None:
-    """Check that maps, scores and peaks agree to ``tolerance``, and the rest exactly."""
+    """Check that maps, scores and peaks agree to ``tolerance`` of the peak, and the rest exactly."""
     assert (found.status, found.sentence, found.view) == (expected.status, expected.sentence, expected.view)
     assert found.anomaly_map is not None
     assert expected.anomaly_map is not None
+    tolerance *= max(1.0, float(expected.anomaly_map.max()))
     np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, atol=tolerance)
     assert found.score == pytest.approx(expected.score, abs=tolerance)
     assert found.peak == pytest.approx(expected.peak, abs=tolerance)
