@@ -92,7 +92,7 @@ class Describer:
         pixels = pixels_of(group.pixels)
         features = self.extractor.run(pixels)
         taps = self._describe(features)
-        versions = np.concatenate(vary(pixels[:1], config.pixel_mean, config.pixel_std))
+        versions = np.concatenate(list(vary(pixels[:1], config.pixel_mean, config.pixel_std)))
         varied = list(self._describe(self.extractor.run(versions))[:, None].numpy())
         order = [*range(num_normals, len(taps)), num_normals - 1]
         rows = taps.numpy()

@@ -132,7 +132,7 @@ def test_a_result_that_differs_fails(
         found = plain(self, *given)
         if stage == "prompt":
             return found + 1
-        (found.image_embeddings if stage == "encode" else found[0])[...] += 1
+        (found.image_embeddings if stage == "encode" else found.maps)[...] += 1
         return found
 
     plain = getattr(ResidentStages, stage)
@@ -158,9 +158,9 @@ def test_another_nearest_patch_passes_only_where_it_is_as_near(
     localise = ResidentStages.localise
 
     def other_rows(self: ResidentStages, *given: Any) -> Any:
-        maps, matches = localise(self, *given)
-        matches.nearest[...] = 0
-        return maps, matches
+        found = localise(self, *given)
+        found.matches.nearest[...] = 0
+        return found
 
     monkeypatch.setattr(ResidentStages, "localise", other_rows)
     assert "nearest of the resident stages differs" in run_checks(setting, chosen(FEW_SHOT)).failed[FEW_SHOT]
