@@ -22,6 +22,7 @@ LOCAL_SIDE = 3  # patches per side over which these distances are averaged
 SOFTNESS = -4.0  # exponent of the mean of the leave-one-out scores: one unusual sample hardly raises it
 LEAST = 1e-6  # smallest unit: a cosine distance below is rounding
 SAME = 1e-4  # mean distance below which two samples are copies of one image, which show no variation
+MAX_MEASURED = 16  # samples that are compared with each other; of more, evenly spaced ones
 MAX_OTHERS = 16 * 1024  # patches that a sample is compared with; of more, evenly spaced ones
 # The limit is ``WIDTH`` predicted standard deviations of the logarithm of a good part's score above its mean. The
 # deviation of few samples is mixed with that of most products (``PRIOR_SPREAD``, which counts as ``PRIOR_SAMPLES``).
@@ -38,7 +39,7 @@ class Variation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         levels: their score in units of the patches, of each region that has its own patches; maps are divided by it.
         spread: standard deviation of the logarithm of their scores.
         limit: map score, in multiples of the level, that few good parts exceed.
-        num_samples: number of different samples it was measured on.
+        num_samples: number of different samples it was measured on, at most 16.
     """
 
     levels: tuple[float, ...]
@@ -103,7 +104,7 @@ def measure_variation(
         kept = [found for found in comparisons if found is not None]
         own = _units(np.stack([found.distance for found in kept]), per_view)
         units = np.empty((len(features), *own.shape[1:]), np.float32)
-        units[:] = own.mean(axis=0)  # a copy of another sample
+        units[:] = own.mean(axis=0)  # of samples that are not measured
         units[different] = own
         comparisons = kept
     by_view = np.array([_scores(found, units, shares, map_size, threads) for found in comparisons])
@@ -158,9 +159,12 @@ class _Comparison:
 def _leave_one_out(
     features: Sequence[np.ndarray], per_view: bool, threads: int
 ) -> list[_Comparison | None]:
-    """Each sample against the others; None for a copy of an earlier sample, which is left out everywhere."""
+    """Each measured sample against the others; None for the rest, and for a copy of an earlier one, which is left out
+    everywhere."""
     kept: list[int] = []
-    for index, sample in enumerate(features):
+    measured = np.unique(np.linspace(0, len(features) - 1, MAX_MEASURED).round().astype(int)).tolist()
+    for index in measured:
+        sample = features[index]
         if not any(_is_copy(sample, features[other]) for other in kept):
             kept.append(index)
     found: list[_Comparison | None] = [None] * len(features)
