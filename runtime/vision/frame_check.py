@@ -11,7 +11,7 @@ Three questions are asked of a frame:
   distance of its patches, relative to that of good parts, is divided by the share of different normal patches that
   they match, relative to that of good parts. A foreign frame has a large distance and matches few different patches.
 
-The limits were chosen on five folders of photos with lite's encoder (``models/lite/training/ablation.md``).
+The limits were chosen on five folders of photos with lite (figures: ``models/lite/MODEL_CARD.md``).
 """
 
 from __future__ import annotations
