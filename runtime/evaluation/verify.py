@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
-
 from ..bundles.bundle import Bundle, open_bundle
 from ..common.errors import BundleError
 from ..inspection.inspector import Inspector
 from ..inspection.verdict import Status
+from ..synthetic.line import render_line
 from ..vision.engines import AUTO, BACKENDS
 from ..vision.engines.agreement import compare_with_cpu
 from ..vision.engines.plans import inspect_plan
@@ -38,7 +37,7 @@ def verify_bundle(folder: Path | None, engine: str = AUTO) -> None:
         print(f"  notice: {notice}")
     with Inspector.open(bundle.folder, engine=engine) as inspector:
         started = time.perf_counter()
-        verdict = inspector.inspect(np.full((480, 640, 3), 128, np.uint8))
+        verdict = inspector.inspect(next(render_line(1)).frame)
         if verdict.status == Status.NO_RESULT:
             raise BundleError(
                 f"{bundle.folder} opens but gives no verdict here ({verdict.reason}): run agpt doctor"

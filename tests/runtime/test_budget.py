@@ -17,7 +17,7 @@ from anomalygpt_edge.runtime.language.decoding import Noise
 from anomalygpt_edge.runtime.recipes.recipe import Recipe
 from anomalygpt_edge.runtime.vision.views import FrameSize, Tiles
 
-FRAME = np.full((64, 64, 3), 128, np.uint8)
+FRAME = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
 NUM_STEPS = 8  # passes of the tiny model's answer after the first one, one for each further token
 
 

@@ -205,8 +205,9 @@ def test_an_overlay_that_cannot_be_written_does_not_stop_the_line(tmp_path):
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (0, 5, 3), (4, 4), (4, 4, 4), (2, 2, 0)])
 def test_a_frame_that_is_none_costs_its_verdict_only(tmp_path, tiny_inspector, shape):
+    blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     odd = Frame("odd", "fake", np.zeros(shape, np.uint8))
-    parts = [frame("a"), odd, frame("b")]
+    parts = [Frame("a", "fake", blocks), odd, Frame("b", "fake", blocks)]
     line = make_line(
         tmp_path, FakeCamera(parts), tiny_inspector, overlays=OverlayFolder(tmp_path / "overlays")
     )
