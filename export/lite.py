@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..models.lite.encoder import LiteEncoder, LiteVisionConfig
 from .keys import check_keys, module_shapes, read_metadata
 from .tensor_files import CheckpointError, Tensors
@@ -22,7 +24,7 @@ def read_lite_config(tensors: Tensors) -> LiteVisionConfig:
     """
     settings = read_metadata(tensors, "config", {})
     try:
-        values = {
+        values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
         }
         config = LiteVisionConfig(**values)

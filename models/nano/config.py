@@ -12,21 +12,22 @@ from ..prompt_learner import PromptLearnerConfig
 
 LLM_WIDTH = 128
 VOCAB_SIZE = 1024
+NANO_VISION = VisionConfig(
+    width=128,
+    depth=4,
+    heads=2,
+    mlp_width=512,
+    embed_dim=64,
+    tap_layers=(0, 1, 2, 3),
+    neighbourhood=0.6,
+    shifts=2,
+)
 
 
 def nano_config(vocab_size: int = VOCAB_SIZE) -> AnomalyGPTConfig:
     """AnomalyGPT's topology at nano size."""
     return AnomalyGPTConfig(
-        vision=VisionConfig(
-            width=128,
-            depth=4,
-            heads=2,
-            mlp_width=512,
-            embed_dim=64,
-            tap_layers=(0, 1, 2, 3),
-            neighbourhood=0.6,
-            shifts=2,
-        ),
+        vision=NANO_VISION,
         prompt_learner=PromptLearnerConfig(
             channels=(4, 16, 32, 64, 128), llm_width=LLM_WIDTH, evidence_width=64, look_channels=(12, 16, 24)
         ),
@@ -86,5 +87,5 @@ class Recipe(LanguageRecipe):
     anchored: bool = True  # a constant channel in the tokens (constructed weights only)
     # without the overlapping patches of the shipped model: they take four times as long and improve no weights
     vision: VisionConfig = field(
-        default_factory=lambda: replace(nano_config().vision, shifts=1, neighbourhood=0.4)
+        default_factory=lambda: replace(NANO_VISION, shifts=1, neighbourhood=0.4)
     )

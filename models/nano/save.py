@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     vision = folder / "imagebind.safetensors"
-    save_file(vision_tensors(model.encoder), vision, vision_metadata(model.encoder))
+    encoder = cast(VisionEncoder, model.encoder)
+    save_file(vision_tensors(encoder), vision, vision_metadata(encoder))
     sort_metadata(vision)
     about = {
         "name": name,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..anomalygpt import AnomalyGPT
-from .config import Recipe, nano_config
+from .config import NANO_VISION, Recipe, nano_config
 from .dialogues import KNOWN_QUESTIONS
 from .gallery import Gallery, build_gallery, region_level
 from .initial import load_language_start
@@ -57,7 +57,7 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     pool = Pool(folder / "pool", recipe.pool_groups)
     print("[2/6] encoder, image decoder, text features", flush=True)
     vision = train_vision(recipe, folder, device, pool).eval()
-    vision.encoder.config = nano_config().vision  # with overlapping patches from here on
+    vision.encoder.config = NANO_VISION  # with overlapping patches from here on
     print("[3/6] vocabulary", flush=True)
     vocabulary_file = folder / "tokenizer.model"
     train_tokenizer(vocabulary_file)
@@ -87,8 +87,8 @@ def train(recipe: Recipe, folder: Path, checkpoint: Path, device: str, workers: 
     look = train_look(recipe, learner.look_net, gallery, contrasts, folder, device)
     maps = Maps(gallery, look_at(look, gallery, contrasts))
     print("[6/6] prompt learner, projection, language model", flush=True)
-    shown = encode_validation(vision, look.to(device), recipe.augmentation)
-    model = train_language(recipe, model, shown, maps, vocabulary, folder, device)
+    validation = encode_validation(vision, look.to(device), recipe.augmentation)
+    model = train_language(recipe, model, validation, maps, vocabulary, folder, device)
     features = vision.text_features().detach().cpu().numpy()
     save_checkpoint(
         model.cpu(),

@@ -247,12 +247,13 @@ def draw_batch(
     for index in chosen.tolist():
         left_right, up_down = bool(rng.integers(2)), bool(rng.integers(2))
         flips = [axis for axis, flip in ((-2, up_down), (-1, left_right)) if flip]
-        drawn, *known = maps.draw(index, rng)
+        drawn, confidence, shade, line = maps.draw(index, rng)
         shown.append(drawn._replace(maps=drawn.maps.flip(flips)))  # figures and looks do not change
         defects = mirror_defects(gallery.defects[index], left_right, up_down)
         truths.append(cell_truths(defects))
         rows += [
-            vocabulary.turns(dialogue(rng, defects, gallery.kinds[index], *known)) for _ in range(dialogues)
+            vocabulary.turns(dialogue(rng, defects, gallery.kinds[index], confidence, shade, line))
+            for _ in range(dialogues)
         ]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([i + [0] * (length - len(i)) for i, _ in rows])

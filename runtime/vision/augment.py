@@ -68,7 +68,7 @@ def vary(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Ite
     Yields:
         Eight versions of the same shape, the same ones for every product; one at a time, as tiles take much memory.
     """
-    planes = np.moveaxis(pixels, 1, -1) * np.float32(std) + np.float32(mean)  # 0..1
+    planes = np.moveaxis(pixels, 1, -1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)  # 0..1
     size = planes.shape[1]
 
     def moved(
@@ -98,5 +98,5 @@ def vary(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Ite
         yield planes + noise
 
     for version in versions():
-        scaled = (np.clip(version, 0, 1) - np.float32(mean)) / np.float32(std)
+        scaled = (np.clip(version, 0, 1) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
         yield np.ascontiguousarray(np.moveaxis(scaled, -1, 1), np.float32)

@@ -91,8 +91,9 @@ def measure_variation(
     """
     features = [normalise(sample) for sample in samples]
     shares = tap_shares(weights, features[0].shape[1])
-    comparisons = _leave_one_out(features, per_view, threads)
-    different = [i for i, found in enumerate(comparisons) if found is not None]
+    by_sample = _leave_one_out(features, per_view, threads)
+    different = [i for i, found in enumerate(by_sample) if found is not None]
+    comparisons = [found for found in by_sample if found is not None]
     if len(different) < 2:
         comparisons = [
             _compare(normalise(version), features[:1], [0], per_view, threads) for version in versions
@@ -101,12 +102,10 @@ def measure_variation(
         units = np.repeat(_units(distances[None], per_view), len(features), axis=0)
         different = []
     else:
-        kept = [found for found in comparisons if found is not None]
-        own = _units(np.stack([found.distance for found in kept]), per_view)
+        own = _units(np.stack([found.distance for found in comparisons]), per_view)
         units = np.empty((len(features), *own.shape[1:]), np.float32)
         units[:] = own.mean(axis=0)  # of samples that are not measured
         units[different] = own
-        comparisons = kept
     by_view = np.array([_scores(found, units, shares, map_size, threads) for found in comparisons])
     single = not different
     if not per_view:
