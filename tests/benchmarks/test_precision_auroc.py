@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 
-from anomalygpt_edge.runtime.bundles.bundle import default_bundle
 from anomalygpt_edge.runtime.synthetic.data import validation_families
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -49,7 +48,7 @@ def write(path: Path, image: np.ndarray) -> None:
 
 
 def test_an_encoder_equals_itself_and_a_spoilt_one_is_beyond_the_limit(script: ModuleType) -> None:
-    encoder = script.Encoder.open(default_bundle(), 1)
+    encoder = script.Encoder.open(Path(__file__).parents[2] / "models" / "nano" / "bundle", 1)
     spoilt = replace(encoder, engine=Noisy(encoder.engine))
     products = [script.family_product(validation_families(3)[2], 2, 2)]
     found = script.measure(products, {"fp32": encoder, "fp16": encoder, "int8": spoilt})
