@@ -42,8 +42,8 @@ CANNOT_KNOW_SEVERITY = (
     "I cannot know that: the recipe has no severity rule. Add [[severity]] to it to have defects graded."
 )
 CANNOT_KNOW_LOGIC = (
-    "I cannot know that: the inspection compares places with good samples and counts or reads nothing. "
-    "The map shows nothing that is missing."
+    "I cannot know that: the inspection compares patches with those of good samples. It does not ask whether what good "
+    "samples show is there, and it counts nothing."
 )
 
 

@@ -16,7 +16,7 @@ from ..common.files import lock
 from ..common.printable import readable
 from ..inspection.verdict import Result, Verdict
 
-SCHEMA_VERSION = 2  # 2 renamed the fields of Result and gives sizes as width and height
+SCHEMA_VERSION = 3  # 3: units of maps, meaning of place, agreement and decided_by; 2: names of the fields of Result
 RECORDS_FILE = "records.jsonl"
 MAX_LINE_BYTES = 1 << 20  # far more than one record
 SEQUENCE = re.compile(rb'"sequence"\s*:\s*(\d{1,13})(?![\d.eE])')

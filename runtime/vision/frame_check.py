@@ -55,7 +55,7 @@ class FrameCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     limit: Positive
 
     def unlikeness(self, distance: np.ndarray, nearest: np.ndarray) -> float:
-        """How unlike the product a frame is: about 1 for a good part.
+        """How unlike the product a frame is; about 1 for a good part.
 
         Args:
             distance: of its patches to the nearest normal patches, float32 [views, P].
